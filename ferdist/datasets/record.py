@@ -1,0 +1,92 @@
+"""The one record that every reader returns and the beton writer takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ferdist.errors import DataError
+
+Images = npt.NDArray[np.uint8]
+Integers = npt.NDArray[np.int64]
+
+SPLITS: Final = ("train", "val", "test")
+"""Names of the split codes 0, 1 and 2; -1 stands for "no split" (data with folds only)."""
+
+FER2013_CLASSES: Final = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+CKPLUS7_CLASSES: Final = ("angry", "disgust", "fear", "happy", "sad", "surprise", "contempt")
+CKPLUS8_CLASSES: Final = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral", "contempt")
+
+
+@dataclass(frozen=True)
+class FaceDataset:
+    """Faces with their labels, in memory.
+
+    All arrays have one entry per sample; -1 means "none". ``subject`` and ``sequence`` index
+    ``subject_names`` and ``sequence_names``.
+
+    Attributes:
+        name: file stem of the beton that is made of it, e.g. ``fer2013``.
+        images: uint8, (N, C, H, W), 0-255; C is 1 for gray and 3 for RGB.
+        labels: int64, (N,), 0 to len(classes) - 1.
+        split: int64, (N,), index into ``SPLITS`` or -1.
+        subject: int64, (N,), the person, or -1.
+        sequence: int64, (N,), the video sequence that the frame comes from, or -1.
+        fold: int64, (N,), cross-validation fold in which the sample is held out, or -1.
+        source_id: what names the sample in the raw data (row number, file name).
+        classes: class names, in label order.
+        sources: sha256 (hex) of each raw file or archive that was read, by name.
+
+    Raises:
+        DataError: if the arrays do not agree in length, dtype or range.
+    """
+
+    name: str
+    images: Images
+    labels: Integers
+    split: Integers
+    subject: Integers
+    sequence: Integers
+    fold: Integers
+    source_id: Sequence[str]
+    classes: tuple[str, ...]
+    subject_names: tuple[str, ...] = ()
+    sequence_names: tuple[str, ...] = ()
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
+            raise DataError(
+                f"{self.name}: images must be uint8 (N, 1 or 3, H, W), not {self.images.dtype} {self.images.shape}"
+            )
+        if len(self.images) == 0:
+            raise DataError(f"{self.name}: there is no image in it")
+        limits = {
+            "labels": (0, len(self.classes)),
+            "split": (-1, len(SPLITS)),
+            "subject": (-1, len(self.subject_names)),
+            "sequence": (-1, len(self.sequence_names)),
+            "fold": (-1, len(self)),
+        }
+        for name, (low, high) in limits.items():
+            values: Integers = getattr(self, name)
+            if values.dtype != np.int64 or values.shape != (len(self),):
+                raise DataError(
+                    f"{self.name}: {name} must be int64 ({len(self)},), not {values.dtype} {values.shape}"
+                )
+            if values.min() < low or values.max() >= high:
+                raise DataError(f"{self.name}: {name} must lie in {low}..{high - 1}")
+        if len(self.source_id) != len(self):
+            raise DataError(f"{self.name}: {len(self.source_id)} source ids for {len(self)} images")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def no_values(samples: int) -> Integers:
+    """An int64 array (samples,) of -1: "none" for split, subject, sequence or fold."""
+    return np.full(samples, -1, dtype=np.int64)

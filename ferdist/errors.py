@@ -1,0 +1,19 @@
+"""The errors that a user can mend: each message is one line that names the place, the fault and the remedy."""
+
+from __future__ import annotations
+
+
+class FerdistError(Exception):
+    """Base of every error that the command line shows as one line with exit code 1."""
+
+
+class DataError(FerdistError):
+    """Raw files or a beton file do not hold what they should."""
+
+
+class ConfigError(FerdistError):
+    """A configuration file or override is wrong."""
+
+
+class RunError(FerdistError):
+    """A run cannot start, go on or be read."""
