@@ -1,0 +1,230 @@
+"""The `ferdist` command: parses and calls."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ferdist.errors import FerdistError
+
+app = typer.Typer(
+    help="Train and exactly evaluate occlusion-robust facial expression recognition.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="--debug, anywhere on the line, shows the traceback of an error.",
+)
+prepare = typer.Typer(help="Convert raw files to a beton, its manifest and samples.csv.", no_args_is_help=True)
+app.add_typer(prepare, name="prepare")
+
+Out = Annotated[Path, typer.Option(help="Folder for the beton.", metavar="DIR")]
+Source = Annotated[Path, typer.Option(help="Raw file, folder or zip.", metavar="PATH")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+class SyntheticFormat(StrEnum):
+    """What `prepare synthetic` can write."""
+
+    BETON = "beton"
+    FER2013_CSV = "fer2013-csv"
+    CKPLUS48 = "ckplus48"
+    CKPLUS_H5 = "ckplus-h5"
+    CKPLUS_ORIGINAL = "ckplus-original"
+
+
+@prepare.command("fer2013")
+def prepare_fer2013(
+    source: Source,
+    out: Out,
+    allow_extra: Annotated[bool, typer.Option(help="Leave out files that FER2013 does not have.")] = False,
+) -> None:
+    """fer2013.csv, icml_face_data.csv, or the folder layout as a folder or zip."""
+    from ferdist.datasets import prepare
+
+    print(prepare.fer2013(source, out, allow_extra=allow_extra))
+
+
+@prepare.command("ckplus")
+def prepare_ckplus(
+    source: Source,
+    out: Out,
+    folds: Annotated[int, typer.Option(help="Number of subject-independent folds.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
+    classes: Annotated[int, typer.Option(help="7, or 8 with neutral.")] = 7,
+    subjects_from: Annotated[
+        Path | None, typer.Option(help="CK+48 folder or zip to recover an .h5 file's subjects from.")
+    ] = None,
+) -> None:
+    """CK+48 as a folder or zip, CK_data.h5, or the original tree."""
+    from ferdist.datasets import prepare
+
+    print(prepare.ckplus(source, out, folds=folds, seed=seed, classes=classes, subjects_from=subjects_from))
+
+
+@prepare.command("folders")
+def prepare_folders(
+    source: Source,
+    out: Out,
+    name: Annotated[str, typer.Option(help="Name of the data set and its files.")],
+    size: Annotated[int, typer.Option(help="Images are resized to SIZE x SIZE pixels.")] = 48,
+    subject_regex: Annotated[
+        str | None, typer.Option(help="Its first group, found in a file's path, is the subject.")
+    ] = None,
+    folds: Annotated[int, typer.Option(help="Subject-independent folds; 0 for none.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
+) -> None:
+    """Any folder of class folders, with or without train, val and test above them."""
+    from ferdist.datasets import prepare
+
+    print(
+        prepare.folders(
+            source, out, name=name, size=size, subject_regex=subject_regex, folds=folds, seed=seed
+        )
+    )
+
+
+@prepare.command("synthetic")
+def prepare_synthetic(
+    out: Out,
+    images: Annotated[int, typer.Option(help="Number of drawn faces.")],
+    seed: Annotated[int, typer.Option(help="Of the faces.")] = 0,
+    format: Annotated[SyntheticFormat, typer.Option(help="What to write.")] = SyntheticFormat.BETON,
+) -> None:
+    """Drawn faces: as a beton, or in the layout of a real data set."""
+    from ferdist.datasets import prepare
+
+    print(prepare.synthetic(out, images=images, seed=seed, format=format.value))
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A beton file.", metavar="FILE.beton")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    grid: Annotated[Path | None, typer.Option(help="Write a picture of samples.", metavar="OUT.png")] = None,
+    augment: Annotated[
+        Path | None, typer.Option(help="Show what this config's augmentation does.", metavar="CONFIG")
+    ] = None,
+) -> None:
+    """Verify a beton in full and say what is in it."""
+    from ferdist.beton import inspect as beton_inspect
+
+    contents = beton_inspect.inspect(file)
+    if grid is not None:
+        beton_inspect.save_grid(file, grid, augment)
+    print(json.dumps(contents) if as_json else beton_inspect.as_text(contents))
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+) -> None:
+    """Train in this process, or as one rank where torchrun or SLURM started it."""
+    from ferdist.config import load_config
+    from ferdist.training.run import run
+
+    results = run(load_config(config, overrides or []))
+    if is_main_rank():
+        print(results)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run folder.")],
+    data: Annotated[Path | None, typer.Option(help="A beton, by default the run's own.")] = None,
+    split: Annotated[str, typer.Option(help="val or test; each scoring of test is counted.")] = "val",
+    occlusion: Annotated[bool, typer.Option("--occlusion", help="Also with covered faces.")] = False,
+    tta: Annotated[str, typer.Option(help="Test-time augmentation: none, flip or ten-crop.")] = "none",
+    checkpoint: Annotated[
+        str | None, typer.Option(help="best, last or a path; by default what the run selects.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Score each sample of a split exactly once; writes results.json and the predictions."""
+    from ferdist.evaluation.evaluate import evaluate
+    from ferdist.evaluation.results import as_text
+
+    results = evaluate(
+        model,
+        data=data,
+        split=split,
+        with_occlusion=occlusion,
+        tta=tta,
+        checkpoint=checkpoint,
+        device=device,
+    )
+    if is_main_rank():
+        print(json.dumps(results) if as_json else as_text(results))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN...")],
+    out: Annotated[Path, typer.Option(help="Folder for the report.", metavar="DIR")],
+) -> None:
+    """Write report.html (self-contained), table1.md and figures."""
+    from ferdist.reporting import write_report
+
+    print(write_report(runs, out))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demo's run; removed first.")] = Path("runs/demo"),
+    images: Annotated[int, typer.Option(help="Number of drawn faces.")] = 4000,
+) -> None:
+    """Drawn faces to a report: prepare, train on two processes, evaluate clean and covered, report."""
+    from ferdist.demo import run_demo
+
+    results, page = run_demo(out, images)
+    print(results)
+    print(page)
+
+
+def is_main_rank() -> bool:
+    """Whether this process is the one that speaks: rank 0, or alone."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        The exit code: 0 done, 1 failed with one line on stderr, 2 wrong usage.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    speaker = "ferdist" if is_main_rank() else f"ferdist[rank {os.environ['RANK']}]"
+    logging.basicConfig(level=logging.WARNING, format=f"{speaker}: %(message)s", stream=sys.stderr)
+    try:
+        app(arguments, prog_name="ferdist")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except FerdistError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"{speaker}: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"{speaker}: unexpected {reason} (run with --debug for the traceback)", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

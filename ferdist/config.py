@@ -1,0 +1,198 @@
+"""The typed configuration of a run: dataclass defaults < YAML file < key=value overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ferdist.augment.config import AugmentConfig
+from ferdist.errors import ConfigError
+from ferdist.models.registry import ModelConfig
+from ferdist.training.config import TrainConfig
+
+BASE_KEY = "base"
+"""Top-level key of a YAML file that names, relative to it, the file whose values it starts from."""
+
+RECORD_KEY = "environment"
+"""Top-level key under which a run's config.yaml records versions; it configures nothing."""
+
+FREE_KEYS = ("run_dir", "data.path", "data.workers", "data.timeout", "train.resume", "device")
+"""Keys that may differ when a run goes on: they say where and how it runs, not what it computes."""
+
+
+@dataclass
+class DataConfig:
+    """What `data.*` in a config may say.
+
+    Attributes:
+        path: the beton file.
+        fold: the fold that is held out as val, or nothing where the data's own splits are used.
+        batch_size: samples in a step, over all ranks and micro-batches together.
+        workers: loader threads per rank.
+        timeout: seconds after which a loader that gives nothing is an error.
+    """
+
+    path: str = ""
+    fold: int | None = None
+    batch_size: int = 128
+    workers: int = 1
+    timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        for key, value in (("batch_size", self.batch_size), ("workers", self.workers)):
+            if value < 1:
+                raise ConfigError(f"data.{key} is {value}: it must be at least 1")
+        if self.fold is not None and self.fold < 0:
+            raise ConfigError(f"data.fold is {self.fold}: it must be 0 or more, or null")
+        if self.timeout <= 0:
+            raise ConfigError(f"data.timeout is {self.timeout}: it must be more than 0 seconds")
+
+
+@dataclass
+class Config:
+    """Everything that defines a run.
+
+    Attributes:
+        run_dir: folder of the run; by default ``runs/`` and the config file's name, with the fold.
+        seed: of the weights, the order of samples and the augmentation.
+        device: ``auto``, ``cpu`` or ``cuda``.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = 0
+    device: str = "auto"
+    run_dir: str = ""
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device is {self.device!r}: it must be auto, cpu or cuda")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"seed is {self.seed}: it must lie in 0..2147483647")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file over the defaults, then apply ``key=value`` overrides.
+
+    Args:
+        path: a config file, or the config.yaml of a run.
+        overrides: such as ``train.epochs=10``; values are parsed as YAML.
+
+    Raises:
+        ConfigError: for a file that is missing or no YAML, an unknown key (the nearest valid one is named),
+            or a value of the wrong type or range.
+    """
+    merged = OmegaConf.structured(Config)
+    for origin, values in [*_yaml_chain(path), *_parse_overrides(overrides)]:
+        merged = _merge(merged, values, origin)
+    if not merged.run_dir:
+        fold = "" if merged.data.fold is None else f"-fold{merged.data.fold}"
+        merged.run_dir = str(Path("runs") / path.parent.name / f"{path.stem}{fold}")
+    return _to_config(merged, path)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The config as nested plain values, for YAML and JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any], origin: Path) -> Config:
+    """The config that ``to_dict`` gave; ``origin`` is named in errors."""
+    return _to_config(_merge(OmegaConf.structured(Config), values, str(origin)), origin)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """What differs between two configs in what they compute, as ``key: old -> new`` lines."""
+    before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if key not in FREE_KEYS and before.get(key) != after.get(key)
+    ]
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _yaml_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """The values of a file's bases, then its own."""
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: its chain of `{BASE_KEY}` files comes back to itself")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: it cannot be read as a config: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: it is no YAML: {' '.join(str(error).split())}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: it must hold keys and values, not a {type(values).__name__}")
+    values.pop(RECORD_KEY, None)
+    base = values.pop(BASE_KEY, None)
+    chain = [] if base is None else _yaml_chain(path.parent / str(base), (*seen, path.resolve()))
+    return [*chain, (str(path), values)]
+
+
+def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    parsed = []
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override!r} is no override: write key=value, such as train.epochs=10")
+        values = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+        assert isinstance(values, dict)
+        parsed.append((override, values))
+    return parsed  # type: ignore[return-value]
+
+
+def _merge(config: DictConfig, values: dict[str, Any], origin: str) -> DictConfig:
+    known = flatten(dataclasses.asdict(Config()))
+    sections = {key.rpartition(".")[0] for key in known} - {""}
+    for key, value in flatten(values).items():
+        if key in sections:
+            raise ConfigError(f"{origin}: {key} is a section with keys of its own, it cannot be {value!r}")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            by_name = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+            best = by_name[0] if by_name else near[0] if near else None
+            hint = f"did you mean {best}?" if best else f"there are {', '.join(sorted(known))}"
+            raise ConfigError(f"{origin}: there is no config key {key}: {hint}")
+    try:
+        merged = OmegaConf.merge(config, values)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", "") or "a value"
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{origin}: {key}: {reason}") from None
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _to_config(merged: DictConfig, origin: Path) -> Config:
+    try:
+        config = OmegaConf.to_object(merged)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{origin}: {str(error).splitlines()[0]}") from None
+    assert isinstance(config, Config)
+    return config

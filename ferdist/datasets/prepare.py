@@ -1,0 +1,62 @@
+"""Raw files to a beton: read, assign folds, audit, write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ferdist.beton import write_beton
+from ferdist.datasets.audit import audit
+from ferdist.datasets.ckplus import read_ckplus
+from ferdist.datasets.fer2013 import read_fer2013
+from ferdist.datasets.folders import read_folders
+from ferdist.datasets.folds import assign_folds
+from ferdist.datasets.rawformats import write_synthetic
+from ferdist.datasets.record import FaceDataset
+from ferdist.datasets.synthetic import synthesize
+
+SYNTHETIC_FOLDS = 10
+
+
+def fer2013(source: Path, out: Path, *, allow_extra: bool = False) -> Path:
+    """Convert FER2013; the path of the beton."""
+    return _write(read_fer2013(source, allow_extra=allow_extra), out)
+
+
+def ckplus(
+    source: Path,
+    out: Path,
+    *,
+    folds: int = 10,
+    seed: int = 0,
+    classes: int = 7,
+    subjects_from: Path | None = None,
+) -> Path:
+    """Convert CK+ with subject-independent folds; the path of the beton."""
+    dataset = read_ckplus(source, classes, subjects_from=subjects_from)
+    return _write(assign_folds(dataset, folds, seed), out)
+
+
+def folders(
+    source: Path,
+    out: Path,
+    *,
+    name: str,
+    size: int = 48,
+    subject_regex: str | None = None,
+    folds: int = 0,
+    seed: int = 0,
+) -> Path:
+    """Convert a folder of class folders; the path of the beton."""
+    dataset = read_folders(source, name, size=size, subject_regex=subject_regex)
+    return _write(assign_folds(dataset, folds, seed) if folds else dataset, out)
+
+
+def synthetic(out: Path, *, images: int, seed: int = 0, format: str = "beton") -> Path:
+    """Write drawn faces as a beton, or in the raw layout that ``format`` names; the path written."""
+    if format != "beton":
+        return write_synthetic(out, images, seed, format)
+    return _write(assign_folds(synthesize(images, seed), SYNTHETIC_FOLDS, seed), out)
+
+
+def _write(dataset: FaceDataset, out: Path) -> Path:
+    return write_beton(dataset, out, audit(dataset))

@@ -1,0 +1,208 @@
+"""Score a trained model on a split: predictions into files, every figure from them into results.json."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ferdist import environment
+from ferdist.beton import Beton, BetonLoader, open_beton
+from ferdist.config import to_dict
+from ferdist.datasets.record import Integers
+from ferdist.errors import ConfigError, DataError
+from ferdist.evaluation import metrics, occlusion
+from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.model import ModelCard, TrainedModel, load_trained
+from ferdist.evaluation.predict import TTA, predict
+from ferdist.evaluation.results import add_evaluations
+from ferdist.training.distributed import World, join_world
+from ferdist.training.folder import RunFolder
+from ferdist.training.precision import autocast_dtype
+
+BATCH_SIZE = 256
+
+
+def evaluate(
+    model: str,
+    *,
+    data: Path | None = None,
+    split: str = "val",
+    with_occlusion: bool = False,
+    tta: str = "none",
+    checkpoint: str | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Evaluate a run and write its results.json; under torchrun the ranks share the samples.
+
+    Args:
+        model: a run folder.
+        data: a beton file, by default the run's own.
+        split: ``val`` (the held-out fold where the run has one) or ``test``.
+        with_occlusion: also under squares and circles of five sizes.
+        tta: one of ``none``, ``flip``, ``ten-crop``.
+        checkpoint: ``best``, ``last`` or a path; by default what the run's config selects.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Returns:
+        The content of results.json, the new evaluations last.
+
+    Raises:
+        ConfigError, DataError, RunError: one line that says what does not fit.
+    """
+    if split not in ("train", "val", "test"):
+        raise ConfigError(f"--split is {split!r}: it must be val or test (or train)")
+    if tta not in TTA:
+        raise ConfigError(f"--tta is {tta!r}: it must be one of {', '.join(TTA)}")
+    with join_world(device) as world:
+        trained = load_trained(model, checkpoint, world.device)
+        beton = open_beton(data or Path(trained.card.config.data.path), checksum=True)
+        return evaluate_trained(
+            trained, beton, world, RunFolder(Path(model)), split=split, with_occlusion=with_occlusion, tta=tta
+        )
+
+
+def evaluate_trained(
+    trained: TrainedModel,
+    beton: Beton,
+    world: World,
+    folder: RunFolder,
+    *,
+    split: str,
+    with_occlusion: bool = False,
+    tta: str = "none",
+) -> dict[str, Any]:
+    """As `evaluate`, with what it opens already open; all ranks must call."""
+    card = trained.card
+    check_fit(card, beton)
+    # A fold is a part of the data that the run trained on; other data are taken as their splits say.
+    fold = card.config.data.fold if beton.manifest.sha256 == card.beton_sha256 else None
+    indices = beton.indices(split, fold)
+    loader = BetonLoader(
+        beton,
+        batch_size=BATCH_SIZE,
+        device=world.device,
+        workers=card.config.data.workers,
+        timeout=card.config.data.timeout,
+    )
+    cells: list[dict[str, Any] | None] = [None]
+    if with_occlusion:
+        cells += [
+            {"kind": kind, "severity": severity, "fill": occlusion.FILL}
+            for kind in occlusion.KINDS
+            for severity in range(1, len(occlusion.SIDES) + 1)
+        ]
+    entries: list[dict[str, Any]] = []
+    for cell in cells:
+        cover = None
+        if cell is not None:
+            cover = partial(
+                occlusion.cover, kind=cell["kind"], severity=cell["severity"], samples=beton.manifest.samples
+            )
+        predictions = predict(
+            trained.network,
+            beton,
+            loader,
+            indices,
+            world,
+            mean=card.mean,
+            std=card.std,
+            dtype=autocast_dtype(card.config.train.precision, world.device),
+            tta=tta,
+            cover=cover,
+        )
+        key = {
+            "data": beton.manifest.name,
+            "split": split,
+            "fold": fold,
+            "tta": tta,
+            "occlusion": cell,
+            "checkpoint": trained.checkpoint,
+        }
+        if world.is_main:
+            predictions.save(folder.predictions / _file_name(key))
+            entries += entries_of(predictions, beton, key)
+    results: dict[str, Any] = {}
+    if world.is_main:
+        results = add_evaluations(
+            folder.results,
+            entries,
+            classes=list(card.classes),
+            config=to_dict(card.config),
+            environment=environment.describe(world.device, world.size),
+        )
+    world.barrier()
+    return results
+
+
+def entries_of(predictions: Predictions, beton: Beton, key: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of results.json that one set of predictions gives.
+
+    Clean images are scored with all samples and without those that have a copy in the parts that the model
+    may have learned from, per image and, where there are sequences, per sequence. Covered images are scored
+    with all samples, per image.
+    """
+    subject = beton.subject[predictions.index]
+    cluster = subject if (subject >= 0).all() else beton.copy_group[predictions.index]
+    sequence = beton.sequence[predictions.index]
+    if key["occlusion"] is not None:
+        return [_entry(predictions, cluster, key, "all", "image")]
+    subsets = {"all": np.ones(len(subject), dtype=bool)}
+    if key["split"] != "train":
+        subsets["no_copies"] = ~has_copy(beton, predictions.index, key["split"], key["fold"])
+    entries = []
+    for subset, keep in subsets.items():
+        if not keep.any():
+            continue
+        entries.append(_entry(predictions.select(keep), cluster[keep], key, subset, "image"))
+        if (sequence >= 0).all():
+            whole = metrics.by_sequence(predictions.select(keep), sequence[keep])
+            of_sequence = cluster[np.searchsorted(predictions.index, whole.index)]
+            entries.append(_entry(whole, of_sequence, key, subset, "sequence"))
+    return entries
+
+
+def has_copy(beton: Beton, index: Integers, split: str, fold: int | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Whether each sample of ``val`` has an exact copy in train, or of ``test`` in train or val: bool (N,)."""
+    learned = [beton.indices("train", fold)]
+    if split == "test" and (beton.split == 1).any():
+        learned.append(beton.indices("val", fold))
+    return np.isin(beton.copy_group[index], beton.copy_group[np.concatenate(learned)])
+
+
+def check_fit(card: ModelCard, beton: Beton) -> None:
+    """Refuse data that the model cannot be scored on.
+
+    Raises:
+        DataError: if image shape or classes differ from the model's.
+    """
+    image = beton.manifest.image
+    shape = (image["channels"], image["height"], image["width"])
+    wanted = (card.task.channels, card.task.height, card.task.width)
+    if shape != wanted:
+        raise DataError(f"{beton.path}: images are {shape} (C, H, W), but the model takes {wanted}")
+    if tuple(beton.manifest.classes) != card.classes:
+        raise DataError(
+            f"{beton.path}: classes are {', '.join(beton.manifest.classes)}, "
+            f"but the model knows {', '.join(card.classes)}"
+        )
+
+
+def _entry(
+    predictions: Predictions, cluster: Integers, key: dict[str, Any], subset: str, unit: str
+) -> dict[str, Any]:
+    return {**key, "subset": subset, "unit": unit, **metrics.score(predictions, cluster)}
+
+
+def _file_name(key: dict[str, Any]) -> str:
+    parts = [key["data"], key["split"]]
+    if key["fold"] is not None:
+        parts.append(f"fold{key['fold']}")
+    if key["tta"] != "none":
+        parts.append(key["tta"])
+    if key["occlusion"] is not None:
+        parts += [key["occlusion"]["kind"], str(key["occlusion"]["severity"])]
+    parts.append(Path(key["checkpoint"]).stem)
+    return "-".join(parts) + ".npz"

@@ -1,0 +1,193 @@
+"""Every figure of an evaluation as a pure function of the saved predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import bootstrap
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, recall_score
+
+from ferdist.datasets.record import Integers
+from ferdist.errors import RunError
+from ferdist.files import atomic_path
+
+Probabilities = npt.NDArray[np.float32]
+
+ECE_BINS = 15
+BOOTSTRAP_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of each sample, once.
+
+    Attributes:
+        index: int64 (N,), sample numbers in the beton, ascending.
+        label: int64 (N,).
+        probabilities: float32 (N, K), rows sum to 1.
+        beton_sha256: of the file that the samples came from.
+    """
+
+    index: Integers
+    label: Integers
+    probabilities: Probabilities
+    beton_sha256: str
+
+    def select(self, keep: npt.NDArray[np.bool_]) -> Predictions:
+        """The samples where ``keep`` (N,) is true."""
+        return Predictions(self.index[keep], self.label[keep], self.probabilities[keep], self.beton_sha256)
+
+    def save(self, path: Path) -> None:
+        """Write a compressed .npz."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                index=self.index,
+                label=self.label,
+                probabilities=self.probabilities,
+                beton_sha256=np.array(self.beton_sha256),
+            )
+
+    @staticmethod
+    def load(path: Path) -> Predictions:
+        """Read what `save` wrote.
+
+        Raises:
+            RunError: if the file is missing or no predictions.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return Predictions(
+                    stored["index"], stored["label"], stored["probabilities"], str(stored["beton_sha256"])
+                )
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{path}: no predictions that can be read: {error}") from None
+
+
+def by_sequence(predictions: Predictions, sequence: Integers) -> Predictions:
+    """One prediction per video sequence: the mean of its frames' probabilities.
+
+    Args:
+        predictions: per frame.
+        sequence: int64 (N,), the sequence of each prediction's sample.
+
+    Returns:
+        One row per sequence; ``index`` is that of its first frame.
+    """
+    _, first, group = np.unique(sequence, return_index=True, return_inverse=True)
+    sums = np.zeros((len(first), predictions.probabilities.shape[1]))
+    np.add.at(sums, group, predictions.probabilities)
+    means = (sums / np.bincount(group)[:, None]).astype(np.float32)
+    return Predictions(
+        predictions.index[first], predictions.label[first], means, predictions.beton_sha256
+    )
+
+
+def accuracy_interval(correct: npt.NDArray[np.bool_], cluster: Integers, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the accuracy, resampling whole clusters.
+
+    Samples of one person, and copies of one image, are right or wrong together; resampling single samples
+    would make the interval too narrow (Field and Welsh, Bootstrapping clustered data, JRSS B 2007).
+
+    Args:
+        correct: bool (N,).
+        cluster: int64 (N,), the subject or copy group of each sample.
+        seed: of the resampling.
+
+    Returns:
+        Lower and upper end; both the accuracy itself where there is one cluster only.
+    """
+    _, group = np.unique(cluster, return_inverse=True)
+    hits, sizes = np.bincount(group, weights=correct), np.bincount(group).astype(float)
+    if len(sizes) < 2:
+        accuracy = float(hits.sum() / sizes.sum())
+        return accuracy, accuracy
+
+    def ratio(hits: Any, sizes: Any, axis: int = -1) -> Any:
+        return hits.sum(axis=axis) / sizes.sum(axis=axis)
+
+    interval = bootstrap(
+        (hits, sizes),
+        ratio,
+        paired=True,
+        vectorized=True,
+        n_resamples=BOOTSTRAP_RESAMPLES,
+        batch=1_000,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def expected_calibration_error(probabilities: Probabilities, label: Integers) -> float:
+    """Expected calibration error over 15 equal-width bins of confidence (Guo et al., ICML 2017, section 2)."""
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == label
+    bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
+    gap = np.bincount(bins, weights=confidence - correct, minlength=ECE_BINS)
+    return float(np.abs(gap).sum() / len(label))
+
+
+def score(predictions: Predictions, cluster: Integers) -> dict[str, Any]:
+    """All figures of one set of predictions.
+
+    Args:
+        predictions: at least one row.
+        cluster: int64 (N,), what the interval resamples: subjects where there are subjects, else copy groups.
+
+    Returns:
+        samples, accuracy, accuracy_ci95, balanced_accuracy (over the classes that occur), macro_f1 and
+        per_class_recall (over all classes; None for the recall of a class that does not occur), confusion
+        (rows: true class), ece, loss (mean negative log likelihood).
+    """
+    label, probabilities = predictions.label, predictions.probabilities
+    classes = np.arange(probabilities.shape[1])
+    predicted = probabilities.argmax(axis=1)
+    present = np.isin(classes, label)
+    recall: Sequence[float] = recall_score(label, predicted, labels=classes, average=None, zero_division=0)
+    return {
+        "samples": len(label),
+        "accuracy": float((predicted == label).mean()),
+        "accuracy_ci95": list(accuracy_interval(predicted == label, cluster)),
+        "balanced_accuracy": _balanced_accuracy(label, predicted),
+        "macro_f1": float(f1_score(label, predicted, labels=classes[present], average="macro", zero_division=0)),
+        "per_class_recall": [float(r) if p else None for r, p in zip(recall, present, strict=True)],
+        "confusion": confusion(predictions).tolist(),
+        "ece": expected_calibration_error(probabilities, label),
+        "loss": _loss(predictions),
+    }
+
+
+def quick_score(predictions: Predictions) -> dict[str, float]:
+    """The few figures that are watched during training: accuracy, balanced accuracy, macro-F1, loss."""
+    label, predicted = predictions.label, predictions.probabilities.argmax(axis=1)
+    present = np.unique(label)
+    return {
+        "loss": _loss(predictions),
+        "accuracy": float((predicted == label).mean()),
+        "balanced_accuracy": _balanced_accuracy(label, predicted),
+        "macro_f1": float(f1_score(label, predicted, labels=present, average="macro", zero_division=0)),
+    }
+
+
+def confusion(predictions: Predictions) -> Integers:
+    """Confusion matrix, int64 (K, K): rows are true classes, columns predicted ones."""
+    classes = np.arange(predictions.probabilities.shape[1])
+    matrix = confusion_matrix(predictions.label, predictions.probabilities.argmax(axis=1), labels=classes)
+    return np.asarray(matrix, dtype=np.int64)
+
+
+def _balanced_accuracy(label: Integers, predicted: Integers) -> float:
+    return float(recall_score(label, predicted, labels=np.unique(label), average="macro", zero_division=0))
+
+
+def _loss(predictions: Predictions) -> float:
+    """Mean negative log likelihood; a probability that float32 rounds to 0 counts as its smallest number."""
+    chosen = predictions.probabilities[np.arange(len(predictions.label)), predictions.label]
+    return float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean(dtype=np.float64))

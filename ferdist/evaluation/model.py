@@ -1,0 +1,115 @@
+"""A trained network as evaluation and prediction need it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ferdist.config import Config, from_dict, to_dict
+from ferdist.errors import RunError
+from ferdist.models import Task, build_model
+from ferdist.training import checkpoint
+from ferdist.training.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a checkpoint says of itself, so that its weights can be used without the run's other files.
+
+    Attributes:
+        config: of the run.
+        task: image shape and class count.
+        classes: names, in label order.
+        mean, std: that inputs are normalised with, per channel, in [0, 1] units.
+        beton_sha256: of the training data.
+    """
+
+    config: Config
+    task: Task
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    beton_sha256: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return {
+            "config": to_dict(self.config),
+            "task": asdict(self.task),
+            "classes": list(self.classes),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "beton_sha256": self.beton_sha256,
+        }
+
+    @staticmethod
+    def from_dict(values: dict[str, Any], origin: Path) -> ModelCard:
+        """What `to_dict` gave; ``origin`` is named in errors."""
+        return ModelCard(
+            from_dict(values["config"], origin),
+            Task(**values["task"]),
+            tuple(values["classes"]),
+            tuple(values["mean"]),
+            tuple(values["std"]),
+            values["beton_sha256"],
+        )
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network in evaluation mode with its card; ``checkpoint`` is ``best``, ``last`` or a path."""
+
+    network: nn.Module
+    card: ModelCard
+    checkpoint: str
+    step: int
+
+
+def default_checkpoint(config: Config) -> str:
+    """Which weights a run's evaluation takes: the best on val, or the last where a fold is held out.
+
+    Choosing an epoch on the held-out fold would make the fold's accuracy too good.
+    """
+    if config.train.select != "auto":
+        return config.train.select
+    return "best" if config.data.fold is None else "last"
+
+
+def load_trained(model: str, which: str | None, device: torch.device) -> TrainedModel:
+    """Load a run's weights (their moving average).
+
+    Args:
+        model: a run folder.
+        which: ``best``, ``last``, the path of a checkpoint, or None for the run's own choice.
+        device: where the network goes.
+
+    Raises:
+        RunError: if there is no such run or checkpoint.
+    """
+    folder = RunFolder(Path(model))
+    which = which or default_checkpoint(folder.stored_config())
+    if which == "best":
+        path = folder.checkpoints / checkpoint.BEST
+        state = checkpoint.load(path)
+    elif which == "last":
+        path = folder.checkpoints
+        newest = checkpoint.load_newest(path)
+        if newest is None:
+            raise RunError(f"{path}: there is no checkpoint that can be read: train the run first")
+        state = newest
+    else:
+        path = Path(which)
+        state = checkpoint.load(path)
+    try:
+        card = ModelCard.from_dict(state["card"], path)
+        network = build_model(card.config.model, card.task)
+        network.load_state_dict(state["ema"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{path}: its content does not fit this version of ferdist: {reason}") from None
+    network = network.to(device=device, memory_format=torch.channels_last).eval()
+    return TrainedModel(network, card, which, int(state["step"]))

@@ -1,0 +1,80 @@
+"""results.json: all evaluations of a run, each key once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from ferdist.errors import RunError
+from ferdist.files import write_json
+
+SCHEMA: Final = 1
+KEY: Final = ("data", "split", "fold", "subset", "unit", "tta", "occlusion", "checkpoint")
+"""What makes an evaluation the same as another: doing it again replaces the entry."""
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read results.json.
+
+    Raises:
+        RunError: if it is missing, no JSON or of another schema.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path}: there is no such file: run `ferdist evaluate {path.parent}`") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: it cannot be read: {error}") from None
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        raise RunError(f"{path}: not a results file of schema {SCHEMA}: evaluate again with this version")
+    return results
+
+
+def add_evaluations(
+    path: Path,
+    entries: list[dict[str, Any]],
+    *,
+    classes: list[str],
+    config: dict[str, Any],
+    environment: dict[str, Any],
+) -> dict[str, Any]:
+    """Put entries into results.json, in place of those with the same key.
+
+    A call with entries of the test split counts as one more scoring of test.
+    """
+    results = read_results(path) if path.exists() else {"schema": SCHEMA, "test_scorings": 0, "evaluations": []}
+    new = {_key(entry) for entry in entries}
+    kept = [entry for entry in results["evaluations"] if _key(entry) not in new]
+    scored_test = any(entry["split"] == "test" for entry in entries)
+    results = {
+        "schema": SCHEMA,
+        "config": config,
+        "environment": environment,
+        "classes": classes,
+        "test_scorings": results["test_scorings"] + int(scored_test),
+        "evaluations": kept + entries,
+    }
+    write_json(path, results)
+    return results
+
+
+def as_text(results: dict[str, Any]) -> str:
+    """The evaluations for people, one a line."""
+    lines = [f"{'data':<12}{'split':<12}{'subset':<11}{'unit':<10}{'tta':<10}{'occlusion':<12}{'n':>7}  accuracy"]
+    for entry in results["evaluations"]:
+        fold = "" if entry["fold"] is None else f" fold {entry['fold']}"
+        cell = entry["occlusion"]
+        cover = "none" if cell is None else f"{cell['kind']} {cell['severity']}"
+        low, high = entry["accuracy_ci95"]
+        lines.append(
+            f"{entry['data']:<12}{entry['split'] + fold:<12}{entry['subset']:<11}{entry['unit']:<10}"
+            f"{entry['tta']:<10}{cover:<12}{entry['samples']:>7}  "
+            f"{100 * entry['accuracy']:.2f} % (95 % {100 * low:.2f}-{100 * high:.2f}), {entry['checkpoint']}"
+        )
+    lines.append(f"test was scored {results['test_scorings']} times")
+    return "\n".join(lines)
+
+
+def _key(entry: dict[str, Any]) -> str:
+    return json.dumps([entry.get(name) for name in KEY], sort_keys=True)

@@ -1,0 +1,100 @@
+"""Start from weights that were trained before."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ferdist.errors import ConfigError
+from ferdist.models.resnet import ResNet
+
+IMAGENET = "imagenet"
+_log = logging.getLogger(__name__)
+
+
+def load_pretrained(network: nn.Module, source: str | None) -> None:
+    """Load weights into a network, in place; nothing where ``source`` is None.
+
+    The classifier is taken over only if its class count fits. ImageNet's first layer has three channels and
+    7x7 pixels: it is summed over the channels for gray images (a gray image shown as RGB gives the same
+    features) and left as initialised where the stem has another kernel; attention has no ImageNet weights and
+    keeps its initialisation.
+
+    Args:
+        network: a fresh network.
+        source: ``imagenet``, the path of a run folder or of a .safetensors file, or None.
+
+    Raises:
+        ConfigError: if the weights cannot be had or do not fit.
+    """
+    if source is None:
+        return
+    if source == IMAGENET:
+        _load_imagenet(network)
+        return
+    _fit(network, _read(Path(source)), source, required=True)
+
+
+def _load_imagenet(network: nn.Module) -> None:
+    from torchvision.models import ResNet18_Weights
+
+    if not isinstance(network, ResNet):
+        raise ConfigError("model.pretrained is imagenet, which there is for resnet18 and resnet18_cbam only")
+    try:
+        weights = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        cache = Path(torch.hub.get_dir()) / "checkpoints"
+        url = ResNet18_Weights.IMAGENET1K_V1.url
+        raise ConfigError(
+            f"model.pretrained is imagenet, but torchvision cannot download its weights ({error}): "
+            f"put {url.rpartition('/')[2]} into {cache}"
+        ) from None
+    stem = weights.pop("conv1.weight")
+    own = network.conv1.weight
+    if own.shape[2:] == stem.shape[2:]:
+        weights["conv1.weight"] = stem.sum(1, keepdim=True) if own.shape[1] == 1 else stem
+    else:
+        _log.warning("model.stem has another kernel than ImageNet's 7x7: the first layer starts at random")
+    _fit(network, weights, IMAGENET, required=False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.is_dir():
+        from ferdist.evaluation.model import load_trained
+
+        return load_trained(str(path), None, torch.device("cpu")).network.state_dict()
+    if path.suffix == ".safetensors" and path.is_file():
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ConfigError(f"model.pretrained: {path}: not a safetensors file: {error}") from None
+    raise ConfigError(
+        f"model.pretrained is {str(path)!r}: it must be imagenet, a run folder or a .safetensors file that exists"
+    )
+
+
+def _fit(network: nn.Module, weights: dict[str, Tensor], source: str, *, required: bool) -> None:
+    """Copy the weights whose names and shapes fit; only the classifier and what ImageNet lacks may differ."""
+    own = network.state_dict()
+    head = _classifier(network)
+    fits = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    bad = [k for k in own.keys() | weights.keys() if k not in fits and not k.startswith(head)]
+    if required and bad:
+        raise ConfigError(
+            f"model.pretrained: {source}: {len(bad)} weights do not fit this network, such as {min(bad)}: "
+            "use the model settings that it was trained with"
+        )
+    if required and not any(k.startswith(head) for k in fits):
+        _log.warning("%s has another class count: the classifier starts at random", source)
+    network.load_state_dict(fits, strict=False)
+
+
+def _classifier(network: nn.Module) -> str:
+    """Name of the last linear layer, which is the classifier, with a dot."""
+    return [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1] + "."

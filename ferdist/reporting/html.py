@@ -1,0 +1,576 @@
+"""The report: charts and tables put into the sections of one html page, with table1.md and figures beside it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+import ferdist
+from ferdist.errors import RunError
+from ferdist.reporting import figures, tables
+from ferdist.reporting.figures import Series
+from ferdist.reporting.load import Evaluation, Floats, Run, load_runs, predictions_of
+from ferdist.reporting.tables import Table, count, percent
+
+TRAIN_POINTS: Final = 150
+"""Points that a curve of training has at most; more lines of metrics.jsonl are averaged."""
+
+_FIGURE_FILE: Final = re.compile(
+    r"(recall|confusion|occlusion|calibration|loss|accuracy|learning-rate)(-\d+)?\.(svg|png)"
+)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure in the page.
+
+    Attributes:
+        name: file name without suffix, unique in the report.
+        caption: what it shows.
+        alt: the same for readers who do not see it, with the main numbers.
+        figure: the figure.
+        tables: the numbers of it.
+    """
+
+    name: str
+    caption: str
+    alt: str
+    figure: Figure
+    tables: tuple[Table, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page, shown from top to bottom: text, charts, tables, folded texts.
+
+    Attributes:
+        name: anchor in the page.
+        title: heading.
+        text: paragraphs.
+        missing: what cannot be shown, and why.
+        charts: figures, side by side where there is room.
+        tables: open tables.
+        folded_tables: tables that open on a click.
+        folded_texts: titles and texts that open on a click.
+        points: a list of short sentences at the end.
+    """
+
+    name: str
+    title: str
+    text: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    tables: tuple[Table, ...] = ()
+    folded_tables: tuple[Table, ...] = ()
+    folded_texts: tuple[tuple[str, str], ...] = ()
+    points: tuple[str, ...] = ()
+
+    @property
+    def beside(self) -> bool:
+        """Whether there is one chart, with one table that is short enough to stand beside it."""
+        return len(self.charts) == 1 and [len(table.rows) <= 15 for table in self.charts[0].tables] == [True]
+
+
+def write_report(runs: Sequence[Path], out: Path) -> Path:
+    """Write a report on one run, or on several in comparison.
+
+    Args:
+        runs: run folders, each with a results.json.
+        out: the folder for report.html, table1.md and figures/*.svg and *.png; made if it is not there. An
+            earlier report in it is replaced; other files stay.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        RunError: if a run cannot be read or the folder cannot be written; nothing is written then.
+    """
+    records = load_runs(runs)
+    sections = build_sections(records)
+    charts = [chart for section in sections for chart in section.charts]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            (draft / "figures").mkdir()
+            pictures = {}
+            for chart in charts:
+                svg = figures.svg_bytes(chart.figure)
+                (draft / "figures" / f"{chart.name}.svg").write_bytes(svg)
+                (draft / "figures" / f"{chart.name}.png").write_bytes(figures.png_bytes(chart.figure))
+                pictures[chart.name] = Markup(figures.inline_svg(svg, chart.name, chart.alt))
+            (draft / "table1.md").write_text(tables.table1_markdown(records), encoding="utf-8")
+            (draft / "report.html").write_text(render(records, sections, pictures), encoding="utf-8")
+            _publish(draft, out)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        raise RunError(
+            f"{out}: the report cannot be written: {error.strerror}; choose another --out"
+        ) from None
+    return out / "report.html"
+
+
+def _publish(draft: Path, out: Path) -> None:
+    """Move the files of a finished draft into place, and take away figures that the new report lacks."""
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for path in sorted((draft / "figures").iterdir()):
+        path.replace(out / "figures" / path.name)
+        (draft / "figures" / path.name).touch()
+    for old in (out / "figures").iterdir():
+        if _FIGURE_FILE.fullmatch(old.name) and not (draft / "figures" / old.name).exists():
+            old.unlink()
+    for name in ("table1.md", "report.html"):
+        (draft / name).replace(out / name)
+
+
+def render(runs: Sequence[Run], sections: Sequence[Section], pictures: dict[str, Markup]) -> str:
+    """The page.
+
+    Args:
+        runs: what it is about.
+        sections: its parts, in order.
+        pictures: the svg element of each chart, by its name.
+
+    Returns:
+        Html that loads nothing.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
+        headlines=[headline(run, named=len(runs) > 1) for run in runs],
+        remarks=list(_remarks(runs)),
+        sections=sections,
+        pictures=pictures,
+        version=ferdist.__version__,
+    )
+
+
+def headline(run: Run, *, named: bool = False) -> Markup:
+    """What was measured on what, in one sentence.
+
+    Args:
+        run: the run.
+        named: whether the sentence starts with the run's name.
+
+    Returns:
+        Html: the accuracy is emphasised.
+    """
+    main = run.main
+    start = Markup("<b>{}</b>: ").format(run.name) if named else Markup()
+    if main is None:
+        return start + Markup("{} on {} has no evaluation of uncovered faces in results.json yet.").format(
+            run.model, run.data
+        )
+    where = f"the {main.split} split" if main.fold is None else f"held-out fold {main.fold} ({main.split})"
+    interval = (
+        "without an interval"
+        if main.interval is None
+        else f"95 % interval {percent(main.interval[0])} to {percent(main.interval[1])} %"
+    )
+    accuracy = "an unknown share" if main.accuracy is None else f"{percent(main.accuracy)} %"
+    return start + Markup(
+        "{} recognises <strong>{}</strong> ({}) of the {} in {} of {}{}; {}, and {}."
+    ).format(
+        run.model,
+        accuracy,
+        interval,
+        count(main.samples, main.unit),
+        where,
+        run.data,
+        "" if main.subset == "all" else f", {tables.SUBSETS.get(main.subset, main.subset)}",
+        tables.selection(main),
+        tables.scorings(run.test_scorings),
+    )
+
+
+def _remarks(runs: Sequence[Run]) -> Iterable[str]:
+    """What a reader must know before believing the figures."""
+    for run in runs:
+        start = f"{run.name}: " if len(runs) > 1 else ""
+        state = run.status.get("state")
+        if run.status and state != "finished":
+            reason = f" ({run.status['reason']})" if run.status.get("reason") else ""
+            yield f"{start}Training is not finished: its state is {state}{reason}."
+        if not any(evaluation.split == "test" for evaluation in run.evaluations):
+            yield f"{start}There is no test evaluation in results.json."
+        if run.test_scorings > 1:
+            times = tables.scorings(run.test_scorings)
+            yield f"{start}{times[0].upper()}{times[1:]}: a figure chosen among them is not independent."
+        for key in ("train/loss", "val/loss"):
+            epochs, values = run.curve(key)
+            broken = epochs[np.isnan(values)]
+            if len(broken):
+                yield (
+                    f"{start}{key} is not a number in {count(len(broken), 'line')} of metrics.jsonl, "
+                    f"first at epoch {broken[0]:g}: the curve has a gap there."
+                )
+        for remark in run.remarks:
+            yield f"{start}{remark}"
+
+
+def build_sections(runs: Sequence[Run]) -> list[Section]:
+    """All parts of the report, in order."""
+    parts = [
+        evaluation_section(runs),
+        class_section(runs),
+        occlusion_section(runs),
+        calibration_section(runs),
+        training_section(runs),
+        protocol_section(runs),
+        data_section(runs),
+    ]
+    return [comparison_section(runs), *parts] if len(runs) > 1 else parts
+
+
+def comparison_section(runs: Sequence[Run]) -> Section:
+    """The runs side by side, and what differs between them."""
+    differences = tables.differences_table(runs)
+    return Section(
+        "comparison",
+        "Comparison",
+        text=("Rows that differ in data, split, unit or number of samples are no comparison of models.",),
+        tables=(tables.comparison(runs), *((differences,) if differences.rows else ())),
+        missing=() if differences.rows else ("The runs do not differ in their configuration.",),
+    )
+
+
+def evaluation_section(runs: Sequence[Run]) -> Section:
+    """Every evaluation of uncovered faces."""
+    table = tables.evaluation_table(runs, occluded=False)
+    missing = "There is no evaluation of uncovered faces in results.json."
+    return Section(
+        "evaluations",
+        "Evaluations",
+        tables=(table,) if table.rows else (),
+        missing=() if table.rows else (missing,),
+    )
+
+
+def class_section(runs: Sequence[Run]) -> Section:
+    """Recall of each class and the confusion matrix of each run."""
+    evaluated = [(run, run.main) for run in runs if run.main is not None]
+    if not evaluated:
+        return Section("classes", "Classes", missing=("Without an evaluation there is no figure per class.",))
+    charts: list[Chart] = []
+    class_lists = list(dict.fromkeys(run.classes for run, _ in evaluated))
+    for number, classes in enumerate(class_lists, start=1):
+        group = [(run, main) for run, main in evaluated if run.classes == classes]
+        charts.append(_recall_chart(_numbered("recall", number, len(class_lists)), group))
+    for number, (run, main) in enumerate(evaluated, start=1):
+        charts.append(_confusion_chart(_numbered("confusion", number, len(evaluated)), run, main))
+    text = []
+    for run, main in evaluated:
+        worst = tables.worst_confusions(main, run.classes)
+        start = f"{run.name}: " if len(runs) > 1 else ""
+        mistakes = "; ".join(worst) if worst else "none"
+        text.append(f"{start}Most frequent mistakes on {tables.place(main)}: {mistakes}.")
+    return Section("classes", "Classes", text=tuple(text), charts=tuple(charts))
+
+
+def _recall_chart(name: str, group: Sequence[tuple[Run, Evaluation]]) -> Chart:
+    runs, evaluations = [run for run, _ in group], [main for _, main in group]
+    classes = runs[0].classes
+    totals = [evaluation.confusion.sum(axis=1) for evaluation in evaluations]
+    same = all(np.array_equal(total, totals[0]) for total in totals)
+    names = [f"{c} ({count(int(n))})" for c, n in zip(classes, totals[0], strict=True)] if same else classes
+    spoken = [
+        f"{run.name}: "
+        + ", ".join(f"{c} {percent(r)} %" for c, r in zip(classes, evaluation.recall, strict=True))
+        for run, evaluation in group
+    ]
+    where = ", ".join(dict.fromkeys(tables.place(evaluation) for evaluation in evaluations))
+    counts = " The number of samples stands in brackets." if same else ""
+    return Chart(
+        name,
+        caption=f"Recall of each class on {where}.{counts}",
+        alt=f"Dot chart of the recall of each class. {'; '.join(spoken)}.",
+        figure=figures.recall_chart(
+            [run.name for run in runs], [evaluation.recall for evaluation in evaluations], names
+        ),
+        tables=(tables.recall_table(runs, evaluations),),
+    )
+
+
+def _confusion_chart(name: str, run: Run, main: Evaluation) -> Chart:
+    worst = tables.worst_confusions(main, run.classes)
+    return Chart(
+        name,
+        caption=f"Confusion matrix of {run.name} on {tables.place(main)}: of each true class (row), "
+        "the percentage that was taken for each class, and the count below it.",
+        alt=f"Confusion matrix of {len(run.classes)} classes; the diagonal holds {percent(main.accuracy)} % "
+        f"of {count(main.samples, main.unit)}. Most frequent mistakes: {'; '.join(worst) or 'none'}.",
+        figure=figures.confusion_chart(main.confusion, run.classes),
+        tables=(tables.confusion_table(main, run.classes),),
+    )
+
+
+def occlusion_section(runs: Sequence[Run]) -> Section:
+    """Accuracy against the covered part of the face."""
+    table = tables.evaluation_table(runs, occluded=True)
+    if not table.rows:
+        missing = (
+            "There is no evaluation under occlusion in results.json: `ferdist evaluate RUN --occlusion`."
+        )
+        return Section("occlusion", "Occlusion", missing=(missing,))
+    chosen = [(run, _occluded_conditions(run)) for run in runs]
+    lines = [
+        line
+        for number, (run, entries) in enumerate(chosen)
+        for line in _occlusion_lines(run, entries, number if len(runs) > 1 else None)
+    ]
+    if not lines:
+        missing = "Of no evaluation under occlusion is the covered fraction known: there is no curve."
+        return Section("occlusion", "Occlusion", missing=(missing,), folded_tables=(table,))
+    measured = [entries[0] for _, entries in chosen if entries]
+    where = "; ".join(dict.fromkeys(_measured_on(entry) for entry in measured))
+    falls = [f"{line.label} from {percent(line.y[0])} to {percent(line.y[-1])} %" for line in lines]
+    return Section(
+        "occlusion",
+        "Occlusion",
+        text=(
+            f"Accuracy as more of each image is covered, measured on {where}. "
+            "The shading is the 95 % interval of each point.",
+        ),
+        charts=(
+            Chart(
+                "occlusion",
+                caption="Accuracy against the covered part of the image.",
+                alt=f"Line chart of accuracy against the covered part of the image: {'; '.join(falls)}.",
+                figure=figures.line_chart(
+                    lines,
+                    x_label="covered part of the image",
+                    y_label="accuracy",
+                    x_percent=True,
+                    y_percent=True,
+                    y_from_zero=True,
+                    baseline=_majority(measured),
+                ),
+                tables=(tables.series_table(lines, "Covered", "Accuracy by covered part"),),
+            ),
+        ),
+        folded_tables=(table,),
+    )
+
+
+def _measured_on(evaluation: Evaluation) -> str:
+    views = tables.TTA.get(evaluation.tta, evaluation.tta)
+    return f"{tables.place(evaluation)} ({count(evaluation.samples, evaluation.unit)}, {views})"
+
+
+def _occluded_conditions(run: Run) -> list[Evaluation]:
+    """The occluded entries that share one set of conditions: the headline's where it has any."""
+    entries = [e for e in run.evaluations if e.occlusion is not None and e.occlusion.covered is not None]
+    main = run.main
+    if main is not None and any(entry.conditions == main.conditions for entry in entries):
+        return [entry for entry in entries if entry.conditions == main.conditions]
+    return [entry for entry in entries if entry.conditions == entries[0].conditions]
+
+
+def _occlusion_lines(run: Run, entries: Sequence[Evaluation], number: int | None) -> list[Series]:
+    """One line per kind and fill; coloured by run where ``number`` counts runs, by kind otherwise."""
+    kinds: dict[tuple[str, str], list[tuple[float, Evaluation]]] = {}
+    for entry in entries:
+        if entry.occlusion is not None and entry.occlusion.covered is not None:
+            key = (entry.occlusion.kind, entry.occlusion.fill)
+            kinds.setdefault(key, []).append((entry.occlusion.covered, entry))
+    several_fills = len({fill for _, fill in kinds}) > 1
+    lines = []
+    for order, ((kind, fill), covered) in enumerate(kinds.items()):
+        clean = [
+            (0.0, e) for e in run.evaluations if e.occlusion is None and e.conditions == entries[0].conditions
+        ]
+        points = sorted(clean + covered, key=lambda point: point[0])
+        name = f"{kind}, {fill}" if several_fills else kind
+        bounds = [entry.interval or (np.nan, np.nan) for _, entry in points]
+        lines.append(
+            Series(
+                label=name if number is None else f"{run.name}: {name}",
+                x=np.array([at for at, _ in points], float),
+                y=np.array([np.nan if e.accuracy is None else e.accuracy for _, e in points], float),
+                low=np.array([low for low, _ in bounds], float),
+                high=np.array([high for _, high in bounds], float),
+                colour=order if number is None else number,
+                dash=0 if number is None else order,
+            )
+        )
+    return lines
+
+
+def _majority(evaluations: Sequence[Evaluation]) -> tuple[float, str] | None:
+    """Accuracy of always answering the most frequent class, where it is the same for all evaluations."""
+    totals = [evaluation.confusion.sum(axis=1) for evaluation in evaluations]
+    if not totals[0].sum() or any(not np.array_equal(total, totals[0]) for total in totals):
+        return None
+    return float(totals[0].max() / totals[0].sum()), "always the most frequent class"
+
+
+def calibration_section(runs: Sequence[Run]) -> Section:
+    """Whether the probabilities can be believed."""
+    names, groups, missing = [], [], []
+    for run in runs:
+        predictions = predictions_of(run, run.main) if run.main else None
+        if predictions is None:
+            start = f"{run.name}: " if len(runs) > 1 else ""
+            missing.append(f"{start}No file in predictions/ gives the figures of the main evaluation again.")
+        else:
+            names.append(run.name)
+            groups.append(figures.calibrate(predictions.label, predictions.probabilities))
+    if not groups:
+        return Section("calibration", "Calibration", missing=tuple(missing))
+    errors = "; ".join(
+        f"{run.name} {percent(run.main.ece)} %" for run in runs if run.name in names and run.main is not None
+    )
+    chart = Chart(
+        "calibration",
+        caption="Accuracy against confidence; on the dotted line they agree. Below: the share of samples.",
+        alt=f"Reliability diagram over 15 bins of confidence. Expected calibration error: {errors}.",
+        figure=figures.reliability_chart(names, groups),
+        tables=(tables.calibration_table(names, groups),),
+    )
+    text = (
+        f"Expected calibration error over 15 bins of equal width: {errors}. Points below the dotted line are "
+        "answers given with more confidence than they deserve.",
+    )
+    return Section("calibration", "Calibration", text=text, charts=(chart,), missing=tuple(missing))
+
+
+def training_section(runs: Sequence[Run]) -> Section:
+    """Learning curves."""
+    trained = [run for run in runs if run.history]
+    if not trained:
+        missing = "There is no line in metrics.jsonl: nothing is known about the course of training."
+        return Section("training", "Training", missing=(missing,))
+    charts = []
+    for name, title, keys, in_percent in (
+        ("loss", "Loss", ("train/loss", "val/loss"), False),
+        ("accuracy", "Accuracy", ("train/accuracy", "val/accuracy"), True),
+        ("learning-rate", "Learning rate", ("train/lr",), False),
+    ):
+        lines = _learning_lines(runs, keys)
+        if not lines:
+            continue
+        spoken = "; ".join(_course(line, in_percent) for line in lines if line.label)
+        charts.append(
+            Chart(
+                name,
+                caption=f"{title} by epoch." + (_legend_note(runs) if len(keys) > 1 else ""),
+                alt=f"Line chart of the {title.lower()} by epoch: {spoken}.",
+                figure=figures.line_chart(
+                    lines, x_label="epoch", y_label=title.lower(), y_percent=in_percent
+                ),
+                tables=(),
+            )
+        )
+    text = (
+        "Training figures are means over the augmented batches, in the course of the epoch; "
+        "val figures are measured at the end of an epoch on unchanged images.",
+    )
+    folded = tuple(tables.history_table(run) for run in trained)
+    return Section("training", "Training", text=text, charts=tuple(charts), folded_tables=folded)
+
+
+def _learning_lines(runs: Sequence[Run], keys: Sequence[str]) -> list[Series]:
+    """Val before train, so that it lies on top; one colour per run, or per key where there is one run."""
+    lines = []
+    several = len(runs) > 1
+    for key in sorted(keys, reverse=True):
+        for number, run in enumerate(runs):
+            epochs, values = run.curve(key)
+            if not len(epochs):
+                continue
+            train = key.startswith("train/")
+            epochs, values = _thin(epochs, values) if train else (epochs, values)
+            behind = train and len(keys) > 1
+            lines.append(
+                Series(
+                    label=("" if behind else run.name) if several else key.partition("/")[0],
+                    x=epochs,
+                    y=values,
+                    colour=number if several else int(not train),
+                    dash=1 if behind and several else 0,
+                    marks=not train and len(epochs) <= 40,
+                    faint=behind,
+                )
+            )
+    return lines
+
+
+def _thin(epochs: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """At most ``TRAIN_POINTS`` points: means of consecutive ones, NaN where one of them is."""
+    parts = min(TRAIN_POINTS, len(values))
+    return (
+        np.array([part.mean() for part in np.array_split(epochs, parts)]),
+        np.array([part.mean() for part in np.array_split(values, parts)]),
+    )
+
+
+def _legend_note(runs: Sequence[Run]) -> str:
+    return " Solid with marks: val; thin and dashed: train." if len(runs) > 1 else ""
+
+
+def _course(line: Series, in_percent: bool) -> str:
+    finite = line.y[~np.isnan(line.y)]
+    if not len(finite):
+        return f"{line.label} is nowhere a number"
+    first, last = (f"{percent(y)} %" if in_percent else f"{y:.3g}" for y in (finite[0], finite[-1]))
+    return f"{line.label} from {first} to {last}"
+
+
+def protocol_section(runs: Sequence[Run]) -> Section:
+    """How the figures came about: protocol, environment, configuration."""
+    texts = [
+        (f"Configuration of {run.name}: config.yaml", run.config_text)
+        for run in runs
+        if run.config_text is not None
+    ]
+    plain = [run for run in runs if run.config_text is None]
+    folded = tuple(tables.configuration_table(run) for run in plain)
+    return Section(
+        "protocol",
+        "Protocol and environment",
+        tables=(tables.protocol_table(runs), tables.environment_table(runs)),
+        folded_tables=folded,
+        folded_texts=tuple(texts),
+        points=tables.definitions(),
+    )
+
+
+def data_section(runs: Sequence[Run]) -> Section:
+    """What the data hold, by the manifests of the betons."""
+    manifests = {str(run.manifest.get("sha256")): run.manifest for run in runs if run.manifest is not None}
+    if not manifests:
+        return Section("data", "Data", missing=("No manifest of the data can be read here.",))
+    text, shown, folded = [], [], []
+    for checksum, manifest in manifests.items():
+        name = manifest.get("name", "the data")
+        text.append(f"{name}: {count(int(manifest['samples']), 'sample')}, beton sha256 {checksum}.")
+        shown.append(tables.parts_table(manifest))
+        folded.append(tables.audit_table(manifest))
+    return Section(
+        "data",
+        "Data",
+        text=tuple(text),
+        tables=tuple(table for table in shown if table.rows),
+        folded_tables=tuple(table for table in folded if table.rows),
+    )
+
+
+def _numbered(name: str, number: int, of: int) -> str:
+    return name if of == 1 else f"{name}-{number}"

@@ -1,0 +1,89 @@
+"""Checkpoints: atomic, verified by a checksum beside them, loaded without unpickling code."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ferdist.errors import RunError
+from ferdist.files import atomic_path, sha256, write_text
+
+BEST = "best.pt"
+_log = logging.getLogger(__name__)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a state and, before it appears, its checksum in ``sha256sum``'s format.
+
+    Raises:
+        RunError: if the disk refuses; what was there before stays.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+            # First the checksum: a crash between the two leaves one without a file, which nothing reads.
+            write_text(_checksum_path(path), f"{sha256(temporary)}  {path.name}\n")
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{path}: the checkpoint cannot be written: {reason}; make room and resume") from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        RunError: if it is missing, its bytes are not those that were written, or it holds more than tensors
+            and plain values (which could run code).
+    """
+    checksum = _checksum_path(path)
+    try:
+        if checksum.exists() and checksum.read_text().split()[:1] != [sha256(path)]:
+            raise RunError(f"{path}: damaged, its bytes do not match {checksum.name}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"{path}: there is no such checkpoint") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path}: not a checkpoint that can be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict):
+        raise RunError(f"{path}: not a checkpoint of ferdist, it holds a {type(state).__name__}")
+    return state
+
+
+def step_path(folder: Path, step: int) -> Path:
+    """Where the training state after ``step`` lies."""
+    return folder / f"step-{step:08d}.pt"
+
+
+def steps(folder: Path) -> list[Path]:
+    """Checkpoints of the training state, oldest first."""
+    return sorted(folder.glob("step-????????.pt"))
+
+
+def load_newest(folder: Path) -> dict[str, Any] | None:
+    """The newest training state that is whole, or None where there is none.
+
+    A damaged one is passed over with a warning.
+    """
+    for path in reversed(steps(folder)):
+        try:
+            return load(path)
+        except RunError as error:
+            _log.warning("%s; taking the checkpoint before it", error)
+    return None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` training states."""
+    for path in steps(folder)[:-keep]:
+        path.unlink(missing_ok=True)
+        _checksum_path(path).unlink(missing_ok=True)
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")

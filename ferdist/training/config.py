@@ -1,0 +1,103 @@
+"""What `train.*` in a config may say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ferdist.errors import ConfigError
+
+LOG_LIMIT: Final = 50
+"""Steps between two readings of the device's counters, at most: a non-finite gradient is noticed by then."""
+
+_CHOICES: Final = {
+    "optimizer": ("sgd", "adamw"),
+    "schedule": ("onecycle", "cosine"),
+    "class_weights": ("none", "balanced", "sqrt"),
+    "precision": ("auto", "bf16", "fp16", "fp32"),
+    "resume": ("auto", "never"),
+    "select": ("auto", "best", "last"),
+}
+
+
+@dataclass
+class TrainConfig:
+    """Training of one run.
+
+    Attributes:
+        epochs: passes over the training part.
+        lr: peak learning rate, for the global batch size; it does not change with the world size.
+        optimizer: ``sgd`` (Nesterov) or ``adamw``.
+        momentum: of SGD.
+        weight_decay: not applied to norms and biases.
+        schedule: ``onecycle`` (cosine up over ``warmup``, cosine down to 0) or ``cosine`` (linear up over
+            ``warmup``, cosine down to 0).
+        warmup: share of all steps in which the learning rate rises, in [0, 1).
+        label_smoothing: in [0, 1).
+        class_weights: weight of a class in the loss: ``none``, ``balanced`` (inverse frequency) or ``sqrt``
+            (its square root), scaled so that the mean weight of a training sample is 1.
+        clip: largest gradient norm, 0 for no clipping.
+        accumulate: micro-batches per step; data.batch_size stays the size of a whole step.
+        ema: decay of the exponential moving average of the weights, 0 for none; evaluation uses the average.
+        precision: ``auto`` is bf16 where the device has it, else fp16 on a GPU, else fp32.
+        channels_last: memory format of the convolutions.
+        compile: torch.compile the network and the augmentation.
+        deterministic: ask cuDNN and PyTorch for deterministic kernels.
+        sync_batchnorm: batch statistics over all ranks (GPUs only).
+        log_every: steps between two lines of metrics.
+        evaluate_every: epochs between two evaluations; the last epoch is always evaluated.
+        select: which weights a run's evaluation takes: ``best`` on val, ``last``, or ``auto``: best where the
+            data have splits, last where a fold is held out.
+        checkpoint_seconds: a checkpoint is written after so many seconds (and at each epoch's end).
+        keep_checkpoints: how many checkpoints of the training state are kept.
+        resume: ``auto`` continues a run from its newest checkpoint, ``never`` refuses a used run folder.
+    """
+
+    epochs: int = 60
+    lr: float = 0.1
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "onecycle"
+    warmup: float = 0.25
+    label_smoothing: float = 0.1
+    class_weights: str = "none"
+    clip: float = 0.0
+    accumulate: int = 1
+    ema: float = 0.999
+    precision: str = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    deterministic: bool = True
+    sync_batchnorm: bool = False
+    log_every: int = 50
+    evaluate_every: int = 1
+    select: str = "auto"
+    checkpoint_seconds: float = 300.0
+    keep_checkpoints: int = 2
+    resume: str = "auto"
+
+    def __post_init__(self) -> None:
+        for key, allowed in _CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise ConfigError(
+                    f"train.{key} is {getattr(self, key)!r}: it must be one of {', '.join(allowed)}"
+                )
+        for key, low, high in (
+            ("epochs", 1, None),
+            ("accumulate", 1, None),
+            ("evaluate_every", 1, None),
+            ("keep_checkpoints", 1, None),
+            ("log_every", 1, LOG_LIMIT),
+            ("lr", 0.0, None),
+            ("weight_decay", 0.0, None),
+            ("clip", 0.0, None),
+            ("checkpoint_seconds", 0.0, None),
+        ):
+            value = getattr(self, key)
+            if not low <= value or (high is not None and value > high):
+                limit = f"at least {low}" if high is None else f"{low} to {high}"
+                raise ConfigError(f"train.{key} is {value}: it must be {limit}")
+        for key in ("momentum", "warmup", "label_smoothing", "ema"):
+            if not 0.0 <= getattr(self, key) < 1.0:
+                raise ConfigError(f"train.{key} is {getattr(self, key)}: it must lie in [0, 1)")

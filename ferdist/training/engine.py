@@ -1,0 +1,197 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from ferdist.augment import Augment, draw_mixup, mix
+from ferdist.beton import Batch, BetonLoader
+from ferdist.config import Config
+from ferdist.datasets.record import Integers
+from ferdist.errors import RunError
+from ferdist.models import Task
+from ferdist.training import optim, seeds
+from ferdist.training.distributed import World
+from ferdist.training.ema import Ema
+from ferdist.training.precision import autocast, autocast_dtype
+from ferdist.training.schedule import Schedule
+
+
+class Engine:
+    """A network and all that changes while it trains.
+
+    Args:
+        config: of the run.
+        model: the network, on the world's device.
+        augment: what makes network inputs of uint8 images.
+        task: image shape and class count.
+        schedule: of the steps.
+        weights: class weights of the loss (K,) or None.
+        world: this rank.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: nn.Module,
+        augment: Augment,
+        task: Task,
+        schedule: Schedule,
+        weights: Tensor | None,
+        world: World,
+    ) -> None:
+        self.config, self.task, self.schedule, self.world = config, task, schedule, world
+        train = config.train
+        self.model, self.augment, self.weights = model, augment, weights
+        self.ema = Ema(model, train.ema)
+        self.optimizer = optim.make_optimizer(model, train)
+        self.dtype = autocast_dtype(train.precision, world.device)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
+        self.generator = torch.Generator(world.device)
+        self.step = 0
+        if train.compile:
+            model.compile(dynamic=False)
+            self.augment_pixels: Callable[..., Tensor] = torch.compile(augment, dynamic=False)
+        else:
+            self.augment_pixels = augment
+        devices = [world.device.index] if world.device.type == "cuda" else None
+        self.ddp = (
+            DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+            if world.size > 1
+            else model
+        )
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        # Sums since the last reading: loss, correct, samples, gradient norm; they stay on the device.
+        self.counters = torch.zeros(4, device=world.device)
+        self.broken = torch.zeros((), device=world.device)
+
+    def batches(self, loader: BetonLoader, indices: Integers) -> Iterator[list[Batch]]:
+        """The micro-batches of each step from ``self.step`` on, to the end of the run."""
+        per_epoch = self.schedule.steps_per_epoch
+        for epoch in range(self.step // per_epoch, self.schedule.epochs):
+            skip = self.step - epoch * per_epoch
+            order = seeds.epoch_order(indices, self.config.seed, epoch)
+            stream = loader.batches(self.schedule.rank_order(order, self.world.rank, skip))
+            for _ in range(skip, per_epoch):
+                yield [next(stream) for _ in range(self.schedule.accumulate)]
+            stream.close()  # type: ignore[attr-defined]
+
+    def train_step(self, micro_batches: list[Batch]) -> None:
+        """Forward, backward and update; nothing waits for the device.
+
+        A gradient that is not finite after the reduction, and so on every rank alike, leaves the weights as
+        they are and raises ``broken``, which `read` looks at later.
+        """
+        config, step, rank = self.config, self.step + 1, self.world.rank
+        self.generator.manual_seed(seeds.derive_seed(config.seed, seeds.AUGMENT, step))
+        torch.manual_seed(seeds.derive_seed(config.seed, seeds.DROPOUT, step, rank))
+        # Drawn for the whole global batch on each rank, so that a sample's draws do not depend on the ranks.
+        image_shape = (self.task.channels, self.task.height, self.task.width)
+        draws = self.augment.draw(self.schedule.batch_size, image_shape, self.generator)
+        lam = self._draw_mixup()
+
+        rate = optim.learning_rate(config.train, step, self.schedule.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for i, batch in enumerate(micro_batches):
+            start, stop = self.schedule.rows(rank, i)
+            images = self.augment_pixels(batch.image, draws.slice(start, stop))
+            last = i + 1 == len(micro_batches)
+            self._backward(images, batch.label, None if lam is None else lam[start:stop], reduce=last)
+        self._update()
+        self.step = step
+        self.ema.update(step)
+
+    def _draw_mixup(self) -> Tensor | None:
+        mixup = self.config.augment.mixup
+        if not self.config.augment.enabled or mixup.probability == 0:
+            return None
+        return draw_mixup(self.schedule.batch_size, mixup.alpha, mixup.probability, self.generator)
+
+    def _backward(self, images: Tensor, labels: Tensor, lam: Tensor | None, *, reduce: bool) -> None:
+        if isinstance(self.ddp, DistributedDataParallel):
+            self.ddp.require_backward_grad_sync = reduce
+        if lam is not None:
+            images = mix(images, lam)
+        if self.config.train.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(self.world.device, self.dtype):
+            logits = self.ddp(images)
+        targets = optim.soft_targets(labels, self.task.classes, lam)
+        loss = cross_entropy(
+            logits.float(), targets, self.weights, label_smoothing=self.config.train.label_smoothing
+        )
+        self.scaler.scale(loss / self.schedule.accumulate).backward()
+        with torch.no_grad():
+            correct = (logits.argmax(1) == labels).sum()
+            self.counters[0] += loss.detach() * len(labels)
+            self.counters[1] += correct
+            self.counters[2] += len(labels)
+
+    def _update(self) -> None:
+        clip = self.config.train.clip
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if clip > 0:
+            nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
+        self.counters[3] += norm
+        if self.scaler.is_enabled():
+            # fp16 overflows now and then by design: the scaler skips the update and lowers its scale.
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            found = (~torch.isfinite(norm)).float()
+            self.broken = torch.maximum(self.broken, found)
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = found  # type: ignore[attr-defined]
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def is_sound(self) -> bool:
+        """Whether all updates so far were finite; waits for the device."""
+        return not bool(self.broken.item()) and not (self.scaler.is_enabled() and self.scaler.get_scale() < 1)
+
+    def read(self, steps: int) -> dict[str, float]:
+        """Means since the last reading over ``steps`` steps and all ranks, then start anew.
+
+        Raises:
+            RunError: if a gradient was not finite; the same on every rank.
+        """
+        totals = self.world.sum(self.counters).tolist()
+        if not self.is_sound():
+            raise RunError(
+                f"the gradient became infinite or NaN by step {self.step}: no update was made with it; "
+                "lower train.lr, set train.clip=1 or try train.precision=fp32"
+            )
+        self.counters.zero_()
+        return {
+            "train/loss": totals[0] / totals[2],
+            "train/accuracy": totals[1] / totals[2],
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/grad_norm": totals[3] / (steps * self.world.size),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs; with ``seeds`` and the step, every later draw is determined."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` gave."""
+        self.step = int(state["step"])
+        self.model.load_state_dict(state["model"])
+        self.ema.model.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,142 @@
+"""A run's folder: its config, its state in words, and who may write to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ferdist.config import RECORD_KEY, Config, differences, load_config, to_dict
+from ferdist.errors import RunError
+from ferdist.files import write_json, write_text
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, with the environment of its last start."""
+        return self.path / "config.yaml"
+
+    @property
+    def status(self) -> Path:
+        """State in words: running, finished, preempted or failed."""
+        return self.path / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line; the truth that TensorBoard shows."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tb"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Training states and the best weights."""
+        return self.path / "checkpoints"
+
+    @property
+    def predictions(self) -> Path:
+        """Probabilities per sample of each evaluation."""
+        return self.path / "predictions"
+
+    @property
+    def results(self) -> Path:
+        """All evaluations."""
+        return self.path / "results.json"
+
+    def set_status(self, state: str, reason: str | None = None, **details: Any) -> None:
+        """Write status.json: a state of ``running``, ``finished``, ``preempted`` or ``failed``, and why."""
+        write_json(
+            self.status,
+            {
+                "state": state,
+                "reason": reason,
+                **details,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "updated": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            },
+        )
+
+    def state(self) -> str | None:
+        """The state that status.json tells, None where there is none."""
+        try:
+            return str(json.loads(self.status.read_text())["state"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def stored_config(self) -> Config:
+        """The config that the run was started with.
+
+        Raises:
+            RunError: if this is no run folder.
+        """
+        if not self.config.is_file():
+            raise RunError(f"{self.path}: no run folder, it has no config.yaml")
+        return load_config(self.config)
+
+    def stored_environment(self) -> dict[str, Any]:
+        """The environment recorded at the last start."""
+        return dict(yaml.safe_load(self.config.read_text())[RECORD_KEY])
+
+    def write_config(self, config: Config, environment: dict[str, Any]) -> None:
+        """Write config.yaml, which `ferdist train` also takes as a config."""
+        values = {**to_dict(config), RECORD_KEY: environment}
+        write_text(self.config, yaml.safe_dump(values, sort_keys=False))
+
+
+@contextmanager
+def claim(config: Config, beton_sha256: str) -> Iterator[RunFolder]:
+    """Take the run's folder for writing; the lock goes with the process, however it dies.
+
+    Raises:
+        RunError: if another process writes to it, or it belongs to another config or other data.
+    """
+    folder = RunFolder(Path(config.run_dir))
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = (folder.path / ".lock").open("a")
+    except OSError as error:
+        raise RunError(f"{folder.path}: the run folder cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"{folder.path}: another process is training in this run folder: wait for it, or set run_dir"
+            ) from None
+        _check_owner(folder, config, beton_sha256)
+        yield folder
+
+
+def _check_owner(folder: RunFolder, config: Config, beton_sha256: str) -> None:
+    if not folder.config.exists():
+        return
+    if config.train.resume == "never":
+        raise RunError(f"{folder.path}: a run is there and train.resume is never: set another run_dir")
+    different = differences(folder.stored_config(), config)
+    stored = folder.stored_environment().get("beton_sha256")
+    if stored != beton_sha256:
+        different.append(f"content of {config.data.path}: {str(stored)[:12]} -> {beton_sha256[:12]}")
+    if different:
+        raise RunError(
+            f"{folder.path}: this run folder belongs to another config ({'; '.join(different)}): "
+            "set another run_dir or remove the folder"
+        )

@@ -1,0 +1,161 @@
+"""What a person watches: metrics.jsonl, TensorBoard and progress on stderr. Rank 0 only."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from ferdist.config import Config, flatten, to_dict
+from ferdist.training.folder import RunFolder
+
+T = TypeVar("T")
+
+PLAIN_LINE_SECONDS = 10.0
+"""Where stderr is no terminal, a line of training metrics at most this often."""
+
+
+class Stopwatch:
+    """Seconds in total and seconds waiting for batches, since the last reading."""
+
+    def __init__(self) -> None:
+        self.start, self.waited = time.perf_counter(), 0.0
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches, with the time that each is waited for added up."""
+        while True:
+            before = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - before
+            if batch is None:
+                return
+            yield batch
+
+    def read(self, samples: int) -> dict[str, float]:
+        """Images per second and the share of time spent waiting for batches, then start anew."""
+        elapsed = time.perf_counter() - self.start
+        rates = {"rate/images_per_second": samples / elapsed, "rate/loader_wait": self.waited / elapsed}
+        self.reset()
+        return rates
+
+    def reset(self) -> None:
+        """Start anew."""
+        self.start, self.waited = time.perf_counter(), 0.0
+
+
+class Monitor:
+    """Records one run.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        step: the step from which the run goes on; later lines of metrics.jsonl are cut off.
+        total_steps: of the run.
+        seconds: what the run has taken before, over all its starts.
+    """
+
+    def __init__(self, folder: RunFolder, config: Config, step: int, total_steps: int, seconds: float) -> None:
+        self.folder, self.config = folder, config
+        self.before, self.start = seconds, time.perf_counter()
+        cut_back(folder.metrics, step)
+        self.lines = folder.metrics.open("a", encoding="utf-8")
+        self.board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1 if step else None)
+        self.console = Console(stderr=True, highlight=False)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task("training", total=total_steps, completed=step, metrics="")
+        self.progress.start()
+        self.total_steps = total_steps
+        self.last_plain_line = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has taken, over all its starts."""
+        return self.before + time.perf_counter() - self.start
+
+    def record(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        """Write one line of metrics.jsonl, the same numbers to TensorBoard, and show them."""
+        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line = {"step": step, "epoch": round(epoch, 4), "time": round(self.seconds, 3), **plain}
+        self.lines.write(json.dumps(line) + "\n")
+        self.lines.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        shown = "  ".join(f"{_short(name)} {value:.4g}" for name, value in values.items() if name in _SHOWN)
+        evaluated = any(name.startswith("val/") for name in values)
+        self.progress.update(self.task, completed=step, metrics=shown)
+        due = time.perf_counter() - self.last_plain_line > PLAIN_LINE_SECONDS
+        if evaluated or (not self.console.is_terminal and due):
+            self.console.print(f"step {step}/{self.total_steps}  epoch {epoch:.4g}  {shown}")
+            self.last_plain_line = time.perf_counter()
+
+    def show(self, step: int) -> None:
+        """Move the progress bar."""
+        self.progress.update(self.task, completed=step)
+
+    def images(self, grid: npt.NDArray[np.uint8], step: int) -> None:
+        """Show a grid of augmented images, uint8 (H, W, 3), in TensorBoard."""
+        self.board.add_image("augmented", grid, step, dataformats="HWC")
+
+    def confusion(self, matrix: npt.NDArray[np.int64], classes: tuple[str, ...], step: int) -> None:
+        """Show a confusion matrix (K, K), rows: true class, in TensorBoard."""
+        from ferdist.reporting.figures import confusion_chart
+
+        self.board.add_figure("val/confusion", confusion_chart(matrix, classes), step)
+
+    def hyperparameters(self, metrics: dict[str, float]) -> None:
+        """Show the config beside the final metrics in TensorBoard's HPARAMS tab."""
+        plain = {
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in flatten(to_dict(self.config)).items()
+        }
+        self.board.add_hparams(plain, {f"final/{k}": v for k, v in metrics.items()}, run_name=".")
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self.progress.stop()
+        self.lines.flush()
+        os.fsync(self.lines.fileno())
+        self.lines.close()
+        self.board.close()
+
+
+_SHOWN = ("train/loss", "train/accuracy", "rate/images_per_second", "val/loss", "val/accuracy", "val/macro_f1")
+
+
+def _short(name: str) -> str:
+    return {"rate/images_per_second": "img/s"}.get(name, name.replace("/", " "))
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl after ``step``, and a half-written last line, in place."""
+    if not path.exists():
+        return
+    keep = 0
+    with path.open("rb+") as file:
+        for line in file:
+            try:
+                entry: dict[str, Any] = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith(b"\n") or entry["step"] > step:
+                break
+            keep += len(line)
+        file.truncate(keep)

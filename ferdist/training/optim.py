@@ -1,0 +1,65 @@
+"""Loss, optimizer and learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ferdist.training.config import TrainConfig
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum or AdamW, without weight decay on norms and biases.
+
+    The fused implementations take ``found_inf``, by which a non-finite gradient is masked on the device.
+    """
+    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    rest = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.SGD(
+        groups,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    """Learning rate of a step, from 1 to ``total_steps``: a pure function, so a resumed run needs no state."""
+    warmup = config.warmup * total_steps
+    if step <= warmup:
+        rise = step / warmup
+        return config.lr * (rise if config.schedule == "cosine" else (1 - math.cos(math.pi * rise)) / 2)
+    fall = (step - warmup) / (total_steps - warmup)
+    # The last step still learns a little: a rate of exactly 0 would waste it.
+    return config.lr * max((1 + math.cos(math.pi * fall)) / 2, 1e-4)
+
+
+def class_weights(kind: str, counts: Sequence[int], device: torch.device) -> Tensor | None:
+    """Weight of each class in the loss, (K,) float32, or None; the mean over the training samples is 1.
+
+    Args:
+        kind: ``none``, ``balanced`` (inverse frequency) or ``sqrt`` (its square root).
+        counts: training samples of each class; a class without samples gets weight 0.
+    """
+    if kind == "none":
+        return None
+    n = torch.tensor(counts, dtype=torch.float64)
+    raw = torch.where(n > 0, n.clamp(min=1) ** (-1.0 if kind == "balanced" else -0.5), 0.0)
+    return (raw * n.sum() / (raw * n).sum()).float().to(device)
+
+
+def soft_targets(labels: Tensor, classes: int, lam: Tensor | None) -> Tensor:
+    """Targets (N, classes): one-hot labels, mixed with the reversed batch where ``lam`` (N,) is given."""
+    onehot = nn.functional.one_hot(labels, classes).float()
+    if lam is None:
+        return onehot
+    weight = lam[:, None].to(onehot.dtype)
+    return weight * onehot + (1 - weight) * onehot.flip(0)

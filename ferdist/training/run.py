@@ -1,0 +1,259 @@
+"""The one way to train: `run(config)`, whoever starts it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ferdist import environment
+from ferdist.augment import Augment, denormalise
+from ferdist.augment.grid import image_grid
+from ferdist.beton import Batch, Beton, BetonLoader, open_beton
+from ferdist.config import Config
+from ferdist.errors import ConfigError, FerdistError
+from ferdist.evaluation import metrics
+from ferdist.evaluation.evaluate import evaluate_trained
+from ferdist.evaluation.model import ModelCard, TrainedModel, default_checkpoint, load_trained
+from ferdist.evaluation.predict import predict
+from ferdist.models import Task, build_model
+from ferdist.models.pretrained import load_pretrained
+from ferdist.training import checkpoint, optim, seeds
+from ferdist.training.distributed import World, join_world
+from ferdist.training.engine import Engine
+from ferdist.training.folder import RunFolder, claim
+from ferdist.training.monitor import Monitor, Stopwatch
+from ferdist.training.schedule import Schedule
+
+GRID_IMAGES = 32
+
+
+def run(config: Config) -> Path:
+    """Train, or go on training, the run that ``config`` defines, and evaluate it on val.
+
+    Under torchrun every rank calls this; rank 0 writes the run's folder.
+
+    Returns:
+        The run's results.json.
+
+    Raises:
+        FerdistError: one line that says what is wrong; status.json then says ``failed`` and why.
+    """
+    if not config.data.path:
+        raise ConfigError("data.path is not set: give the beton file, data.path=DIR/NAME.beton")
+    with join_world(config.device) as world:
+        beton = open_beton(Path(config.data.path), checksum=True)
+        if not world.is_main:
+            return _train(config, beton, world, RunFolder(Path(config.run_dir)))
+        with claim(config, beton.manifest.sha256) as folder:
+            try:
+                return _train(config, beton, world, folder)
+            except BaseException as error:
+                reason = str(error) if isinstance(error, FerdistError) else f"{type(error).__name__}: {error}"
+                folder.set_status("failed", reason.splitlines()[0] if reason else "no reason given")
+                raise
+
+
+def _train(config: Config, beton: Beton, world: World, folder: RunFolder) -> Path:
+    """Set up, loop, evaluate."""
+    with closing(_Job(config, beton, world, folder)) as job:
+        _loop(job)
+        return job.finish()
+
+
+def _loop(job: _Job) -> None:
+    config = job.config
+    engine, schedule, monitor = job.engine, job.schedule, job.monitor
+    per_epoch, total = schedule.steps_per_epoch, schedule.total_steps
+    read_at, watch = engine.step, Stopwatch()
+    steps = range(engine.step + 1, total + 1)
+    stream = watch.timed(engine.batches(job.loader, job.train_indices))
+    for step, micro_batches in zip(steps, stream, strict=False):
+        if step == 1:
+            job.show_augmented(micro_batches[0])
+        engine.train_step(micro_batches)
+        epoch_ends = step % per_epoch == 0
+        if epoch_ends or step - read_at >= config.train.log_every:
+            values = engine.read(step - read_at)
+            values |= watch.read((step - read_at) * schedule.batch_size)
+            read_at = step
+            if monitor:
+                monitor.record(step, step / per_epoch, values)
+        if epoch_ends:
+            epoch = step // per_epoch
+            if epoch % config.train.evaluate_every == 0 or step == total:
+                job.validate(epoch)
+            job.save()
+            watch.reset()
+        elif job.save_is_due():
+            job.save()
+
+
+class _Job:
+    """What the loop needs beside the engine: data, validation, checkpoints, monitoring."""
+
+    def __init__(self, config: Config, beton: Beton, world: World, folder: RunFolder) -> None:
+        self.config, self.beton, self.world, self.folder = config, beton, world, folder
+        fold = config.data.fold
+        self.train_indices, self.val_indices = beton.indices("train", fold), beton.indices("val", fold)
+        mean, std = beton.normalisation(fold)
+        image, classes = beton.manifest.image, tuple(beton.manifest.classes)
+        self.task = Task(image["channels"], image["height"], image["width"], len(classes))
+        self.card = ModelCard(config, self.task, classes, tuple(mean), tuple(std), beton.manifest.sha256)
+        self.schedule = Schedule(
+            len(self.train_indices),
+            config.data.batch_size,
+            world.size,
+            config.train.accumulate,
+            config.train.epochs,
+        )
+        self.augment = Augment(config.augment, mean, std)
+        _set_determinism(config)
+        counts = torch.bincount(
+            torch.from_numpy(beton.label[self.train_indices]), minlength=len(classes)
+        ).tolist()
+        weights = optim.class_weights(config.train.class_weights, counts, world.device)
+        self.engine = Engine(config, self._network(), self.augment, self.task, self.schedule, weights, world)
+        self.loader = self._loader(self.schedule.micro_batch)
+        self.val_loader = self._loader(max(self.schedule.micro_batch, 256))
+
+        self.best: float | None = None
+        seconds = self._resume()
+        self.monitor: Monitor | None = None
+        if world.is_main:
+            folder.write_config(
+                config,
+                {**environment.describe(world.device, world.size), "beton_sha256": beton.manifest.sha256},
+            )
+            self.monitor = Monitor(folder, config, self.engine.step, self.schedule.total_steps, seconds)
+            self._status("running")
+        self.saved_at, self.saved_step = time.monotonic(), self.engine.step
+
+    def _network(self) -> nn.Module:
+        torch.manual_seed(seeds.derive_seed(self.config.seed, seeds.WEIGHTS))
+        network = build_model(self.config.model, self.task)
+        load_pretrained(network, self.config.model.pretrained)
+        if self.config.train.sync_batchnorm:
+            if self.world.device.type != "cuda":
+                raise ConfigError("train.sync_batchnorm is true, which needs GPUs: set it to false")
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
+        return network.to(device=self.world.device, memory_format=layout)
+
+    def _loader(self, batch_size: int) -> BetonLoader:
+        data = self.config.data
+        return BetonLoader(
+            self.beton,
+            batch_size=batch_size,
+            device=self.world.device,
+            workers=data.workers,
+            timeout=data.timeout,
+        )
+
+    def _resume(self) -> float:
+        """Go on from the newest whole checkpoint, if there is one; the seconds that the run has taken."""
+        state = checkpoint.load_newest(self.folder.checkpoints)
+        if state is None:
+            return 0.0
+        self.engine.load_state(state)
+        self.best = state["best"]
+        return float(state["seconds"])
+
+    def show_augmented(self, batch: Batch) -> None:
+        """Put the first batch, as the network sees it, into TensorBoard."""
+        if not self.monitor:
+            return
+        generator = torch.Generator(self.world.device)
+        generator.manual_seed(seeds.derive_seed(self.config.seed, seeds.AUGMENT, 1))
+        shape = (self.task.channels, self.task.height, self.task.width)
+        draws = self.augment.draw(self.schedule.batch_size, shape, generator)
+        images = self.augment(batch.image, draws.slice(*self.schedule.rows(0, 0)))[:GRID_IMAGES]
+        self.monitor.images(image_grid(denormalise(images, self.card.mean, self.card.std), 8), 1)
+
+    def validate(self, epoch: int) -> None:
+        """Score the averaged weights on val; keep them if they are the best so far."""
+        network = self.engine.ema.model
+        # The batch statistics follow each rank's own batches: all ranks evaluate rank 0's.
+        self.world.share_from_main(network)
+        predictions = predict(
+            network,
+            self.beton,
+            self.val_loader,
+            self.val_indices,
+            self.world,
+            mean=self.card.mean,
+            std=self.card.std,
+            dtype=self.engine.dtype,
+        )
+        if not self.monitor:
+            return
+        scores = metrics.quick_score(predictions)
+        step = self.engine.step
+        self.monitor.record(step, epoch, {f"val/{name}": value for name, value in scores.items()})
+        self.monitor.confusion(metrics.confusion(predictions), self.card.classes, step)
+        if self.best is None or scores["accuracy"] > self.best:
+            self.best = scores["accuracy"]
+            weights = {"step": step, "ema": network.state_dict(), "card": self.card.to_dict()}
+            checkpoint.save(self.folder.checkpoints / checkpoint.BEST, weights)
+
+    def save_is_due(self) -> bool:
+        """Whether the interval between two checkpoints has passed."""
+        return time.monotonic() - self.saved_at >= self.config.train.checkpoint_seconds
+
+    def save(self) -> None:
+        """Write the training state, unless an update that was not finite is still unread."""
+        self.saved_at = time.monotonic()
+        if not self.monitor or not self.engine.is_sound():
+            return
+        state = {
+            **self.engine.state(),
+            "best": self.best,
+            "seconds": self.monitor.seconds,
+            "card": self.card.to_dict(),
+        }
+        checkpoint.save(checkpoint.step_path(self.folder.checkpoints, self.engine.step), state)
+        checkpoint.prune(self.folder.checkpoints, self.config.train.keep_checkpoints)
+        self._status("running")
+
+    def finish(self) -> Path:
+        """Evaluate the selected weights on val, write results.json and close."""
+        which = default_checkpoint(self.config)
+        self.world.barrier()
+        trained = self._selected(which)
+        results = evaluate_trained(trained, self.beton, self.world, self.folder, split="val")
+        if self.monitor:
+            final = results["evaluations"][-1]
+            names = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
+            self.monitor.hyperparameters({name: final[name] for name in names})
+            self._status("finished")
+        return self.folder.results
+
+    def close(self) -> None:
+        """Close what is open, however the run ended."""
+        if self.monitor:
+            self.monitor.close()
+
+    def _selected(self, which: str) -> TrainedModel:
+        trained = load_trained(str(self.folder.path), which, self.world.device)
+        self.world.share_from_main(trained.network)
+        return trained
+
+    def _status(self, state: str) -> None:
+        step, per_epoch = self.engine.step, self.schedule.steps_per_epoch
+        details: dict[str, Any] = {
+            "step": step,
+            "total_steps": self.schedule.total_steps,
+            "epoch": round(step / per_epoch, 4),
+            "world_size": self.world.size,
+        }
+        self.folder.set_status(state, **details)
+
+
+def _set_determinism(config: Config) -> None:
+    torch.backends.cudnn.deterministic = config.train.deterministic
+    torch.backends.cudnn.benchmark = not config.train.deterministic
+    torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)

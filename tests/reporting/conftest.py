@@ -1,0 +1,206 @@
+"""Run folders with plausible figures, computed by scikit-learn from drawn predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, recall_score
+
+from ferdist.evaluation.metrics import expected_calibration_error
+
+CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+SHARES = np.array([467, 56, 496, 895, 653, 415, 607]) / 3589
+MakeRun = Callable[..., Path]
+
+
+def draw_predictions(samples: int, skill: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels int64 (N,) and probabilities float32 (N, K) of a model that is right the more, the higher its skill."""
+    generator = np.random.default_rng(seed)
+    label = generator.choice(len(SHARES), size=samples, p=SHARES)
+    label[: len(SHARES)] = np.arange(len(SHARES))
+    # A fixed resemblance of the classes makes some mistakes more frequent than others.
+    resemblance = np.random.default_rng(7).normal(size=(len(SHARES), len(SHARES)))
+    logits = 1.3 * generator.normal(size=(samples, len(SHARES))) + 0.9 * resemblance[label]
+    logits[np.arange(samples), label] += skill
+    odds = np.exp(1.4 * (logits - logits.max(axis=1, keepdims=True)))
+    return label, (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def measure(label: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
+    """The figures of results.json, by scikit-learn."""
+    predicted = probabilities.argmax(axis=1)
+    accuracy = float(accuracy_score(label, predicted))
+    half = 1.96 * float(np.sqrt(accuracy * (1 - accuracy) / len(label)))
+    return {
+        "samples": len(label),
+        "accuracy": accuracy,
+        "accuracy_ci95": [max(0.0, accuracy - half), min(1.0, accuracy + half)],
+        "balanced_accuracy": float(balanced_accuracy_score(label, predicted)),
+        "macro_f1": float(f1_score(label, predicted, average="macro")),
+        "per_class_recall": recall_score(label, predicted, average=None).tolist(),
+        "confusion": confusion_matrix(label, predicted).tolist(),
+        "ece": expected_calibration_error(probabilities, label),
+    }
+
+
+def learning_curve(epochs: int, steps: int, seed: int) -> list[dict[str, float]]:
+    """Lines of metrics.jsonl."""
+    generator = np.random.default_rng(seed)
+    lines: list[dict[str, float]] = []
+    for step in range(10, epochs * steps + 1, 10):
+        done = step / (epochs * steps)
+        epoch = step / steps
+        lines.append(
+            {
+                "step": step,
+                "epoch": epoch,
+                "time": 0.5 * step,
+                "train/loss": 0.9 + np.exp(-3 * done) + 0.05 * generator.normal(),
+                "train/accuracy": 0.65 - 0.45 * np.exp(-4 * done) + 0.02 * generator.normal(),
+                "train/lr": 0.05 * (1 + np.cos(np.pi * done)),
+                "train/grad_norm": 1.0,
+            }
+        )
+        if step % steps == 0:
+            lines.append(
+                {
+                    "step": step,
+                    "epoch": int(epoch),
+                    "time": 0.5 * step,
+                    "val/loss": 1.0 + 0.8 * np.exp(-4 * done) + 0.02 * generator.normal(),
+                    "val/accuracy": 0.63 - 0.4 * np.exp(-5 * done) + 0.01 * generator.normal(),
+                    "val/balanced_accuracy": 0.58 - 0.4 * np.exp(-5 * done),
+                    "val/macro_f1": 0.58 - 0.4 * np.exp(-5 * done),
+                }
+            )
+    return lines
+
+
+def write_run(
+    folder: Path,
+    *,
+    classes: Sequence[str] = CLASSES,
+    seed: int = 0,
+    skill: float = 2.6,
+    samples: int = 700,
+    epochs: int = 8,
+    test: bool = False,
+    occlusion: bool = False,
+    fold: int | None = None,
+    manifest: bool = False,
+    model: str = "resnet18_cbam",
+) -> Path:
+    """A finished run's folder, as training and evaluation leave it.
+
+    Args:
+        folder: to be made.
+        classes: seven names.
+        seed: of the predictions.
+        skill: of the model.
+        samples: in the evaluated split.
+        epochs: in metrics.jsonl.
+        test: whether test was scored too.
+        occlusion: whether val was scored under squares and circles.
+        fold: held-out fold, or None for splits.
+        manifest: whether the beton's manifest is there.
+        model: its name.
+    """
+    (folder / "predictions").mkdir(parents=True)
+    data = folder.parent / "data" / "fer2013.beton"
+    conditions = {
+        "fold": fold,
+        "subset": "all",
+        "unit": "image",
+        "tta": "none",
+        "checkpoint": "last" if fold is not None else "best",
+    }
+    evaluations = []
+    for number, split in enumerate(("val", "test") if test else ("val",)):
+        label, probabilities = draw_predictions(samples, skill, seed + 100 * number)
+        np.savez(
+            folder / "predictions" / f"{split}.npz",
+            index=np.arange(samples),
+            label=label,
+            probabilities=probabilities,
+            beton_sha256="5e" * 32,
+        )
+        evaluations.append({"split": split, **conditions, "occlusion": None, **measure(label, probabilities)})
+    for kind in ("square", "circle") if occlusion else ():
+        for severity, covered in enumerate((0.028, 0.111, 0.25, 0.444, 0.5625), start=1):
+            weaker = skill * (1 - (1.1 if kind == "square" else 0.95) * covered)
+            label, probabilities = draw_predictions(samples, weaker, seed)
+            entry = {"kind": kind, "severity": severity, "fill": "zero"}
+            evaluations.append(
+                {"split": "val", **conditions, "occlusion": entry, **measure(label, probabilities)}
+            )
+    config = {
+        "data": {"path": str(data), "fold": fold, "batch_size": 128},
+        "model": {"name": model, "stem": "stride2", "placement": "after"},
+        "train": {"epochs": epochs, "lr": 0.1, "select": "auto"},
+        "seed": seed,
+        "run_dir": str(folder),
+    }
+    environment = {
+        "ferdist": "0.1.0",
+        "torch": "2.14.1",
+        "python": "3.11.2",
+        "platform": "Linux",
+        "cpu": "a processor",
+        "device": "cpu",
+        "world_size": 2,
+        "threads": 1,
+        "git_revision": "05d845e",
+        "date": "2026-10-01T12:00:00Z",
+    }
+    results = {
+        "schema": 1,
+        "classes": list(classes),
+        "config": config,
+        "environment": environment,
+        "test_scorings": int(test),
+        "evaluations": evaluations,
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "status.json").write_text(json.dumps({"state": "finished", "reason": None}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, "environment": environment}))
+    lines = learning_curve(epochs, 60, seed)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if manifest:
+        write_manifest(data.with_suffix(".json"), classes)
+    return folder
+
+
+def write_manifest(path: Path, classes: Sequence[str]) -> None:
+    """A manifest as the beton writer leaves it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    counts = [467, 56, 496, 895, 653, 415, 607]
+    manifest = {
+        "schema": 1,
+        "name": "fer2013",
+        "samples": 3589 * 2,
+        "image": {"channels": 1, "height": 48, "width": 48},
+        "classes": list(classes),
+        "splits": {name: {"samples": 3589, "per_class": counts} for name in ("train", "val")},
+        "folds": {},
+        "sources": {"fer2013.csv": "ab" * 32},
+        "sha256": "5e" * 32,
+        "audit": {"unique": 7000, "copies": {"across_splits": 118, "conflicting": [3, 9]}, "constant": []},
+        "created": {"ferdist": "0.1.0"},
+    }
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """``make_run(name, **options)``: a run's folder below tmp_path, options as in ``write_run``."""
+
+    def make(name: str = "run", **options: Any) -> Path:
+        return write_run(tmp_path / name, **options)
+
+    return make
