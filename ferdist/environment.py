@@ -14,13 +14,14 @@ import torch
 
 import ferdist
 
-PACKAGES = ("torch", "torchvision", "ffcv", "numpy")
+PACKAGES = ("torchvision", "ffcv", "numpy")
 
 
 def describe(device: torch.device, world_size: int) -> dict[str, Any]:
     """Versions, hardware, thread and process counts, git revision and date (UTC), as plain values."""
     return {
         "ferdist": ferdist.__version__,
+        "torch": str(torch.__version__),  # with the CUDA version that it was built for
         **{name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),

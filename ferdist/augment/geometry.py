@@ -31,12 +31,12 @@ def affine_matrices(
     radians = torch.deg2rad(degrees)
     cosine, sine = torch.cos(radians) / scale, torch.sin(radians) / scale
     # One unit of y spans height / 2 pixels and one of x width / 2, hence the aspect ratio in the cross terms.
-    linear = torch.stack([cosine, sine * (height / width), -sine * (width / height), cosine], 1).view(
-        -1, 2, 2
-    )
-    offset = -linear @ (2 * translate)[:, :, None]
-    mirror = torch.where(flip, -1.0, 1.0)
-    return torch.cat([linear, offset], 2) * torch.stack([mirror, torch.ones_like(mirror)], 1)[:, :, None]
+    entries = [cosine, sine * (height / width), -sine * (width / height), cosine]
+    linear = torch.stack(entries, 1).view(-1, 2, 2)
+    # Not a matrix product, which autocast or TF32 would round.
+    offset = -2 * (linear * translate[:, None]).sum(2, keepdim=True)
+    sign = 1 - 2 * flip.to(cosine.dtype)
+    return torch.cat([linear, offset], 2) * torch.stack([sign, torch.ones_like(sign)], 1)[:, :, None]
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:

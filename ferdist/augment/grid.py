@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,15 +102,13 @@ def _save_png(images: Tensor, columns: int, path: Path, row_names: Sequence[str]
     picture = Image.fromarray(image_grid(images, columns))
     if row_names:
         picture = _with_row_names(picture, row_names)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "wb") as file:
-                picture.save(file, format="PNG")
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            picture.save(temporary, format="PNG")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{path}: cannot write the grid: {error.strerror or error}") from error
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 CONSTANT, MEAN, NOISE = 0, 1, 2
-"""Codes of the fills in `occlude`."""
+"""Codes of the fills in `occlude_`."""
 
 
 def occluder_size(area: Tensor, aspect: Tensor, circle: Tensor, height: int, width: int) -> Tensor:

@@ -15,8 +15,8 @@ The order of operations, all in float32 where black is 0 and white 1:
 6. Normalisation last, so that every number of the configuration is in units of white, whatever the data's
    mean and standard deviation; the fill `mean` becomes exactly 0.
 
-Functions whose names end in `_` change their argument, as in torch: the pipeline owns its pixels, and on a CPU
-fresh memory for every step would cost more than the arithmetic.
+Functions whose names end in `_` change their argument, as in torch: the pipeline owns its pixels, and on a
+CPU fresh memory for every step would cost more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Augment:
             (B, C, H, W), normalised; without any draws exactly `normalise(images, mean, std, dtype)`.
 
         Raises:
-            ValueError: if the draws are for another number of samples.
+            ValueError: if the images are not uint8 or the draws are for another number of samples.
         """
         for field in draws:
             if field is not None and len(field) != len(images):
@@ -230,6 +230,9 @@ def normalise(
         mean: per channel, in [0, 1].
         std: per channel.
         dtype: of the result; the arithmetic is float32.
+
+    Raises:
+        ValueError: if the images are not uint8.
     """
     return _standardise_(_to_unit(images), mean, std, dtype)
 
@@ -241,6 +244,8 @@ def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
 
 
 def _to_unit(images: Tensor) -> Tensor:
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8, not {images.dtype}")
     return images.to(torch.float32).div_(255)
 
 

@@ -27,7 +27,7 @@ from ferdist.errors import ConfigError, DataError, RunError
 from ferdist.files import sha256
 
 _POLL_SECONDS: Final = 0.5
-_STOP_SECONDS: Final = 2.0
+_STOP_SECONDS: Final = 1.0
 _PAIR: Final = "copy the .json and .samples.csv that belong to it, or run `ferdist prepare` again"
 
 
@@ -187,7 +187,7 @@ def open_beton(path: Path, *, checksum: bool = False) -> Beton:
         split=codes["split"],
         subject=codes["subject"],
         fold=codes["fold"],
-        sequence=_numbered(samples["sequence"]),
+        sequence=_numbered(samples["sequence"], ""),
         copy_group=samples["copy_group"].to_numpy(dtype=np.int64),
     )
 
@@ -360,7 +360,7 @@ def _ffcv_loader(path: Path, batch_size: int, workers: int) -> Any:
     pipelines |= {"image": [NDArrayDecoder()], "label": [IntDecoder()], "index": [IntDecoder()]}
     torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
     try:
-        return Loader(
+        loader = Loader(
             str(path),
             batch_size=batch_size,
             num_workers=min(workers, numba_threads),  # numba refuses more than it has
@@ -369,6 +369,9 @@ def _ffcv_loader(path: Path, batch_size: int, workers: int) -> Any:
             drop_last=False,
             pipelines=pipelines,
         )
+        # FFCV maps the file at the first epoch: map it now, before another can take its name.
+        loader.memory_manager.schedule_epoch([]).__enter__()
+        return loader
     finally:
         torch.set_num_threads(torch_threads)
         numba.set_num_threads(numba_threads)
@@ -402,7 +405,7 @@ def _check_agreement(
         "index": samples["index"].to_numpy() == codes["index"],
         "label": samples["label"].to_numpy() == label,
         "split": samples["split"].to_numpy(dtype=object) == np.array([*SPLITS, ""], dtype=object)[split],
-        "subject": (subjects == "") == (codes["subject"] < 0),
+        "subject": _numbered(samples["subject"], "") == _numbered(pd.Series(codes["subject"]), -1),
         "fold": samples["fold"].fillna(-1).to_numpy(dtype=np.int64) == fold,
         "copy_group": (copy_group >= 0) & (copy_group <= codes["index"]),
     }
@@ -411,9 +414,9 @@ def _check_agreement(
             raise DataError(f"{path}: row {int(equal.argmin())} of its table has another {column}; {_PAIR}")
 
 
-def _numbered(names: pd.Series) -> Integers:
-    """Number names in order of appearance, "" as -1."""
-    numbers, _ = pd.factorize(names.mask(names == ""))
+def _numbered(values: pd.Series, none: object) -> Integers:
+    """Number the values in order of appearance, and ``none`` as -1."""
+    numbers, _ = pd.factorize(values.mask(values == none))
     return np.asarray(numbers, dtype=np.int64)
 
 

@@ -206,8 +206,11 @@ def samples_table(
         extra_columns: further columns, one row per sample, or None.
 
     Raises:
-        DataError: if the extra columns do not fit.
+        DataError: if the extra columns do not fit, or two subjects or sequences have one name, or none.
     """
+    for kind, names in (("subject", dataset.subject_names), ("sequence", dataset.sequence_names)):
+        if len({*names, ""}) != len(names) + 1:
+            raise DataError(f"{dataset.name}: each {kind} must have a name of its own")
 
     def named(codes: Integers, names: Sequence[str]) -> npt.NDArray[np.object_]:
         return np.array([*names, ""], dtype=object)[codes]  # -1 picks the empty last one
@@ -265,7 +268,7 @@ def read_samples(path: Path) -> pd.DataFrame:
         )
     except OSError as error:
         raise DataError(f"{path}: cannot read the table of samples: {error.strerror}; {_AGAIN}") from error
-    except ValueError as error:  # parser and decoding errors are among them
+    except (ValueError, TypeError) as error:  # parser and decoding errors are among them
         raise DataError(f"{path}: not a table of samples ({_first_line(error)}); {_AGAIN}") from error
     missing = [column for column in SAMPLE_COLUMNS if column not in table.columns]
     if missing:

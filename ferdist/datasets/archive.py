@@ -7,6 +7,7 @@ import io
 import os
 import struct
 import sys
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -30,6 +31,8 @@ MAX_TOTAL_BYTES: Final = 128 * 2**30
 MAX_RATIO: Final = 200
 """Largest unpacked size over packed size of a member above 1 MiB: images hardly shrink, zip bombs do."""
 
+_NOT_IN_A_LINE: Final = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories of control characters, of bytes that are no text, and of line separators."""
 _JUNK: Final = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 T = TypeVar("T")
@@ -54,7 +57,7 @@ class Archive(Protocol):
 
 
 class FolderArchive:
-    """A folder on disk; links to folders are followed."""
+    """A folder on disk; links are followed, and a folder that several of them lead to is read once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -72,14 +75,15 @@ class FolderArchive:
         seen: set[str] = set()
         for folder, folders, files in os.walk(self.path, followlinks=True, onerror=_refuse_folder):
             real = os.path.realpath(folder)
-            if real in seen:  # a link that leads back into the tree
+            if real in seen:  # two links to it, or one that leads back
                 folders.clear()
                 continue
             seen.add(real)
+            folders.sort()
             here = Path(folder).relative_to(self.path)
             found_folders += [(here / name).as_posix() for name in folders]
             found_files += [(here / name).as_posix() for name in files]
-        return _without_junk(found_folders), _without_junk(found_files)
+        return _listed(self.path, found_folders), _listed(self.path, found_files)
 
     def read(self, name: str) -> bytes:
         try:
@@ -110,7 +114,7 @@ class ZipArchive:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise DataError(f"{path}: broken zip file ({error}); download or pack it again") from error
         self._members: dict[str, zipfile.ZipInfo] = {}
         self._folders: set[str] = set()
@@ -146,11 +150,11 @@ class ZipArchive:
             )
 
     def names(self) -> list[str]:
-        return _without_junk(self._members)
+        return _listed(self.path, self._members)
 
     def folders(self) -> list[str]:
         above = {str(parent) for name in self._members for parent in PurePosixPath(name).parents}
-        return _without_junk((above | self._folders) - {"."})
+        return _listed(self.path, (above | self._folders) - {"."})
 
     def read(self, name: str) -> bytes:
         try:
@@ -256,8 +260,13 @@ def read_gray_images(archive: Archive, names: Sequence[str]) -> Images:
     return images
 
 
-def _without_junk(names: Iterable[str]) -> list[str]:
-    return sorted(name for name in names if not _is_junk(name))
+def _listed(path: Path, names: Iterable[str]) -> list[str]:
+    """Sorted names without junk; all of them can stand in a message and in a csv."""
+    listed = sorted(name for name in names if not _is_junk(name))
+    for name in listed:
+        if any(unicodedata.category(character) in _NOT_IN_A_LINE for character in name):
+            raise DataError(f"{path}: {name!r} has control characters or broken text in its name; rename it")
+    return listed
 
 
 def _is_junk(name: str) -> bool:

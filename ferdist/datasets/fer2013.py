@@ -22,6 +22,8 @@ from ferdist.errors import DataError
 USAGE_SPLIT: Final = {"Training": 0, "PublicTest": 1, "PrivateTest": 2}
 """The data set's own name of each split code."""
 
+_LABEL_OF_FIELD: Final = {str(label).encode(): label for label in range(len(FER2013_CLASSES))}
+_SPLIT_OF_FIELD: Final = {usage.encode(): split for usage, split in USAGE_SPLIT.items()}
 _FOLDER_OF_USAGE: Final = {"Training": "train", "PublicTest": "test", "PrivateTest": "test"}
 _IMAGE_NAME: Final = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.(?:jpg|png)")
 _LONGEST_HEADER: Final = 4096
@@ -171,10 +173,6 @@ def _parse_fast(line: bytes, columns: _Columns) -> _Row | None:
         return None
 
 
-_LABEL_OF_FIELD: Final = {str(label).encode(): label for label in range(len(FER2013_CLASSES))}
-_SPLIT_OF_FIELD: Final = {usage.encode(): split for usage, split in USAGE_SPLIT.items()}
-
-
 def _parse_carefully(line: bytes, columns: _Columns, place: str) -> _Row:
     """Read a row with quotes or blanks around its fields, or say what is wrong in it."""
     try:
@@ -200,7 +198,7 @@ def _parse_carefully(line: bytes, columns: _Columns, place: str) -> _Row:
     if not texts:
         raise DataError(f"{place}: no pixels; correct or remove the row")
     for position, text in enumerate(texts, start=1):
-        if not (text.isascii() and text.isdigit() and int(text) <= 255):
+        if not (text.isascii() and text.isdigit() and len(text) <= 3 and int(text) <= 255):
             raise DataError(
                 f"{place}: pixel {position} is {text[:20]!r}, not a whole number from 0 to 255; "
                 "correct or remove the row"

@@ -24,13 +24,14 @@ def assign_folds(dataset: FaceDataset, folds: int, seed: int) -> FaceDataset:
     Args:
         dataset: every sample must have a subject.
         folds: number of folds, at least 2 and at most the number of subjects.
-        seed: chooses among the assignments.
+        seed: chooses among the assignments; 0 or more.
 
     Returns:
         The data set with ``fold`` set to 0..folds-1: the fold in which the sample is held out.
 
     Raises:
-        DataError: if samples have no subject, or ``folds`` does not fit the number of subjects.
+        DataError: if samples have no subject, ``folds`` does not fit the number of subjects, or
+            ``seed`` is negative.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -38,8 +39,11 @@ def assign_folds(dataset: FaceDataset, folds: int, seed: int) -> FaceDataset:
     if without:
         raise DataError(
             f"{dataset.name}: {without} of {len(dataset)} samples have no subject, so two folds could "
-            "share a person; use a source that names the subjects"
+            "share a person; name the subjects (for CK_data.h5 by --subjects-from a CK+48 folder, "
+            "for folders by --subject-regex)"
         )
+    if seed < 0:
+        raise DataError(f"{dataset.name}: seed {seed} is negative; use 0 or more")
     subjects = len(np.unique(dataset.subject))
     if not 2 <= folds <= subjects:
         raise DataError(

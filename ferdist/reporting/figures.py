@@ -53,7 +53,8 @@ THEME: Final = {
 """The CSS variable (without the two dashes) that stands for each colour in a page."""
 
 DASHES: Final = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-MARKERS: Final = ("o", "s", "^", "D", "v", "P")
+MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
+"""One more than there are colours, so that the pair tells 42 series apart."""
 WIDTH: Final = 4.5
 """Width of a figure in inches."""
 
@@ -64,8 +65,8 @@ _STYLE: Final[dict[Any, Any]] = {
     "svg.hashsalt": "ferdist",
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.labelsize": 9,
+    "font.size": 9.5,
+    "axes.labelsize": 9.5,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "axes.linewidth": 0.7,
@@ -83,12 +84,12 @@ _STYLE: Final[dict[Any, Any]] = {
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 9,
     "legend.handlelength": 2.2,
     "lines.linewidth": 1.7,
     "lines.markersize": 4,
@@ -103,7 +104,7 @@ class Series:
         label: what the legend says; empty for a line without an entry.
         x, y: float64 (P,), P points; NaN in y breaks the line.
         low, high: float64 (P,), bounds of an interval around y, or None.
-        colour: number of the colour in ``SERIES``, counted from 0 and taken round.
+        colour: number of the colour in ``SERIES`` and of the mark in ``MARKERS``, from 0 and taken round.
         dash: number of the line style in ``DASHES``, taken round.
         marks: whether the points are marked.
         faint: whether the line stands in the background.
@@ -135,7 +136,8 @@ def line_chart(
     Args:
         series: the lines; the first is drawn last, on top.
         x_label, y_label: what the axes show, with the unit.
-        x_percent, y_percent: whether x or y is a fraction that is shown in percent.
+        x_percent: whether x is a fraction that is shown in percent; otherwise its ticks are whole numbers.
+        y_percent: whether y is a fraction that is shown in percent.
         y_from_zero: whether the y axis starts at 0.
         baseline: height and name of a dotted horizontal line for comparison.
 
@@ -156,7 +158,7 @@ def line_chart(
                 xytext=(4, 3),
                 textcoords="offset points",
                 color=MUTED,
-                fontsize=8,
+                fontsize=8.5,
             )
         if y_percent:
             axes.yaxis.set_major_formatter(_PERCENT)
@@ -164,7 +166,9 @@ def line_chart(
             axes.set_ylim(bottom=0)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(
+            MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=not x_percent, min_n_ticks=1)
+        )
         if x_percent:
             axes.xaxis.set_major_formatter(_PERCENT)
         _legend(figure, axes)
@@ -184,7 +188,7 @@ def confusion_chart(confusion: Integers, classes: Sequence[str]) -> Figure:
     K = len(classes)
     totals = confusion.sum(axis=1, keepdims=True)
     shares = np.divide(confusion, totals, out=np.zeros((K, K)), where=totals > 0)
-    size = float(np.clip(8.0 * 8 / max(K, 1), 4.0, 9.0))
+    size = float(np.clip(9.5 * 8 / max(K, 1), 4.0, 9.5))
     with mpl.rc_context(_STYLE | {"axes.grid": False}):
         figure, axes = _panel(height=WIDTH)
         for row, column in np.ndindex(K, K):
@@ -236,9 +240,12 @@ def recall_chart(
                 label=_label(label),
                 clip_on=False,
             )
+        if R > 1:
+            axes.hlines(places[1:] - 0.5, 0, 1, color=GRID, linewidth=0.7)
         axes.set_yticks(places, [_short(name, 26) for name in classes])
-        axes.set(xlim=(0, 1), ylim=(K - 0.4, -0.6), xlabel="recall")
+        axes.set(xlim=(0, 1), ylim=(K - 0.5, -0.5), xlabel="recall")
         axes.xaxis.set_major_formatter(_PERCENT)
+        axes.tick_params(axis="y", pad=8)
         axes.spines["left"].set_visible(False)
         _legend(figure, axes)
     return figure
@@ -415,7 +422,7 @@ def _write_cell(axes: Axes, cell: tuple[int, int], share: float, count: int, siz
     row, column = cell
     middle = column + 0.5
     axes.text(middle, row + 0.43, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=size)
-    axes.text(middle, row + 0.77, f"{count:,}", ha="center", va="center", color=colour, fontsize=size * 0.72)
+    axes.text(middle, row + 0.77, f"{count:,}", ha="center", va="center", color=colour, fontsize=size * 0.78)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

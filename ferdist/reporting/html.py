@@ -1,11 +1,11 @@
-"""The report: charts and tables put into the sections of one html page, with table1.md and figures beside it."""
+"""The report: charts and tables in the sections of one html page, with table1.md and figures beside it."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -152,14 +152,20 @@ def render(runs: Sequence[Run], sections: Sequence[Section], pictures: dict[str,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["unbroken"] = _unbroken
     return environment.get_template("report.html.j2").render(
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
         headlines=[headline(run, named=len(runs) > 1) for run in runs],
-        remarks=list(_remarks(runs)),
+        remarks=_remarks(runs),
         sections=sections,
         pictures=pictures,
         version=ferdist.__version__,
     )
+
+
+def _unbroken(text: str) -> str:
+    """The text (html stays html) with each number tied to its percent sign."""
+    return text.replace(" %", "\u00a0%")
 
 
 def headline(run: Run, *, named: bool = False) -> Markup:
@@ -175,54 +181,57 @@ def headline(run: Run, *, named: bool = False) -> Markup:
     main = run.main
     start = Markup("<b>{}</b>: ").format(run.name) if named else Markup()
     if main is None:
-        return start + Markup("{} on {} has no evaluation of uncovered faces in results.json yet.").format(
-            run.model, run.data
-        )
-    where = f"the {main.split} split" if main.fold is None else f"held-out fold {main.fold} ({main.split})"
-    interval = (
-        "without an interval"
-        if main.interval is None
-        else f"95 % interval {percent(main.interval[0])} to {percent(main.interval[1])} %"
-    )
-    accuracy = "an unknown share" if main.accuracy is None else f"{percent(main.accuracy)} %"
-    return start + Markup(
-        "{} recognises <strong>{}</strong> ({}) of the {} in {} of {}{}; {}, and {}."
-    ).format(
-        run.model,
-        accuracy,
-        interval,
+        sentence = Markup("{} on {} has no evaluation of uncovered faces in results.json yet.")
+        return start + sentence.format(run.model, run.data)
+    tested = main.fold is None or run.test_scorings > 0
+    return start + Markup("{} recognises <strong>{}</strong> ({}) of the {} in {} of {}{}; {}{}.").format(
+        run.model if main.data == run.data else f"{run.model}, trained on {run.data},",
+        "an unknown share" if main.accuracy is None else f"{percent(main.accuracy)} %",
+        f"95 % interval {percent(main.interval[0])} to {percent(main.interval[1])} %"
+        if main.interval
+        else "without an interval",
         count(main.samples, main.unit),
-        where,
-        run.data,
+        f"the {main.split} split" if main.fold is None else f"held-out fold {main.fold} ({main.split})",
+        main.data,
         "" if main.subset == "all" else f", {tables.SUBSETS.get(main.subset, main.subset)}",
-        tables.selection(main),
-        tables.scorings(run.test_scorings),
+        tables.selection(run, main),
+        f", and {tables.scorings(run.test_scorings)}" if tested else "",
     )
 
 
-def _remarks(runs: Sequence[Run]) -> Iterable[str]:
-    """What a reader must know before believing the figures."""
+def _remarks(runs: Sequence[Run]) -> list[str]:
+    """What a reader must know before believing the figures; the same remark on several runs is made once."""
+    concerned: dict[str, list[str]] = {}
     for run in runs:
-        start = f"{run.name}: " if len(runs) > 1 else ""
-        state = run.status.get("state")
-        if run.status and state != "finished":
-            reason = f" ({run.status['reason']})" if run.status.get("reason") else ""
-            yield f"{start}Training is not finished: its state is {state}{reason}."
-        if not any(evaluation.split == "test" for evaluation in run.evaluations):
-            yield f"{start}There is no test evaluation in results.json."
-        if run.test_scorings > 1:
-            times = tables.scorings(run.test_scorings)
-            yield f"{start}{times[0].upper()}{times[1:]}: a figure chosen among them is not independent."
-        for key in ("train/loss", "val/loss"):
-            epochs, values = run.curve(key)
-            broken = epochs[np.isnan(values)]
-            if len(broken):
-                yield (
-                    f"{start}{key} is not a number in {count(len(broken), 'line')} of metrics.jsonl, "
-                    f"first at epoch {broken[0]:g}: the curve has a gap there."
-                )
-        for remark in run.remarks:
-            yield f"{start}{remark}"
+        for remark in _remarks_on(run):
+            concerned.setdefault(remark, []).append(run.name)
+    if len(runs) == 1:
+        return list(concerned)
+    return [
+        f"{'All runs' if len(names) == len(runs) else ', '.join(names)}: {remark}"
+        for remark, names in concerned.items()
+    ]
+
+
+def _remarks_on(run: Run) -> Iterator[str]:
+    state = run.status.get("state")
+    if run.status and state != "finished":
+        reason = f" ({run.status['reason']})" if run.status.get("reason") else ""
+        yield f"Training is not finished: its state is {state}{reason}."
+    if run.option("data.fold") is None and all(entry.split != "test" for entry in run.evaluations):
+        yield "There is no test evaluation in results.json."
+    if run.test_scorings > 1:
+        times = tables.scorings(run.test_scorings)
+        yield f"{times[0].upper()}{times[1:]}: a figure that was chosen among them is not independent."
+    for key in ("train/loss", "val/loss"):
+        epochs, values = run.curve(key)
+        broken = epochs[np.isnan(values)]
+        if len(broken):
+            yield (
+                f"{key} is not a finite number in {count(len(broken), 'line')} of metrics.jsonl, "
+                f"first at epoch {broken[0]:g}: the curve has a gap there."
+            )
+    yield from run.remarks
 
 
 def build_sections(runs: Sequence[Run]) -> list[Section]:
@@ -275,13 +284,7 @@ def class_section(runs: Sequence[Run]) -> Section:
         charts.append(_recall_chart(_numbered("recall", number, len(class_lists)), group))
     for number, (run, main) in enumerate(evaluated, start=1):
         charts.append(_confusion_chart(_numbered("confusion", number, len(evaluated)), run, main))
-    text = []
-    for run, main in evaluated:
-        worst = tables.worst_confusions(main, run.classes)
-        start = f"{run.name}: " if len(runs) > 1 else ""
-        mistakes = "; ".join(worst) if worst else "none"
-        text.append(f"{start}Most frequent mistakes on {tables.place(main)}: {mistakes}.")
-    return Section("classes", "Classes", text=tuple(text), charts=tuple(charts))
+    return Section("classes", "Classes", charts=tuple(charts))
 
 
 def _recall_chart(name: str, group: Sequence[tuple[Run, Evaluation]]) -> Chart:
@@ -295,7 +298,7 @@ def _recall_chart(name: str, group: Sequence[tuple[Run, Evaluation]]) -> Chart:
         + ", ".join(f"{c} {percent(r)} %" for c, r in zip(classes, evaluation.recall, strict=True))
         for run, evaluation in group
     ]
-    where = ", ".join(dict.fromkeys(tables.place(evaluation) for evaluation in evaluations))
+    where = "; ".join(dict.fromkeys(tables.place(evaluation) for evaluation in evaluations))
     counts = " The number of samples stands in brackets." if same else ""
     return Chart(
         name,
@@ -309,13 +312,13 @@ def _recall_chart(name: str, group: Sequence[tuple[Run, Evaluation]]) -> Chart:
 
 
 def _confusion_chart(name: str, run: Run, main: Evaluation) -> Chart:
-    worst = tables.worst_confusions(main, run.classes)
+    mistakes = f"Most frequent mistakes: {'; '.join(tables.worst_confusions(main, run.classes)) or 'none'}."
     return Chart(
         name,
         caption=f"Confusion matrix of {run.name} on {tables.place(main)}: of each true class (row), "
-        "the percentage that was taken for each class, and the count below it.",
+        f"the percentage that was taken for each class, and the count below it. {mistakes}",
         alt=f"Confusion matrix of {len(run.classes)} classes; the diagonal holds {percent(main.accuracy)} % "
-        f"of {count(main.samples, main.unit)}. Most frequent mistakes: {'; '.join(worst) or 'none'}.",
+        f"of {count(main.samples, main.unit)}. {mistakes}",
         figure=figures.confusion_chart(main.confusion, run.classes),
         tables=(tables.confusion_table(main, run.classes),),
     )
@@ -370,8 +373,11 @@ def occlusion_section(runs: Sequence[Run]) -> Section:
 
 
 def _measured_on(evaluation: Evaluation) -> str:
-    views = tables.TTA.get(evaluation.tta, evaluation.tta)
-    return f"{tables.place(evaluation)} ({count(evaluation.samples, evaluation.unit)}, {views})"
+    samples, views = (
+        count(evaluation.samples, evaluation.unit),
+        tables.TTA.get(evaluation.tta, evaluation.tta),
+    )
+    return f"{tables.place(evaluation)} of {evaluation.data} ({samples}, {views})"
 
 
 def _occluded_conditions(run: Run) -> list[Evaluation]:

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,11 @@ import numpy.typing as npt
 from ferdist.errors import RunError
 from ferdist.evaluation.metrics import Predictions, expected_calibration_error
 from ferdist.evaluation.occlusion import KINDS, SIDES, covered_fraction
+from ferdist.evaluation.results import SCHEMA
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 T = TypeVar("T")
-
-RESULTS_SCHEMA: Final = 1
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,8 @@ class Occlusion:
 class Evaluation:
     """One entry of results.json. Rates are fractions from 0 to 1; None and NaN in the file become None."""
 
+    data: str
+    """Name of the data that were scored."""
     split: str
     fold: int | None
     subset: str
@@ -67,9 +68,9 @@ class Evaluation:
     """int64 (K, K): rows are the true classes, columns the predicted ones."""
 
     @property
-    def conditions(self) -> tuple[str, int | None, str, str, str, str]:
+    def conditions(self) -> tuple[str, str, int | None, str, str, str, str]:
         """All that defines the measurement except the occlusion."""
-        return self.split, self.fold, self.subset, self.unit, self.tta, self.checkpoint
+        return self.data, self.split, self.fold, self.subset, self.unit, self.tta, self.checkpoint
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ class Run:
 
     @property
     def data(self) -> str:
-        """Name of the data: the stem of the beton's path."""
+        """Name of the data that the run was trained on."""
+        if self.manifest is not None and "name" in self.manifest:
+            return str(self.manifest["name"])
         path = self.option("data.path")
         return Path(str(path)).stem if path else "unnamed data"
 
@@ -144,24 +147,29 @@ class Run:
     def main(self) -> Evaluation | None:
         """The evaluation that the headline quotes, or None where there is none.
 
-        Test before val, all samples before subsets, images before sequences, one view before several
-        (so that no figure is picked for being the highest), never an occluded one.
+        The run's own data before others, test before val, all samples before subsets, images before
+        sequences, one view before several, the checkpoint that the configuration selects before others: so
+        that no figure is picked for being the highest. Never an occluded one.
         """
         clean = [evaluation for evaluation in self.evaluations if evaluation.occlusion is None]
-        return min(clean, key=_precedence, default=None)
+        return min(clean, key=self._precedence, default=None)
 
+    def _precedence(self, evaluation: Evaluation) -> tuple[int, ...]:
+        selected = self.option("train.select", "auto")
+        if selected == "auto":
+            selected = "best" if self.option("data.fold") is None else "last"
 
-def _precedence(evaluation: Evaluation) -> tuple[int, ...]:
-    def rank(value: str, order: tuple[str, ...]) -> int:
-        return order.index(value) if value in order else len(order)
+        def rank(value: str, *order: str) -> int:
+            return order.index(value) if value in order else len(order)
 
-    return (
-        rank(evaluation.split, ("test", "val")),
-        rank(evaluation.subset, ("all",)),
-        rank(evaluation.unit, ("image",)),
-        rank(evaluation.tta, ("none", "flip")),
-        rank(evaluation.checkpoint, ("best", "last")),
-    )
+        return (
+            rank(evaluation.data, self.data),
+            rank(evaluation.split, "test", "val"),
+            rank(evaluation.subset, "all"),
+            rank(evaluation.unit, "image"),
+            rank(evaluation.tta, "none", "flip"),
+            rank(evaluation.checkpoint, selected),
+        )
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
@@ -222,8 +230,9 @@ def load_run(folder: Path) -> Run:
         status=_read_status(folder / "status.json", remarks),
         predictions=_read_predictions(folder / "predictions", remarks),
     )
-    manifest = _read_manifest(run, remarks)
-    return replace(run, manifest=manifest, remarks=tuple(remarks))
+    run = replace(run, manifest=_read_manifest(run, remarks))
+    own = [replace(entry, data=entry.data or run.data) for entry in run.evaluations]
+    return replace(run, evaluations=tuple(own), remarks=tuple(remarks))
 
 
 def predictions_of(run: Run, evaluation: Evaluation) -> Predictions | None:
@@ -270,9 +279,9 @@ def _read_results(folder: Path) -> dict[str, Any]:
     results = _read_json(path)
     if not isinstance(results, dict):
         raise RunError(f"{path}: holds no object; evaluate the run again")
-    if results.get("schema") != RESULTS_SCHEMA:
+    if results.get("schema") != SCHEMA:
         raise RunError(
-            f"{path}: schema {results.get('schema')!r} is unknown, this version reads {RESULTS_SCHEMA}: "
+            f"{path}: schema {results.get('schema')!r} is unknown, this version reads {SCHEMA}: "
             "use the ferdist that wrote it or evaluate the run again"
         )
     return results
@@ -317,6 +326,7 @@ def _evaluation(entry: Any, classes: int | None, where: str) -> Evaluation:
     if fold is not None:
         fold = _typed(entry, "fold", int, where)
     return Evaluation(
+        data=str(entry.get("data", "")),
         split=_typed(entry, "split", str, where),
         fold=fold,
         subset=_typed(entry, "subset", str, where),

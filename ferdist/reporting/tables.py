@@ -15,6 +15,8 @@ MISSING: Final = "–"
 """What a cell shows where there is no value."""
 
 TTA: Final = {"none": "one view", "flip": "image and mirror image", "ten-crop": "ten crops"}
+FIGURES: Final = ("Accuracy", "95 % interval", "Balanced", "Macro-F1", "ECE", "Samples")
+"""Columns of figures, in percent but for the last."""
 SUBSETS: Final = {"all": "all", "no_copies": "without copies"}
 
 
@@ -58,7 +60,7 @@ def count(number: int, noun: str = "") -> str:
 
 
 def place(evaluation: Evaluation) -> str:
-    """Where an evaluation was made: the split, or the fold that was held out."""
+    """Where an evaluation was made: the split, and the fold that was held out."""
     return evaluation.split if evaluation.fold is None else f"{evaluation.split}, fold {evaluation.fold}"
 
 
@@ -68,8 +70,11 @@ def scorings(times: int) -> str:
     return words.get(times, f"test has been scored {times:,} times")
 
 
-def selection(evaluation: Evaluation) -> str:
+def selection(run: Run, evaluation: Evaluation) -> str:
     """How the checkpoint of an evaluation was chosen, in words."""
+    elsewhere = evaluation.data != run.data
+    if evaluation.checkpoint == "best" and elsewhere:
+        return f"the checkpoint was chosen on val of {run.data}"
     if evaluation.checkpoint == "best" and evaluation.split == "val":
         return "the checkpoint was chosen on this same split, which makes the figure lean upward"
     if evaluation.checkpoint == "best":
@@ -81,58 +86,70 @@ def selection(evaluation: Evaluation) -> str:
     return "how the checkpoint was chosen is not recorded"
 
 
-def comparison(runs: Sequence[Run]) -> Table:
-    """One row per run: its main evaluation (``Run.main``)."""
+def comparison(runs: Sequence[Run], *, protocol: bool = False) -> Table:
+    """One row per run: its main evaluation (``Run.main``), rates in percent.
+
+    Args:
+        runs: the runs, in order.
+        protocol: whether seed, checkpoint and the scorings of test follow in columns of their own.
+
+    Returns:
+        The table.
+    """
+    head = ("Run", "Model", "Data", "Split", *FIGURES)
+    more = ("Seed", "Checkpoint", "Test scorings") if protocol else ()
     return Table(
-        caption="Main evaluation of each run",
-        head=(
-            "Run",
-            "Model",
-            "Data",
-            "Split",
-            "Unit",
-            "Accuracy %",
-            "95 % interval",
-            "Balanced %",
-            "Macro-F1 %",
-            "ECE %",
-            "Samples",
-            "Seed",
-            "Checkpoint",
-            "Test scorings",
-        ),
-        align="lllllrrrrrrrlr",
-        rows=tuple(_comparison_row(run) for run in runs),
+        caption="Main evaluation of each run, in percent",
+        head=head + more,
+        align="llllrrrrrr" + ("rlr" if protocol else ""),
+        rows=tuple(_comparison_row(run)[: len(head) + len(more)] for run in runs),
     )
 
 
 def _comparison_row(run: Run) -> tuple[str, ...]:
-    main, seed = run.main, str(run.option("seed", MISSING))
-    tail = (seed, main.checkpoint or MISSING if main else MISSING, str(run.test_scorings))
-    if main is None:
-        return (run.name, run.model, run.data, "not evaluated", *[MISSING] * 7, *tail)
+    main = run.main
     return (
         run.name,
         run.model,
-        run.data,
-        place(main),
-        main.unit,
-        percent(main.accuracy),
-        percent_interval(main.interval),
-        percent(main.balanced_accuracy),
-        percent(main.macro_f1),
-        percent(main.ece),
-        count(main.samples),
-        *tail,
+        main.data if main else run.data,
+        place(main) if main else "not evaluated",
+        *(_figures(main) if main else [MISSING] * len(FIGURES)),
+        str(run.option("seed", MISSING)),
+        (main.checkpoint if main else "") or MISSING,
+        str(run.test_scorings),
+    )
+
+
+def _figures(evaluation: Evaluation) -> tuple[str, ...]:
+    """The cells below ``FIGURES``."""
+    return (
+        percent(evaluation.accuracy),
+        percent_interval(evaluation.interval),
+        percent(evaluation.balanced_accuracy),
+        percent(evaluation.macro_f1),
+        percent(evaluation.ece),
+        count(evaluation.samples, evaluation.unit),
     )
 
 
 def table1_markdown(runs: Sequence[Run]) -> str:
     """table1.md: the comparison, and the protocol that the figures were measured under."""
-    lines = ["# Table 1", "", comparison(runs).markdown(), "## Protocol", ""]
+    lines = [
+        "# Table 1",
+        "",
+        "Rates in percent.",
+        "",
+        comparison(runs, protocol=True).markdown(),
+        "## Protocol",
+        "",
+    ]
     for run in runs:
         main = run.main
-        how = f"{selection(main)}; {TTA.get(main.tta, main.tta)} per image; " if main else "no evaluation; "
+        how = (
+            f"{selection(run, main)}; {TTA.get(main.tta, main.tta)} per image; "
+            if main
+            else "no evaluation; "
+        )
         lines.append(f"- {_markdown(run.name)}: {_markdown(how + scorings(run.test_scorings))}.")
     lines += ["", *(f"- {_markdown(sentence)}" for sentence in definitions()), ""]
     return "\n".join(lines)
@@ -159,20 +176,21 @@ def evaluation_table(runs: Sequence[Run], *, occluded: bool) -> Table:
         occluded: which of the entries.
 
     Returns:
-        One row per entry; a column that names the run where there are several.
+        One row per entry; a column for the run where there are several, and one for the data where a run was
+        evaluated on other data than it was trained on.
     """
-    head: tuple[str, ...] = ("Split", "Subset", "Unit", "Views", "Checkpoint")
-    if occluded:
-        head += ("Occlusion", "Fill", "Severity", "Covered %")
-    head += ("Samples", "Accuracy %", "95 % interval", "Balanced %", "Macro-F1 %", "ECE %")
-    align = "lllll" + ("llrr" if occluded else "") + "r" * 6
     several = len(runs) > 1
+    foreign = any(entry.data != run.data for run in runs for entry in run.evaluations)
+    start: tuple[str, ...] = (("Run",) if several else ()) + (("Data",) if foreign else ())
+    start += ("Split", "Occlusion", "Fill", "Severity", "Covered") if occluded else ("Split",)
     return Table(
-        caption="Evaluations under occlusion" if occluded else "Evaluations of uncovered faces",
-        head=(("Run",) if several else ()) + head,
-        align=("l" if several else "") + align,
+        caption=f"Evaluations {'under occlusion' if occluded else 'of uncovered faces'}, in percent",
+        head=(*start, *FIGURES, "Subset", "Views", "Checkpoint"),
+        align="".join("r" if name in ("Severity", "Covered") else "l" for name in start) + "rrrrrrlll",
         rows=tuple(
-            ((run.name,) if several else ()) + _evaluation_row(evaluation)
+            ((run.name,) if several else ())
+            + ((evaluation.data,) if foreign else ())
+            + _evaluation_row(evaluation)
             for run in runs
             for evaluation in run.evaluations
             if (evaluation.occlusion is not None) == occluded
@@ -181,25 +199,14 @@ def evaluation_table(runs: Sequence[Run], *, occluded: bool) -> Table:
 
 
 def _evaluation_row(evaluation: Evaluation) -> tuple[str, ...]:
-    occlusion = evaluation.occlusion
-    covering = (
-        ()
-        if occlusion is None
-        else (occlusion.kind, occlusion.fill, str(occlusion.severity), percent(occlusion.covered))
-    )
+    cover = evaluation.occlusion
     return (
         place(evaluation),
+        *((cover.kind, cover.fill, str(cover.severity), percent(cover.covered)) if cover else ()),
+        *_figures(evaluation),
         SUBSETS.get(evaluation.subset, evaluation.subset),
-        evaluation.unit,
         TTA.get(evaluation.tta, evaluation.tta),
         evaluation.checkpoint or MISSING,
-        *covering,
-        count(evaluation.samples),
-        percent(evaluation.accuracy),
-        percent_interval(evaluation.interval),
-        percent(evaluation.balanced_accuracy),
-        percent(evaluation.macro_f1),
-        percent(evaluation.ece),
     )
 
 
@@ -374,7 +381,7 @@ def _protocol(run: Run) -> tuple[Any, ...]:
         "none: the data's own splits" if run.option("data.fold") is None else run.option("data.fold"),
         run.option("train.epochs"),
         run.option("seed"),
-        selection(main) if main else None,
+        selection(run, main) if main else None,
         TTA.get(main.tta, main.tta) if main else None,
         scorings(run.test_scorings),
     )
@@ -394,9 +401,9 @@ def configuration_table(run: Run) -> Table:
 
 
 def differences_table(runs: Sequence[Run]) -> Table:
-    """The configuration keys in which runs differ: a row per key, a column per run."""
+    """The configuration keys in which runs differ, but for run_dir: a row per key, a column per run."""
     values = [flatten(run.config) for run in runs]
-    keys = sorted({key for value in values for key in value})
+    keys = sorted({key for value in values for key in value} - {"run_dir"})
     differing = [key for key in keys if len({repr(value.get(key)) for value in values}) > 1]
     return _by_key("Configuration keys in which the runs differ", differing, values, runs)
 

@@ -15,7 +15,7 @@ from ferdist.datasets.record import FaceDataset, no_values
 CLASSES = ("angry", "happy", "sad")
 
 
-def faces(samples: int = 60, *, shape: tuple[int, int, int] = (1, 12, 10), seed: int = 0) -> FaceDataset:
+def _faces(samples: int = 60, *, shape: tuple[int, int, int] = (1, 12, 10), seed: int = 0) -> FaceDataset:
     """Random images with a train, val and test split of 50, 25 and 25 %."""
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (samples, *shape), dtype=np.uint8)
@@ -34,7 +34,7 @@ def faces(samples: int = 60, *, shape: tuple[int, int, int] = (1, 12, 10), seed:
     )
 
 
-def videos(samples: int = 60, *, folds: int = 4, seed: int = 0) -> FaceDataset:
+def _videos(samples: int = 60, *, folds: int = 4, seed: int = 0) -> FaceDataset:
     """Random images of ten subjects in folds, without splits; sequences of three frames."""
     generator = np.random.default_rng(seed)
     subject = np.arange(samples) // 3 % 10
@@ -53,7 +53,19 @@ def videos(samples: int = 60, *, folds: int = 4, seed: int = 0) -> FaceDataset:
     )
 
 
-@pytest.fixture(name="write")
-def write_fixture(tmp_path: Path) -> Callable[[FaceDataset], Path]:
+@pytest.fixture
+def faces() -> Callable[..., FaceDataset]:
+    """Make a data set with splits; see ``_faces``."""
+    return _faces
+
+
+@pytest.fixture
+def videos() -> Callable[..., FaceDataset]:
+    """Make a data set with subjects, sequences and folds; see ``_videos``."""
+    return _videos
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[FaceDataset], Path]:
     """Write a data set, with its audit, into the test's folder."""
     return lambda dataset: write_beton(dataset, tmp_path, audit(dataset))

@@ -68,7 +68,7 @@ def test_checksum_of_a_folder_depends_on_what_was_read_not_on_the_order(tmp_path
 
 def test_sources_name_a_folder_given_as_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write_folder(tmp_path / "data"))
-    assert list(sources_of(open_archive(Path(".")))) == ["data"]
+    assert list(sources_of(open_archive(Path()))) == ["data"]
 
 
 def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -146,6 +146,19 @@ def test_members_listed_twice_are_refused(tmp_path: Path) -> None:
         target.writestr("a.png", b"2")
     with pytest.raises(DataError, match=r"'a\.png' is in it twice"):
         open_archive(tmp_path / "data.zip")
+
+
+@pytest.mark.parametrize("name", ["a\nb.png", "a\udcff.png"])
+def test_names_that_break_a_line_are_refused(tmp_path: Path, name: str) -> None:
+    archive = open_archive(write_folder(tmp_path / "data", {name: b"x"}))
+    with pytest.raises(DataError, match=r"'a\\.*png' has control characters") as caught:
+        archive.names()
+    assert str(caught.value).isprintable()
+
+
+def test_names_in_any_language_are_read(tmp_path: Path) -> None:
+    name = "中文/9.41\u202fAM é.png"  # macOS puts narrow no-break spaces into names of screenshots
+    assert open_archive(write_folder(tmp_path / "data", {name: b"x"})).names() == [name]
 
 
 def test_backslashes_separate_folders(tmp_path: Path) -> None:

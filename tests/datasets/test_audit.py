@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from ferdist.datasets.audit import audit
 from ferdist.datasets.ckplus import read_ckplus
@@ -66,7 +65,6 @@ def test_near_constant_images() -> None:
     assert audit(dataset).summary["near_constant"] == {"samples": 2, "indices": [1, 2]}
 
 
-@pytest.mark.slow
 def test_real_fer2013(real_data: Path) -> None:
     """Training and PublicTest only; the published counts include PrivateTest, which is kept back."""
     summary = audit(read_fer2013(real_data / "fer2013_folders.zip")).summary

@@ -157,7 +157,7 @@ def test_bad_subject_regex(tmp_path: Path, regex: str, message: str) -> None:
 def test_bad_name_size_and_image(tmp_path: Path) -> None:
     for class_name in ("a", "b"):
         save(tmp_path / "data" / class_name / "x.png")
-    with pytest.raises(DataError, match="name '../x'"):
+    with pytest.raises(DataError, match=r"name '\.\./x'"):
         read_folders(tmp_path / "data", "../x")
     with pytest.raises(DataError, match="size 0"):
         read_folders(tmp_path / "data", "mine", size=0)

@@ -59,6 +59,11 @@ def test_samples_without_subject_are_refused() -> None:
         assign_folds(make_dataset(with_subjects=False), 5, seed=0)
 
 
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(DataError, match="mine: seed -1 is negative"):
+        assign_folds(make_dataset(), 5, seed=-1)
+
+
 def test_check_folds_sees_a_shared_subject_and_gaps() -> None:
     def ints(*values: int) -> Integers:
         return np.array(values, dtype=np.int64)

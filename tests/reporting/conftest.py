@@ -20,7 +20,7 @@ MakeRun = Callable[..., Path]
 
 
 def draw_predictions(samples: int, skill: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels int64 (N,) and probabilities float32 (N, K) of a model that is right the more, the higher its skill."""
+    """Labels int64 (N,) and probabilities float32 (N, K); the higher the skill, the more are right."""
     generator = np.random.default_rng(seed)
     label = generator.choice(len(SHARES), size=samples, p=SHARES)
     label[: len(SHARES)] = np.arange(len(SHARES))
@@ -114,6 +114,7 @@ def write_run(
     (folder / "predictions").mkdir(parents=True)
     data = folder.parent / "data" / "fer2013.beton"
     conditions = {
+        "data": "fer2013",
         "fold": fold,
         "subset": "all",
         "unit": "image",

@@ -1,0 +1,30 @@
+# `make demo` runs the main job on data that it makes itself; `make test` runs the tests.
+# Both set up .venv first; a second run finds it as it should be and goes on at once.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.ready
+export MPLBACKEND := Agg
+
+.PHONY: demo test lint types clean
+
+demo: $(STAMP)
+	$(VENV)/bin/ferdist demo
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist loadgroup --cov --cov-report=term --cov-report=xml:.coverage.xml $(ARGS)
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(STAMP)
+	$(VENV)/bin/mypy
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt scripts/system-packages
+	PYTHON=$(PYTHON) scripts/system-packages
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[test]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -1,0 +1,68 @@
+"""What the tests share: drawn faces as a beton, the real data where they are, and commands as users start them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ferdist.config import Config, load_config
+from ferdist.datasets import prepare
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the real data sets; tests that need it are skipped where there is none."""
+    folder = Path(os.environ.get("FERDIST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}: set FERDIST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def beton_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A beton of 420 drawn faces, with splits and folds; read-only for the tests."""
+    return prepare.synthetic(tmp_path_factory.mktemp("synthetic"), images=420, seed=1)
+
+
+TINY = (
+    "model.stem=imagenet",  # the fastest: feature maps of 12 pixels at most
+    "data.batch_size=32",
+    "train.epochs=2",
+    "train.precision=fp32",
+    "train.log_every=3",
+    "train.ema=0.9",
+    "device=cpu",
+)
+"""Overrides that make a run of a few seconds."""
+
+
+@pytest.fixture
+def tiny(beton_path: Path, tmp_path: Path) -> Callable[..., Config]:
+    """Configs of runs of a few seconds: ``tiny("train.lr=1", run="name")``."""
+
+    def make(*overrides: str, run: str = "run") -> Config:
+        places = (f"data.path={beton_path}", f"run_dir={tmp_path / run}")
+        return load_config(ROOT / "configs" / "base.yaml", [*TINY, *places, *overrides])
+
+    return make
+
+
+def start(*arguments: str, processes: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m ARGUMENTS`` (under torchrun where ``processes`` is given) and return what it printed."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    return subprocess.run(
+        [sys.executable, "-m", *(launcher if processes else []), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        check=False,
+    )

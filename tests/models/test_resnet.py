@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ferdist.errors import ConfigError
+from ferdist.models import ModelConfig, Task, build_model, model_names, parameter_count, register
+from ferdist.models.cbam import CBAM
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "channels", "classes", "parameters"),
+    [
+        ("resnet18_cbam", "imagenet", 3, 1000, 11_779_392),
+        ("resnet18_cbam", "imagenet", 3, 7, 11_269_983),
+        ("resnet18_cbam", "stride2", 3, 7, 11_262_303),
+        ("resnet18_cbam", "stride1", 1, 7, 11_261_151),
+        ("resnet18", "stride1", 3, 7, 11_262_303 - 89_880),
+        ("resnet18", "imagenet", 3, 1000, 11_689_512),
+    ],
+)
+@pytest.mark.parametrize("placement", ["after", "inside"])
+def test_parameter_counts(
+    name: str, stem: str, channels: int, classes: int, parameters: int, placement: str
+) -> None:
+    config = ModelConfig(name=name, stem=stem, placement=placement)
+    assert parameter_count(build_model(config, Task(channels, 48, 48, classes))) == parameters
+
+
+@pytest.mark.parametrize(("stem", "side"), [("imagenet", 12), ("stride2", 24), ("stride1", 48)])
+def test_a_stem_sets_the_resolution_of_the_first_stage(stem: str, side: int) -> None:
+    network = build_model(ModelConfig(stem=stem), Task(1, 48, 48, 7)).eval()
+    seen: list[torch.Size] = []
+    network.layer1.register_forward_hook(lambda _m, _i, out: seen.append(out.shape))
+    assert network(torch.zeros(2, 1, 48, 48)).shape == (2, 7)
+    assert seen == [torch.Size((2, 64, side, side))]
+
+
+def test_other_sizes_channels_and_class_counts() -> None:
+    network = build_model(ModelConfig(), Task(3, 100, 60, 8)).eval()
+    assert network(torch.zeros(1, 3, 100, 60)).shape == (1, 8)
+
+
+def test_identity_start_passes_the_signal_and_the_default_does_not() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 64, 12, 12)
+    near, default = CBAM(64, gate_init="identity").train(), CBAM(64, gate_init="default").train()
+    assert 0.85 < (near(x).norm() / x.norm()).item() < 1
+    assert (default(x).norm() / x.norm()).item() < 0.4
+
+
+def test_cbam_follows_the_published_definition() -> None:
+    """Against timm's independent CBAM with the same weights."""
+    from timm.layers.cbam import CbamModule
+
+    torch.manual_seed(0)
+    ours = CBAM(64, 16, gate_init="default").eval()
+    theirs = CbamModule(64, rd_ratio=1 / 16, spatial_kernel_size=7, mlp_bias=True).eval()
+    ours.spatial.norm.running_mean.fill_(0.1)
+    ours.spatial.norm.running_var.fill_(2.0)
+    state = theirs.state_dict()
+    own = {
+        "channel.fc1.weight": ours.channel.squeeze.weight[:, :, None, None],
+        "channel.fc1.bias": ours.channel.squeeze.bias,
+        "channel.fc2.weight": ours.channel.excite.weight[:, :, None, None],
+        "channel.fc2.bias": ours.channel.excite.bias,
+        "spatial.conv.conv.weight": ours.spatial.conv.weight.flip(1)
+        if _max_comes_first(theirs)
+        else ours.spatial.conv.weight,
+        "spatial.conv.bn.weight": ours.spatial.norm.weight,
+        "spatial.conv.bn.bias": ours.spatial.norm.bias,
+        "spatial.conv.bn.running_mean": ours.spatial.norm.running_mean,
+        "spatial.conv.bn.running_var": ours.spatial.norm.running_var,
+    }
+    theirs.load_state_dict(own, strict=False)
+    assert {k for k in state if "num_batches" not in k} == set(own)
+    x = torch.randn(2, 64, 9, 9)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def _max_comes_first(module: torch.nn.Module) -> bool:
+    """timm stacks the mean first or the maximum first, by version."""
+    x = torch.zeros(1, 64, 9, 9)
+    x[:, 0] = 64.0  # the mean over channels is 1, the maximum 64
+    seen: list[torch.Tensor] = []
+    module.spatial.conv.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0]))
+    module.spatial(x)
+    return bool(seen[0][0, 0, 0, 0] > seen[0][0, 1, 0, 0])
+
+
+def test_placement_after_gates_the_identity_and_inside_does_not() -> None:
+    for placement, gated in (("after", True), ("inside", False)):
+        network = build_model(ModelConfig(placement=placement), Task(1, 48, 48, 7)).eval()
+        block = network.layer1[0]
+        torch.nn.init.zeros_(block.bn2.weight)
+        torch.nn.init.zeros_(block.bn2.bias)
+        x = torch.rand(1, 64, 24, 24)
+        assert torch.equal(block(x), x) != gated
+
+
+def test_dropout_acts_in_training_only() -> None:
+    network = build_model(ModelConfig(dropout=0.5), Task(1, 48, 48, 7))
+    x = torch.rand(2, 1, 48, 48)
+    network.eval()
+    assert torch.equal(network(x), network(x))
+    for layer in network.modules():
+        layer.train(isinstance(layer, torch.nn.Dropout))
+    assert not torch.equal(network(x), network(x))
+
+
+def test_an_unknown_network_is_named_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'resnet18_cbam'"):
+        build_model(ModelConfig(name="resnet18_cbma"), Task(1, 48, 48, 7))
+    with pytest.raises(ConfigError, match="there are resnet18, resnet18_cbam"):
+        build_model(ModelConfig(name="transformer"), Task(1, 48, 48, 7))
+    assert "resnet18" in model_names()
+    with pytest.raises(ConfigError, match="already"):
+        register("resnet18")(lambda config, task: torch.nn.Identity())
+
+
+def test_pretrained_needs_a_place_that_exists(tmp_path: Path) -> None:
+    from ferdist.models.pretrained import load_pretrained
+
+    network = build_model(ModelConfig(), Task(1, 48, 48, 7))
+    with pytest.raises(ConfigError, match="a run folder or a .safetensors file that exists"):
+        load_pretrained(network, str(tmp_path / "no.safetensors"))
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="not a safetensors file"):
+        load_pretrained(network, str(tmp_path / "bad.safetensors"))
+
+
+def test_pretrained_weights_of_another_class_count_leave_the_classifier(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from ferdist.models.pretrained import load_pretrained
+
+    seven, eight = (build_model(ModelConfig(), Task(1, 48, 48, k)) for k in (7, 8))
+    save_file(seven.state_dict(), tmp_path / "seven.safetensors")
+    before = eight.fc.weight.clone()
+    load_pretrained(eight, str(tmp_path / "seven.safetensors"))
+    assert torch.equal(eight.conv1.weight, seven.conv1.weight)
+    assert torch.equal(eight.fc.weight, before)
+    plain = build_model(ModelConfig(name="resnet18"), Task(1, 48, 48, 7))
+    with pytest.raises(ConfigError, match="weights do not fit this network"):
+        load_pretrained(plain, str(tmp_path / "seven.safetensors"))
+
+
+def test_imagenet_weights_are_summed_for_gray_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torchvision's own file name in its own cache, as a machine without internet has it."""
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    from ferdist.models.pretrained import load_pretrained
+
+    torch.manual_seed(0)
+    source = resnet18()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    cache = tmp_path / "checkpoints"
+    cache.mkdir()
+    torch.save(source.state_dict(), cache / Path(ResNet18_Weights.IMAGENET1K_V1.url).name)
+    network = build_model(ModelConfig(stem="imagenet"), Task(1, 48, 48, 7)).eval()
+    load_pretrained(network, "imagenet")
+    gray = torch.rand(1, 1, 48, 48)
+    torch.testing.assert_close(
+        network.conv1(gray), source.conv1(gray.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5
+    )
+    assert torch.equal(network.layer4[1].conv2.weight, source.layer4[1].conv2.weight)

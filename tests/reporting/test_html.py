@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from ferdist.errors import RunError
+from ferdist.reporting import write_report
+
+MakeRun = Callable[..., Path]
+VOID = {"meta", "link", "img", "br", "hr", "input", "col"}
+
+
+class Page(HTMLParser):
+    """A page's elements and text; fails on tags that are not closed in order."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).replace("\u00a0", " ").split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {key: value or "" for key, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {key: value or "" for key, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    def find(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def figure_names(out: Path) -> set[str]:
+    return {path.name for path in (out / "figures").iterdir()}
+
+
+def test_a_full_report(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("fer", test=True, occlusion=True, manifest=True, samples=1200)
+    out = tmp_path / "new" / "report"
+    assert write_report([run], out) == out / "report.html"
+    page = Page(out / "report.html")
+    test = json.loads((run / "results.json").read_text())["evaluations"][1]
+    low, high = (f"{100 * bound:.1f}" for bound in test["accuracy_ci95"])
+    assert (
+        f"resnet18_cbam recognises {100 * test['accuracy']:.1f} % (95 % interval {low} to {high} %) of the "
+        "1,200 images in the test split of fer2013; the checkpoint was chosen on val, "
+        "and test has been scored once."
+    ) in page.text
+    sections = [attributes["id"] for attributes in page.find("section")]
+    assert sections == [
+        "evaluations",
+        "classes",
+        "occlusion",
+        "calibration",
+        "training",
+        "protocol",
+        "data",
+    ]
+    names = ("accuracy", "calibration", "confusion", "learning-rate", "loss", "occlusion", "recall")
+    assert figure_names(out) == {f"{name}.{suffix}" for name in names for suffix in ("svg", "png")}
+    pictures = page.find("svg")
+    assert len(pictures) == len(names)
+    assert all(picture["role"] == "img" and len(picture["aria-label"]) > 40 for picture in pictures)
+    for word in (
+        "git_revision",
+        "05d845e",
+        "batch_size: 128",
+        "copies: across splits",
+        "56.2",
+        "chosen on val",
+    ):
+        assert word in page.text
+    assert "has never been scored" not in page.text
+    assert not [attributes for attributes in page.find("ul") if attributes.get("class") == "remarks"]
+    for text, n in (("Recall and precision", 7), ("Counts: true class", 7), ("Accuracy by covered part", 12)):
+        assert text in page.text
+        table = page.source.split(f"<caption>{text}")[1].split("</table>")[0]
+        assert table.count("<tr>") == n + 1
+
+
+def test_the_page_loads_nothing(make_run: MakeRun, tmp_path: Path) -> None:
+    write_report([make_run(occlusion=True, manifest=True)], tmp_path / "report")
+    page = Page(tmp_path / "report" / "report.html")
+    for _, attributes in page.elements:
+        assert not {"src", "srcset", "action", "data"} & attributes.keys()
+        assert attributes.get("href", "#").startswith("#")
+    assert not {"script", "link", "iframe", "object", "img", "base"} & {tag for tag, _ in page.elements}
+    assert "@import" not in page.source
+    assert "@font-face" not in page.source
+    assert not re.search(r"url\((?!#)", page.source)
+    assert not re.search(r"https?:", page.source)
+    identifiers = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(set(identifiers)) == len(identifiers)
+    local = set(re.findall(r"url\(#([^)]+)\)", page.source))
+    local |= {attributes["href"][1:] for _, attributes in page.elements if "href" in attributes}
+    assert local <= set(identifiers)
+    assert "default-src 'none'" in page.source
+    for variable in set(re.findall(r"var\((--[a-z0-9-]+)\)", page.source)):
+        assert f"{variable}: " in page.source
+
+
+def test_hostile_names_stay_text(make_run: MakeRun, tmp_path: Path) -> None:
+    attack = '"><script>alert(1)</script>'
+    classes = [attack, "</svg><b>", "$x$", "{{ 7 * 7 }}", "&amp;", "' onload='x", "名前"]
+    first = make_run(
+        "<img src=x onerror=alert(1)>", classes=classes, model=attack, occlusion=True, manifest=True
+    )
+    second = make_run("_plain", classes=classes)
+    (first / "config.yaml").write_text("</pre><script>alert(2)</script>")
+    write_report([first, second], tmp_path / "report")
+    page = Page(tmp_path / "report" / "report.html")
+    tags = {tag for tag, _ in page.elements}
+    assert not {"script", "img"} & tags
+    assert not [key for _, attributes in page.elements for key in attributes if key.startswith("on")]
+    assert attack in page.text
+    assert "</pre><script>alert(2)</script>" in page.text
+    assert "{{ 7 * 7 }}" in page.text
+    assert "49" not in "".join(re.findall(r"<th[^>]*>49</th>", page.source))
+    for path in (tmp_path / "report" / "figures").glob("*.svg"):
+        assert "<script" not in path.read_text()
+
+
+def test_missing_pieces_are_said_to_be_missing(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    (run / "metrics.jsonl").write_text("")
+    (run / "predictions" / "val.npz").unlink()
+    (run / "status.json").write_text('{"state": "failed", "reason": "the loss is not finite"}')
+    write_report([run], tmp_path / "report")
+    text = Page(tmp_path / "report" / "report.html").text
+    for sentence in (
+        "There is no test evaluation in results.json.",
+        "Training is not finished: its state is failed (the loss is not finite).",
+        "metrics.jsonl is empty: there are no learning curves.",
+        "There is no evaluation under occlusion in results.json",
+        "No file in predictions/ gives the figures of the main evaluation again.",
+        "nothing is known about the course of training",
+        "No manifest of the data can be read here.",
+        "the checkpoint was chosen on this same split, which makes the figure lean upward",
+        "test has never been scored",
+    ):
+        assert sentence in text, sentence
+    assert figure_names(tmp_path / "report") == {"recall.svg", "recall.png", "confusion.svg", "confusion.png"}
+
+
+def test_a_run_without_evaluations(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"evaluations": []}))
+    write_report([run], tmp_path / "report")
+    text = Page(tmp_path / "report" / "report.html").text
+    assert "resnet18_cbam on fer2013 has no evaluation of uncovered faces in results.json yet." in text
+    assert "Without an evaluation there is no figure per class." in text
+    assert "0.0 %" not in text
+
+
+def test_several_runs_are_compared(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [
+        make_run("cbam", test=True, occlusion=True),
+        make_run("plain", seed=5, skill=2.0, model="resnet18", occlusion=True),
+        make_run("fold", fold=0, samples=98, classes=["a", "b", "c", "d", "e", "f", "g"]),
+    ]
+    write_report(runs, tmp_path / "report")
+    page = Page(tmp_path / "report" / "report.html")
+    assert "3 runs compared" in page.text
+    assert "plain: There is no test evaluation in results.json." in page.text
+    assert "cbam: There is no test" not in page.text
+    assert "Configuration keys in which the runs differ" in page.text
+    for name in ("confusion-1", "confusion-2", "confusion-3", "recall-1", "recall-2", "loss", "occlusion"):
+        assert f"{name}.svg" in figure_names(tmp_path / "report")
+    legend = (tmp_path / "report" / "figures" / "occlusion.svg").read_text()
+    for label in ("cbam: square", "cbam: circle", "plain: square", "plain: circle"):
+        assert f">{label}</text>" in legend
+    assert "fold: " not in legend
+    curves = (tmp_path / "report" / "figures" / "loss.svg").read_text()
+    assert all(f">{name}</text>" in curves for name in ("cbam", "plain", "fold"))
+    assert (tmp_path / "report" / "table1.md").read_text().count("\n| ") == 5
+
+
+def test_data_that_the_run_was_not_trained_on_are_named(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    results = json.loads((run / "results.json").read_text())
+    results["evaluations"][0]["data"] = "ckplus"
+    (run / "results.json").write_text(json.dumps(results))
+    write_report([run], tmp_path / "report")
+    page = Page(tmp_path / "report" / "report.html")
+    assert "resnet18_cbam, trained on fer2013, recognises" in page.text
+    assert "in the val split of ckplus; the checkpoint was chosen on val of fer2013" in page.text
+    assert "lean upward" not in page.text
+    assert '<th scope="row" class="l n">ckplus</th>' in page.source
+
+
+def test_a_nan_in_the_loss_is_said_and_breaks_the_curve(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(epochs=1)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[2] = json.dumps(json.loads(lines[2]) | {"train/loss": float("nan")})
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    write_report([run], tmp_path / "report")
+    text = Page(tmp_path / "report" / "report.html").text
+    assert "train/loss is not a finite number in 1 line of metrics.jsonl, first at epoch 0.5" in text
+    (run / "metrics.jsonl").write_text('{"step": 1, "epoch": 1.0, "time": 0, "train/loss": NaN}\n')
+    write_report([run], tmp_path / "report")
+    assert "train is nowhere a number" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_occlusions_of_unknown_size_are_listed_but_not_drawn(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(occlusion=True)
+    results = json.loads((run / "results.json").read_text())
+    for entry in results["evaluations"]:
+        if entry["occlusion"]:
+            entry["occlusion"]["kind"] = "beard"
+    (run / "results.json").write_text(json.dumps(results))
+    write_report([run], tmp_path / "report")
+    page = Page(tmp_path / "report" / "report.html")
+    assert "there is no curve" in page.text
+    assert page.source.count(">beard<") == 10
+    assert "occlusion.svg" not in figure_names(tmp_path / "report")
+
+
+def test_curves_take_the_conditions_that_were_occluded(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(test=True, occlusion=True)
+    write_report([run], tmp_path / "report")
+    page = Page(tmp_path / "report" / "report.html")
+    assert "measured on val of fer2013 (700 images, one view)" in page.text
+    val = json.loads((run / "results.json").read_text())["evaluations"][0]
+    table = page.source.split("<caption>Accuracy by covered part")[1].split("</table>")[0]
+    cells = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", table)
+    assert cells[4:7] == ["square", "0.0", f"{100 * val['accuracy']:.1f}"]
+
+
+def test_a_new_report_replaces_the_old_one_and_nothing_else(make_run: MakeRun, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    write_report([make_run("a", occlusion=True), make_run("b")], out)
+    (out / "figures" / "mine.svg").touch()
+    (out / "notes.txt").touch()
+    write_report([tmp_path / "b"], out)
+    assert {"mine.svg", "confusion.svg", "loss.png"} <= figure_names(out)
+    assert not {"confusion-1.svg", "occlusion.svg", "occlusion.png"} & figure_names(out)
+    assert {path.name for path in out.iterdir()} == {"report.html", "table1.md", "figures", "notes.txt"}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_same_runs_give_the_same_bytes(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(occlusion=True)
+    for name in ("one", "two"):
+        write_report([run], tmp_path / name)
+    for path in (tmp_path / "one").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+def test_nothing_is_written_where_it_cannot_be(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunError, match=r"file: the report cannot be written: .*; choose another --out"):
+        write_report([run], tmp_path / "file")
+    with pytest.raises(RunError, match="cannot be written"):
+        write_report([run], tmp_path / "file" / "report")
+    with pytest.raises(RunError, match="no such run folder"):
+        write_report([tmp_path / "absent"], tmp_path / "report")
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score
+
+from ferdist.errors import RunError
+from ferdist.reporting.load import Occlusion, load_run, load_runs, predictions_of
+
+MakeRun = Callable[..., Path]
+
+
+def edit_results(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    change(results)
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def test_a_run_holds_what_its_files_say(make_run: MakeRun) -> None:
+    folder = make_run("run", test=True, occlusion=True, manifest=True)
+    run = load_run(folder)
+    stored = json.loads((folder / "results.json").read_text())
+    assert run.name == "run"
+    assert (run.model, run.data, run.option("train.epochs"), run.test_scorings) == (
+        "resnet18_cbam",
+        "fer2013",
+        8,
+        1,
+    )
+    assert run.option("train.nothing", "absent") == "absent"
+    assert len(run.evaluations) == 12
+    for evaluation, entry in zip(run.evaluations, stored["evaluations"], strict=True):
+        assert evaluation.accuracy == entry["accuracy"]
+        assert evaluation.interval == tuple(entry["accuracy_ci95"])
+        assert evaluation.confusion.tolist() == entry["confusion"]
+    assert run.manifest is not None
+    assert run.remarks == ()
+
+
+def test_main_evaluation_is_test_of_whole_images_and_one_view(make_run: MakeRun) -> None:
+    folder = make_run("run", test=True, occlusion=True)
+
+    def add_flattering_entries(results: dict[str, Any]) -> None:
+        test = results["evaluations"][1]
+        flip = test | {"tta": "flip", "accuracy": 0.99}
+        clean = test | {"subset": "no_copies", "accuracy": 0.98}
+        sequence = test | {"unit": "sequence", "accuracy": 0.97}
+        other = test | {"data": "easier", "accuracy": 0.96}
+        last = test | {"checkpoint": "last", "accuracy": 0.95}
+        results["evaluations"] = [flip, clean, sequence, other, last, *results["evaluations"]]
+
+    edit_results(folder, add_flattering_entries)
+    main = load_run(folder).main
+    assert main is not None
+    assert (main.split, main.subset, main.unit, main.tta, main.occlusion) == (
+        "test",
+        "all",
+        "image",
+        "none",
+        None,
+    )
+    assert main.accuracy is not None
+    assert main.accuracy < 0.9
+
+
+def test_main_evaluation_has_the_checkpoint_that_the_run_selects(make_run: MakeRun) -> None:
+    folder = make_run("run", fold=0)
+
+    def add_best(results: dict[str, Any]) -> None:
+        results["evaluations"].insert(0, results["evaluations"][0] | {"checkpoint": "best", "accuracy": 1.0})
+
+    edit_results(folder, add_best)
+    main = load_run(folder).main
+    assert main is not None
+    assert main.checkpoint == "last"
+    edit_results(folder, lambda results: results["config"]["train"].update(select="best"))
+    main = load_run(folder).main
+    assert main is not None
+    assert main.checkpoint == "best"
+
+
+def test_entries_without_data_are_on_the_data_of_the_run(make_run: MakeRun) -> None:
+    folder = make_run()
+    edit_results(folder, lambda results: results["evaluations"][0].pop("data"))
+    run = load_run(folder)
+    assert run.evaluations[0].data == run.data == "fer2013"
+
+
+def test_predictions_are_found_by_the_figures_that_they_give(make_run: MakeRun) -> None:
+    folder = make_run("run", test=True)
+    run = load_run(folder)
+    for evaluation in run.evaluations:
+        predictions = predictions_of(run, evaluation)
+        assert predictions is not None
+        predicted = predictions.probabilities.argmax(axis=1)
+        assert accuracy_score(predictions.label, predicted) == pytest.approx(evaluation.accuracy)
+    (folder / "predictions" / "test.npz").unlink()
+    run = load_run(folder)
+    assert predictions_of(run, run.evaluations[1]) is None
+
+
+def test_covered_fractions_are_those_of_the_benchmark() -> None:
+    covered = [Occlusion("circle", severity, "zero").covered for severity in range(1, 6)]
+    assert covered == pytest.approx([0.028, 0.111, 0.25, 0.444, 0.5625], abs=5e-4)
+    assert Occlusion("square", 6, "zero").covered is None
+    assert Occlusion("beard", 1, "zero").covered is None
+
+
+def test_names_tell_runs_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    folders = [make_run("a/run"), make_run("b/run")]
+    runs = load_runs([*folders, folders[0], tmp_path / "a" / ".." / "a" / "run"])
+    assert [run.name for run in runs] == ["a/run", "b/run"]
+    with pytest.raises(RunError, match="at least one"):
+        load_runs([])
+
+
+def test_a_half_written_last_line_is_left_out_and_said(make_run: MakeRun) -> None:
+    folder = make_run()
+    whole = len(load_run(folder).history)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 500, "epo')
+    run = load_run(folder)
+    assert len(run.history) == whole
+    assert any("half written" in remark for remark in run.remarks)
+
+
+def test_a_broken_line_in_the_middle_is_an_error_with_its_number(make_run: MakeRun) -> None:
+    folder = make_run()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines[4] = lines[4][:20]
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    with pytest.raises(RunError, match=r"metrics\.jsonl: line 5: "):
+        load_run(folder)
+
+
+@pytest.mark.parametrize("text", ["NaN", "null", "Infinity", '"nan"'])
+def test_a_loss_that_is_no_number_becomes_nan(make_run: MakeRun, text: str) -> None:
+    folder = make_run()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"step": 490, "epoch": 8.1, "time": 1, "train/loss": {text}}}\n')
+    epochs, values = load_run(folder).curve("train/loss")
+    assert epochs[-1] == 8.1
+    assert np.isnan(values[-1])
+    assert np.isfinite(values[:-1]).all()
+
+
+def test_missing_files_are_remarks(make_run: MakeRun) -> None:
+    folder = make_run()
+    for name in ("metrics.jsonl", "status.json", "config.yaml"):
+        (folder / name).unlink()
+    (folder / "predictions" / "val.npz").write_bytes(b"PK\x03\x04 cut off")
+    run = load_run(folder)
+    assert (run.history, run.predictions, run.manifest, run.config_text) == ((), (), None, None)
+    for word in ("metrics.jsonl", "status.json", "config.yaml", "val.npz", "manifest"):
+        assert any(word in remark for remark in run.remarks), word
+
+
+def test_empty_metrics_are_a_remark(make_run: MakeRun) -> None:
+    folder = make_run()
+    (folder / "metrics.jsonl").write_text("")
+    run = load_run(folder)
+    assert run.history == ()
+    assert any("metrics.jsonl is empty" in remark for remark in run.remarks)
+
+
+def test_predictions_that_do_not_fit_are_left_out(make_run: MakeRun) -> None:
+    folder = make_run()
+    np.savez(
+        folder / "predictions" / "odd.npz",
+        index=np.arange(3),
+        label=np.arange(3),
+        probabilities=np.ones((2, 7), np.float32),
+        beton_sha256="00",
+    )
+    run = load_run(folder)
+    assert len(run.predictions) == 1
+    assert any("odd.npz" in remark for remark in run.remarks)
+
+
+def test_another_beton_than_the_predicted_one_is_a_remark(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run(manifest=True)
+    path = tmp_path / "data" / "fer2013.json"
+    path.write_text(path.read_text().replace("5e5e", "6f6f"))
+    assert any("checksum" in remark for remark in load_run(folder).remarks)
+
+
+def test_classes_are_numbered_where_they_have_no_names(make_run: MakeRun) -> None:
+    folder = make_run()
+    edit_results(folder, lambda results: results.pop("classes"))
+    run = load_run(folder)
+    assert run.classes == tuple("0123456")
+    assert any("names no classes" in remark for remark in run.remarks)
+
+
+def test_values_that_are_not_there_are_none(make_run: MakeRun) -> None:
+    folder = make_run()
+
+    def blank(results: dict[str, Any]) -> None:
+        results["evaluations"][0] |= {"accuracy_ci95": None, "ece": None, "macro_f1": float("nan")}
+        results["evaluations"][0]["per_class_recall"][1] = None
+
+    edit_results(folder, blank)
+    evaluation = load_run(folder).evaluations[0]
+    assert (evaluation.interval, evaluation.ece, evaluation.macro_f1) == (None, None, None)
+    assert evaluation.recall[1] is None
+    assert evaluation.recall[0] is not None
+
+
+def test_folders_that_are_no_evaluated_runs(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such run folder"):
+        load_run(tmp_path / "absent")
+    with pytest.raises(RunError, match="not a run folder"):
+        load_run(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(RunError, match=f"no results.json: run `ferdist evaluate {tmp_path}`"):
+        load_run(tmp_path)
+
+
+def test_malformed_json_is_named_with_its_line(make_run: MakeRun) -> None:
+    folder = make_run()
+    (folder / "results.json").write_text('{"schema": 1,\n"classes": [}')
+    with pytest.raises(RunError, match=r"results\.json: line 2: malformed JSON"):
+        load_run(folder)
+    (folder / "results.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RunError, match="UTF-8"):
+        load_run(folder)
+    (folder / "results.json").write_text("[]")
+    with pytest.raises(RunError, match="no object"):
+        load_run(folder)
+
+
+def no_text(results: dict[str, Any]) -> None:
+    results["evaluations"][0]["split"] = 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda results: results.update(schema=2), "schema 2 is unknown"),
+        (lambda results: results.pop("schema"), "schema None is unknown"),
+        (lambda results: results.pop("evaluations"), "no 'evaluations'"),
+        (lambda results: results.update(test_scorings="1"), "'test_scorings' is str, not int"),
+        (lambda results: results.update(environment=[]), "'environment' is list, not dict"),
+        (lambda results: results["evaluations"].append(3), r"evaluations\[1\]: no object"),
+        (lambda results: results["evaluations"][0].pop("accuracy"), "no 'accuracy'"),
+        (lambda results: results["evaluations"][0].update(accuracy=61.2), "61.2 is no fraction"),
+        (lambda results: results["evaluations"][0].update(ece="low"), "'low' is no fraction"),
+        (lambda results: results["evaluations"][0].update(accuracy_ci95=[0.5]), "no pair of bounds"),
+        (lambda results: results["evaluations"][0]["confusion"].pop(), "not 7 rows of 7 counts"),
+        (lambda results: results["evaluations"][0]["confusion"][0].__setitem__(0, -1), "other than counts"),
+        (lambda results: results["evaluations"][0]["per_class_recall"].pop(), "6 recalls for 7 classes"),
+        (lambda results: results["evaluations"][0].update(occlusion={"kind": "square"}), "no 'severity'"),
+        (no_text, "'split' is int, not str"),
+    ],
+)
+def test_results_that_break_the_contract_are_refused_in_one_line(
+    make_run: MakeRun, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    folder = make_run()
+    edit_results(folder, change)
+    with pytest.raises(RunError, match=message) as caught:
+        load_run(folder)
+    assert str(folder / "results.json") in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ferdist.config import Config, differences, flatten, from_dict, load_config, to_dict
+from ferdist.errors import ConfigError
+from tests.conftest import ROOT
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_shipped_config_loads(path: Path) -> None:
+    assert load_config(path).data.batch_size > 0
+
+
+def test_overrides_win_over_file_over_base_over_defaults(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("seed: 1\ntrain: {epochs: 2, lr: 0.2}\n")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "x.yaml").write_text("base: ../base.yaml\ntrain: {epochs: 3}\n")
+    config = load_config(tmp_path / "sub" / "x.yaml", ["train.weight_decay=0.5", "data.fold=4"])
+    assert (config.seed, config.train.epochs, config.train.lr) == (1, 3, 0.2)
+    assert (config.train.weight_decay, config.data.fold) == (0.5, 4)
+    assert config.train.momentum == Config().train.momentum
+    assert config.run_dir == "runs/sub/x-fold4"
+
+
+def test_a_config_survives_yaml(tmp_path: Path) -> None:
+    config = load_config(ROOT / "configs" / "demo.yaml", ["augment.occlusion.area=[0.1,0.2]"])
+    assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(config))), tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epoch=3", "there is no config key train.epoch: did you mean train.epochs?"),
+        ("batch_size=3", "did you mean data.batch_size?"),
+        ("train.epochs=many", "train.epochs: Value 'many'"),
+        ("train.epochs=0", "train.epochs is 0: it must be at least 1"),
+        ("train.log_every=51", "train.log_every is 51: it must be 1 to 50"),
+        ("train.precision=int8", "train.precision is 'int8': it must be one of auto, bf16, fp16, fp32"),
+        ("train.ema=1", "train.ema is 1.0: it must lie in [0, 1)"),
+        ("model.stem=7x7", "model.stem is '7x7': it must be one of imagenet, stride2, stride1"),
+        ("model.dropout=1", "model.dropout is 1.0: it must lie in [0, 1)"),
+        ("model.reduction=0", "model.reduction is 0: it must be at least 1"),
+        ("data.batch_size=0", "data.batch_size is 0: it must be at least 1"),
+        ("data.fold=-1", "data.fold is -1: it must be 0 or more, or null"),
+        ("data.timeout=0", "data.timeout is 0.0: it must be more than 0 seconds"),
+        ("device=tpu", "device is 'tpu': it must be auto, cpu or cuda"),
+        ("seed=-1", "seed is -1: it must lie in 0..2147483647"),
+        ("model=resnet", "model is a section with keys of its own"),
+        ("train.epochs", "write key=value"),
+        ("augment.occlusion.area=[0.5,0.1]", "augment.occlusion.area is [0.5, 0.1]"),
+    ],
+)
+def test_a_wrong_override_names_the_key_and_the_remedy(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(ROOT / "configs" / "base.yaml", [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [", "it is no YAML"),
+        ("- 1", "it must hold keys and values, not a list"),
+        ("base: x.yaml", "comes back to itself"),
+        ("base: other.yaml", "other.yaml: there is no such config file"),
+        ("trian: {epochs: 3}", "there is no config key trian.epochs: did you mean train.epochs?"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"^\S+\.yaml: ") as caught:
+        load_config(path)
+    assert message in str(caught.value)
+
+
+def test_differences_leave_out_what_does_not_change_the_result() -> None:
+    old = load_config(ROOT / "configs" / "base.yaml", ["run_dir=a", "data.path=x", "train.epochs=3"])
+    new = load_config(ROOT / "configs" / "base.yaml", ["run_dir=b", "data.path=y", "train.epochs=4"])
+    assert differences(old, new) == ["train.epochs: 3 -> 4"]
+    assert differences(old, old) == []
+
+
+def test_the_contracts_keys_are_there() -> None:
+    keys = flatten(to_dict(Config()))
+    names = (
+        "data.path data.fold data.batch_size model.name model.stem model.placement model.pretrained "
+        "train.epochs train.lr train.compile train.precision train.resume seed run_dir"
+    )
+    assert set(names.split()) <= keys.keys()

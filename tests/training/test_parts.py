@@ -1,0 +1,218 @@
+"""The pure parts of training: schedule, learning rate, seeds, weights, averages, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ferdist.errors import ConfigError, RunError
+from ferdist.training import checkpoint, optim, seeds
+from ferdist.training.config import TrainConfig
+from ferdist.training.distributed import choose_device
+from ferdist.training.ema import Ema
+from ferdist.training.monitor import cut_back
+from ferdist.training.precision import autocast_dtype
+from ferdist.training.schedule import Schedule
+
+
+def test_ranks_and_micro_batches_share_a_global_batch_without_overlap() -> None:
+    order = np.arange(1000)[::-1].copy()
+    for world, accumulate in ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1)):
+        schedule = Schedule(1000, 96, world, accumulate, epochs=3)
+        assert (schedule.steps_per_epoch, schedule.total_steps) == (10, 30)
+        ranks = [schedule.rank_order(order, rank, 0).reshape(10, -1) for rank in range(world)]
+        for step in range(10):
+            seen = np.concatenate([rank[step] for rank in ranks])
+            assert np.array_equal(seen, order[step * 96 : (step + 1) * 96])
+
+
+def test_two_ranks_see_what_one_rank_with_two_micro_batches_sees() -> None:
+    order = np.random.default_rng(0).permutation(500)
+    one, two = Schedule(500, 64, 1, 2, epochs=1), Schedule(500, 64, 2, 1, epochs=1)
+    micro_batches = one.rank_order(order, 0, 0).reshape(-1, 2, 32)
+    for rank in range(2):
+        assert np.array_equal(two.rank_order(order, rank, 0).reshape(-1, 32), micro_batches[:, rank])
+        assert two.rows(rank, 0) == one.rows(0, rank)
+
+
+def test_a_later_step_of_an_epoch_is_the_tail_of_its_order() -> None:
+    schedule = Schedule(100, 10, 2, 1, epochs=1)
+    order = np.random.default_rng(0).permutation(100)
+    assert np.array_equal(schedule.rank_order(order, 1, 7), schedule.rank_order(order, 1, 0)[35:])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "message"), [(30, "must be a multiple of world size x train.accumulate, 4"), (200, "lower it")]
+)
+def test_a_batch_size_that_does_not_fit_is_refused(batch_size: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Schedule(100, batch_size, 2, 2, epochs=1)
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
+@pytest.mark.parametrize("warmup", [0.0, 0.25])
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_nearly_nothing(schedule: str, warmup: float) -> None:
+    config = TrainConfig(lr=0.4, schedule=schedule, warmup=warmup)
+    rates = [optim.learning_rate(config, step, 100) for step in range(1, 101)]
+    peak = int(np.argmax(rates)) + 1
+    assert peak == (25 if warmup else 1)
+    assert max(rates) == pytest.approx(0.4, rel=1e-3)
+    assert rates[:peak] == sorted(rates[:peak])
+    assert rates[peak - 1 :] == sorted(rates[peak - 1 :], reverse=True)
+    assert 0 < rates[-1] < 1e-3
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 3))
+    for kind in ("sgd", "adamw"):
+        optimizer = optim.make_optimizer(model, TrainConfig(optimizer=kind, weight_decay=0.1))
+        decay, rest = optimizer.param_groups
+        assert sorted(p.ndim for p in decay["params"]) == [2, 4]
+        assert [p.ndim for p in rest["params"]] == [1, 1, 1, 1]
+        assert (decay["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+
+
+def test_class_weights_keep_the_mean_weight_of_a_sample_at_one() -> None:
+    counts = [400, 100, 0, 25]
+    device = torch.device("cpu")
+    assert optim.class_weights("none", counts, device) is None
+    for kind, ratio in (("balanced", 16.0), ("sqrt", 4.0)):
+        weights = optim.class_weights(kind, counts, device)
+        assert weights is not None
+        assert weights[3] / weights[0] == pytest.approx(ratio)
+        assert weights[2] == 0
+        assert (weights * torch.tensor(counts)).sum() / sum(counts) == pytest.approx(1.0)
+
+
+def test_soft_targets_mix_with_the_reversed_batch() -> None:
+    labels = torch.tensor([0, 1, 2])
+    assert torch.equal(optim.soft_targets(labels, 3, None), torch.eye(3))
+    mixed = optim.soft_targets(labels, 3, torch.tensor([0.75, 0.5, 1.0]))
+    assert mixed.tolist() == [[0.75, 0.0, 0.25], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+
+
+def test_orders_and_seeds_depend_on_seed_and_position_only() -> None:
+    indices = np.arange(100, 200)
+    first = seeds.epoch_order(indices, 7, 3)
+    assert np.array_equal(first, seeds.epoch_order(indices, 7, 3))
+    assert np.array_equal(np.sort(first), indices)
+    assert not np.array_equal(first, seeds.epoch_order(indices, 7, 4))
+    assert not np.array_equal(first, seeds.epoch_order(indices, 8, 3))
+    derived = {seeds.derive_seed(s, p, step) for s in range(5) for p in range(4) for step in range(50)}
+    assert len(derived) == 1000
+    assert all(0 <= value < 2**63 for value in derived)
+
+
+def test_the_average_follows_weights_and_batch_statistics() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    ema = Ema(model, 0.9)
+    start = ema.model[0].weight.clone()
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+        model[1].running_mean.fill_(3.0)
+        model[1].num_batches_tracked.fill_(5)
+    ema.update(1000)
+    torch.testing.assert_close(ema.model[0].weight, start + 0.1)
+    torch.testing.assert_close(ema.model[1].running_mean, torch.full((2,), 0.3))
+    assert ema.model[1].num_batches_tracked == 5
+    early = Ema(model, 0.9)
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    early.update(1)
+    moved = (early.model[0].weight - (model[0].weight - 1)).mean().item()
+    assert moved == pytest.approx(1 - 2 / 11), "the random start must be forgotten quickly"
+
+
+def test_a_checkpoint_comes_back_and_keeps_its_checksum(tmp_path: Path) -> None:
+    path = checkpoint.step_path(tmp_path, 12)
+    checkpoint.save(path, {"step": 12, "x": torch.arange(3)})
+    assert path.name == "step-00000012.pt"
+    assert torch.equal(checkpoint.load(path)["x"], torch.arange(3))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000012.pt", "step-00000012.pt.sha256"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        checkpoint.save(checkpoint.step_path(tmp_path, step), {"step": step, "x": torch.zeros(1000)})
+    newest = checkpoint.step_path(tmp_path, 2)
+    content = bytearray(newest.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+    newest.write_bytes({"flip": content, "truncate": content[:100], "empty": b""}[damage])
+    with caplog.at_level(logging.WARNING):
+        state = checkpoint.load_newest(tmp_path)
+    assert state is not None
+    assert state["step"] == 1
+    assert "step-00000002.pt: damaged" in caplog.text
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.mkdir, (tmp_path / "attacked",))  # type: ignore[return-value]
+
+    path = tmp_path / "attack.pt"
+    torch.save({"step": Attack()}, path)
+    with pytest.raises(RunError, match="not a checkpoint that can be read"):
+        checkpoint.load(path)
+    assert not (tmp_path / "attacked").exists()
+    torch.save([1], path)
+    with pytest.raises(RunError, match="it holds a list"):
+        checkpoint.load(path)
+    with pytest.raises(RunError, match="no such checkpoint"):
+        checkpoint.load(tmp_path / "none.pt")
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        checkpoint.save(checkpoint.step_path(tmp_path, step), {"step": step})
+    checkpoint.prune(tmp_path, 2)
+    assert [p.name for p in checkpoint.steps(tmp_path)] == ["step-00000004.pt", "step-00000005.pt"]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    blocker = tmp_path / "checkpoints"
+    blocker.write_text("a file where the folder should be")
+    with pytest.raises(RunError, match="cannot be written"):
+        checkpoint.save(blocker / "step-00000001.pt", {"step": 1})
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_metrics_are_cut_back_to_a_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    cut_back(path, 5)
+    assert not path.exists()
+    path.write_text('{"step": 3}\n{"step": 5}\n{"step": 7}\n{"step": 9, "x"')
+    cut_back(path, 7)
+    assert path.read_text() == '{"step": 3}\n{"step": 5}\n{"step": 7}\n'
+    cut_back(path, 5)
+    assert path.read_text() == '{"step": 3}\n{"step": 5}\n'
+
+
+def test_precision_and_device_choices() -> None:
+    cpu = torch.device("cpu")
+    assert autocast_dtype("fp32", cpu) is None
+    assert autocast_dtype("bf16", cpu) is torch.bfloat16
+    assert autocast_dtype("fp16", cpu) is torch.float16
+    native = torch.cpu._is_avx512_bf16_supported()
+    assert autocast_dtype("auto", cpu) is (torch.bfloat16 if native else None)
+    assert choose_device("cpu", 0) == cpu
+    if not torch.cuda.is_available():
+        assert choose_device("auto", 3) == cpu
+        with pytest.raises(ConfigError, match="finds no CUDA device"):
+            choose_device("cuda", 0)
+
+
+def test_the_last_step_of_a_short_run_has_a_rate() -> None:
+    assert math.isfinite(optim.learning_rate(TrainConfig(), 1, 1))
+    assert optim.learning_rate(TrainConfig(warmup=0.99), 1, 1) > 0

@@ -1,0 +1,255 @@
+"""Whole runs of a few seconds, in this process."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ferdist.beton import Batch, open_beton
+from ferdist.config import Config, load_config
+from ferdist.errors import ConfigError, RunError
+from ferdist.evaluation.metrics import Predictions
+from ferdist.training import checkpoint
+from ferdist.training.engine import Engine
+from ferdist.training.run import run
+
+Tiny = Callable[..., Config]
+
+
+def metrics_of(config: Config) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without times and rates."""
+    lines = (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "time" and not k.startswith("rate/")}
+        for line in lines
+    ]
+
+
+def weights_of(config: Config, part: str = "model") -> dict[str, torch.Tensor]:
+    state = checkpoint.load_newest(Path(config.run_dir) / "checkpoints")
+    assert state is not None
+    weights: dict[str, torch.Tensor] = state[part]
+    return weights
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_leaves_all_that_the_contract_names(tiny: Tiny, beton_path: Path) -> None:
+    config = tiny()
+    folder = Path(config.run_dir)
+    assert run(config) == folder / "results.json"
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["reason"], status["step"]) == ("finished", None, status["total_steps"])
+    assert load_config(folder / "config.yaml") == config
+
+    beton = open_beton(beton_path)
+    val = beton.indices("val", None)
+    stored = Predictions.load(folder / "predictions" / "synthetic-val-best.npz")
+    assert np.array_equal(stored.index, val)
+    assert np.array_equal(stored.label, beton.label[val])
+    np.testing.assert_allclose(stored.probabilities.sum(1), 1, atol=1e-5)
+
+    results = json.loads((folder / "results.json").read_text())
+    assert results["schema"] == 1
+    assert results["test_scorings"] == 0
+    assert results["environment"]["torch"] == torch.__version__
+    kinds = {(e["split"], e["subset"], e["unit"], e["checkpoint"]) for e in results["evaluations"]}
+    assert kinds == {("val", s, u, "best") for s in ("all", "no_copies") for u in ("image", "sequence")}
+    image = results["evaluations"][0]
+    assert image["samples"] == len(val)
+    assert np.trace(image["confusion"]) / len(val) == pytest.approx(image["accuracy"])
+    assert image["accuracy_ci95"][0] <= image["accuracy"] <= image["accuracy_ci95"][1]
+
+    lines = metrics_of(config)
+    evaluated = [line for line in lines if "val/accuracy" in line]
+    assert [line["epoch"] for line in evaluated] == [1, 2]
+    assert max(line["val/accuracy"] for line in evaluated) == pytest.approx(image["accuracy"])
+    assert all(np.isfinite(line["train/loss"]) for line in lines if "train/loss" in line)
+
+
+def test_tensorboard_shows_the_numbers_of_metrics_jsonl(tiny: Tiny) -> None:
+    config = tiny("train.epochs=1")
+    run(config)
+    board = EventAccumulator(str(Path(config.run_dir) / "tb"), size_guidance={"images": 0})
+    board.Reload()
+    tags = board.Tags()
+    lines = [
+        json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()
+    ]
+    for name in ("train/loss", "train/accuracy", "train/lr", "train/grad_norm", "val/accuracy"):
+        shown = [(event.step, event.value) for event in board.Scalars(name)]
+        assert shown == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines if name in line]
+    assert {"rate/images_per_second", "rate/loader_wait"} <= set(tags["scalars"])
+    assert set(tags["images"]) == {"augmented", "val/confusion"}
+    assert "_hparams_/session_start_info" in board.summary_metadata
+    assert board.Scalars("final/accuracy")
+
+
+def test_the_same_config_gives_the_same_numbers_and_another_seed_does_not(tiny: Tiny) -> None:
+    first, again, other = tiny(run="a"), tiny(run="b"), tiny("seed=1", run="c")
+    for config in (first, again, other):
+        run(config)
+    assert metrics_of(first) == metrics_of(again)
+    assert same(weights_of(first), weights_of(again))
+    assert not same(weights_of(first), weights_of(other))
+
+
+def test_a_broken_run_goes_on_to_the_same_weights(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, broken = tiny(run="whole"), tiny("train.checkpoint_seconds=0", run="broken")
+    whole.train.checkpoint_seconds = 0
+    run(whole)
+    step = Engine.train_step
+
+    def fail(self: Engine, batches: list[Batch]) -> None:
+        if self.step == 5:
+            raise OSError("the disk is gone")
+        step(self, batches)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="the disk is gone"):
+        patched.setattr(Engine, "train_step", fail)
+        run(broken)
+    status = json.loads((Path(broken.run_dir) / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("failed", "OSError: the disk is gone")
+    run(broken)
+    for part in ("model", "ema"):
+        assert same(weights_of(whole, part), weights_of(broken, part))
+    assert metrics_of(whole)[-1] == metrics_of(broken)[-1]
+
+
+def test_a_finished_run_is_only_evaluated_again(tiny: Tiny) -> None:
+    config = tiny("train.epochs=1")
+    run(config)
+    before, metrics = weights_of(config), metrics_of(config)
+    run(config)
+    assert same(before, weights_of(config))
+    assert metrics == metrics_of(config)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_spoils_no_checkpoint(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("train.checkpoint_seconds=0", "train.log_every=50")
+    step = Engine.train_step
+
+    def poison(self: Engine, batches: list[Batch]) -> None:
+        if self.step == 4:
+            next(iter(self.model.parameters())).register_hook(lambda grad: grad * float("nan"))
+        step(self, batches)
+
+    monkeypatch.setattr(Engine, "train_step", poison)
+    with pytest.raises(RunError, match="became infinite or NaN by step"):
+        run(config)
+    newest = checkpoint.load_newest(Path(config.run_dir) / "checkpoints")
+    assert newest is not None
+    assert newest["step"] == 4
+    assert all(torch.isfinite(value).all() for value in newest["model"].values())
+    assert "train.clip=1" in json.loads((Path(config.run_dir) / "status.json").read_text())["reason"]
+
+
+def test_a_masked_update_changes_no_weight(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    step = Engine.train_step
+
+    def poison(self: Engine, batches: list[Batch]) -> None:
+        if self.step == 2:
+            next(iter(self.model.parameters())).register_hook(lambda grad: grad * float("inf"))
+            before = [p.detach().clone() for p in self.parameters]
+            step(self, batches)
+            seen.append(all(torch.equal(a, b) for a, b in zip(before, self.parameters, strict=True)))
+        else:
+            step(self, batches)
+
+    for optimizer in ("sgd", "adamw"):
+        with monkeypatch.context() as patched, pytest.raises(RunError):
+            patched.setattr(Engine, "train_step", poison)
+            run(tiny(f"train.optimizer={optimizer}", run=optimizer))
+    assert seen == [True, True]
+
+
+def test_a_folder_of_another_config_is_refused(tiny: Tiny) -> None:
+    run(tiny("train.epochs=1"))
+    with pytest.raises(RunError, match=r"another config \(train.epochs: 1 -> 2\)"):
+        run(tiny())
+    with pytest.raises(RunError, match="train.resume is never"):
+        run(tiny("train.epochs=1", "train.resume=never"))
+
+
+def test_a_folder_that_another_process_writes_is_refused(tiny: Tiny) -> None:
+    config = tiny()
+    folder = Path(config.run_dir)
+    folder.mkdir()
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="another process is training"):
+            run(config)
+
+
+def test_a_fold_is_held_out_and_its_last_epoch_counts(tiny: Tiny, beton_path: Path) -> None:
+    config = tiny("data.fold=3", "train.epochs=1")
+    run(config)
+    results = json.loads((Path(config.run_dir) / "results.json").read_text())
+    assert {(e["fold"], e["checkpoint"]) for e in results["evaluations"]} == {(3, "last")}
+    stored = Predictions.load(Path(config.run_dir) / "predictions" / "synthetic-val-fold3-last.npz")
+    beton = open_beton(beton_path)
+    assert np.array_equal(stored.index, np.flatnonzero(beton.fold == 3))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("train.precision=fp16",),
+        ("train.precision=bf16", "train.optimizer=adamw", "train.lr=0.001", "train.clip=1"),
+        ("augment.mixup.probability=1", "train.class_weights=sqrt", "train.schedule=cosine", "train.ema=0"),
+        ("augment.enabled=false", "train.accumulate=2", "train.channels_last=false"),
+    ],
+    ids=["fp16", "bf16-adamw-clip", "mixup-weights-cosine", "accumulate"],
+)
+def test_every_way_to_train_learns_the_training_set_a_little(tiny: Tiny, overrides: tuple[str, ...]) -> None:
+    config = tiny("train.epochs=3", *overrides)
+    run(config)
+    losses = [line["train/loss"] for line in metrics_of(config) if "train/loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_a_run_starts_from_another_runs_weights(tiny: Tiny) -> None:
+    first = tiny("train.epochs=1", run="first")
+    run(first)
+    second = tiny(
+        "train.epochs=1", "train.lr=0", "train.ema=0", f"model.pretrained={first.run_dir}", run="second"
+    )
+    run(second)
+    best = checkpoint.load(Path(first.run_dir) / "checkpoints" / "best.pt")["ema"]
+    assert torch.equal(best["layer1.0.conv1.weight"], weights_of(second)["layer1.0.conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.path=", "data.path is not set"),
+        ("data.batch_size=4096", "lower it"),
+        ("train.sync_batchnorm=true", "needs GPUs"),
+        ("model.name=nothing", "which is no network"),
+    ],
+)
+def test_a_config_that_cannot_run_says_why(tiny: Tiny, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(tiny(override))
+
+
+@pytest.mark.slow
+def test_a_compiled_run_gives_nearly_the_same_losses(tiny: Tiny) -> None:
+    plain, compiled = tiny("train.epochs=1", run="a"), tiny("train.epochs=1", "train.compile=true", run="b")
+    run(plain)
+    run(compiled)
+    losses = [[x["train/loss"] for x in metrics_of(c) if "train/loss" in x] for c in (plain, compiled)]
+    np.testing.assert_allclose(*losses, rtol=1e-2)
