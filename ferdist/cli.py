@@ -24,7 +24,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     epilog="--debug, anywhere on the line, shows the traceback of an error.",
 )
-prepare = typer.Typer(help="Convert raw files to a beton, its manifest and samples.csv.", no_args_is_help=True)
+prepare = typer.Typer(
+    help="Convert raw files to a beton, its manifest and samples.csv.", no_args_is_help=True
+)
 app.add_typer(prepare, name="prepare")
 
 Out = Annotated[Path, typer.Option(help="Folder for the beton.", metavar="DIR")]

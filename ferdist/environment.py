@@ -46,7 +46,7 @@ def cpu_name() -> str:
 
 
 def git_revision() -> str | None:
-    """Commit of the checkout that ferdist runs from, with ``-dirty`` if files differ; None if it is no checkout."""
+    """Commit that ferdist runs from, with ``-dirty`` if files differ; None where it is no checkout."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],

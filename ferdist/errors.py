@@ -1,4 +1,4 @@
-"""The errors that a user can mend: each message is one line that names the place, the fault and the remedy."""
+"""The errors that a user can mend: each message is one line with the place, the fault and the remedy."""
 
 from __future__ import annotations
 

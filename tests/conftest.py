@@ -1,4 +1,4 @@
-"""What the tests share: drawn faces as a beton, the real data where they are, and commands as users start them."""
+"""What the tests share: drawn faces as a beton, the real data where they are, commands as users give them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def tiny(beton_path: Path, tmp_path: Path) -> Callable[..., Config]:
 
 
 def start(*arguments: str, processes: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m ARGUMENTS`` (under torchrun where ``processes`` is given) and return what it printed."""
+    """Run ``python -m ARGUMENTS``, under torchrun where ``processes`` is given; what it printed."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     return subprocess.run(
         [sys.executable, "-m", *(launcher if processes else []), *arguments],

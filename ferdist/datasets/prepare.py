@@ -13,6 +13,7 @@ from ferdist.datasets.folds import assign_folds
 from ferdist.datasets.rawformats import write_synthetic
 from ferdist.datasets.record import FaceDataset
 from ferdist.datasets.synthetic import synthesize
+from ferdist.errors import DataError
 
 SYNTHETIC_FOLDS = 10
 
@@ -59,4 +60,8 @@ def synthetic(out: Path, *, images: int, seed: int = 0, format: str = "beton") -
 
 
 def _write(dataset: FaceDataset, out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out}: the folder cannot be made: {error.strerror}") from None
     return write_beton(dataset, out, audit(dataset))

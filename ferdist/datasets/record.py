@@ -61,7 +61,8 @@ class FaceDataset:
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
             raise DataError(
-                f"{self.name}: images must be uint8 (N, 1 or 3, H, W), not {self.images.dtype} {self.images.shape}"
+                f"{self.name}: images must be uint8 (N, 1 or 3, H, W), "
+                f"not {self.images.dtype} {self.images.shape}"
             )
         if len(self.images) == 0:
             raise DataError(f"{self.name}: there is no image in it")

@@ -131,7 +131,10 @@ def evaluate_trained(
             entries,
             classes=list(card.classes),
             config=to_dict(card.config),
-            environment=environment.describe(world.device, world.size),
+            environment={
+                **environment.describe(world.device, world.size),
+                "training": folder.stored_environment(),
+            },
         )
     world.barrier()
     return results
@@ -164,8 +167,10 @@ def entries_of(predictions: Predictions, beton: Beton, key: dict[str, Any]) -> l
     return entries
 
 
-def has_copy(beton: Beton, index: Integers, split: str, fold: int | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Whether each sample of ``val`` has an exact copy in train, or of ``test`` in train or val: bool (N,)."""
+def has_copy(
+    beton: Beton, index: Integers, split: str, fold: int | None
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which samples, bool (N,), have an exact copy in train (of ``val``) or in train or val (of ``test``)."""
     learned = [beton.indices("train", fold)]
     if split == "test" and (beton.split == 1).any():
         learned.append(beton.indices("val", fold))

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import bootstrap
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, recall_score
+from sklearn.metrics import confusion_matrix, f1_score, recall_score
 
 from ferdist.datasets.record import Integers
 from ferdist.errors import RunError
@@ -66,7 +67,7 @@ class Predictions:
                 return Predictions(
                     stored["index"], stored["label"], stored["probabilities"], str(stored["beton_sha256"])
                 )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise RunError(f"{path}: no predictions that can be read: {error}") from None
 
 
@@ -84,12 +85,12 @@ def by_sequence(predictions: Predictions, sequence: Integers) -> Predictions:
     sums = np.zeros((len(first), predictions.probabilities.shape[1]))
     np.add.at(sums, group, predictions.probabilities)
     means = (sums / np.bincount(group)[:, None]).astype(np.float32)
-    return Predictions(
-        predictions.index[first], predictions.label[first], means, predictions.beton_sha256
-    )
+    return Predictions(predictions.index[first], predictions.label[first], means, predictions.beton_sha256)
 
 
-def accuracy_interval(correct: npt.NDArray[np.bool_], cluster: Integers, seed: int = 0) -> tuple[float, float]:
+def accuracy_interval(
+    correct: npt.NDArray[np.bool_], cluster: Integers, seed: int = 0
+) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the accuracy, resampling whole clusters.
 
     Samples of one person, and copies of one image, are right or wrong together; resampling single samples
@@ -126,7 +127,7 @@ def accuracy_interval(correct: npt.NDArray[np.bool_], cluster: Integers, seed: i
 
 
 def expected_calibration_error(probabilities: Probabilities, label: Integers) -> float:
-    """Expected calibration error over 15 equal-width bins of confidence (Guo et al., ICML 2017, section 2)."""
+    """Expected calibration error, 15 equal-width bins of confidence (Guo et al., ICML 2017, section 2)."""
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == label
     bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
@@ -156,7 +157,9 @@ def score(predictions: Predictions, cluster: Integers) -> dict[str, Any]:
         "accuracy": float((predicted == label).mean()),
         "accuracy_ci95": list(accuracy_interval(predicted == label, cluster)),
         "balanced_accuracy": _balanced_accuracy(label, predicted),
-        "macro_f1": float(f1_score(label, predicted, labels=classes[present], average="macro", zero_division=0)),
+        "macro_f1": float(
+            f1_score(label, predicted, labels=classes[present], average="macro", zero_division=0)
+        ),
         "per_class_recall": [float(r) if p else None for r, p in zip(recall, present, strict=True)],
         "confusion": confusion(predictions).tolist(),
         "ece": expected_calibration_error(probabilities, label),

@@ -111,5 +111,5 @@ def load_trained(model: str, which: str | None, device: torch.device) -> Trained
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"{path}: its content does not fit this version of ferdist: {reason}") from None
-    network = network.to(device=device, memory_format=torch.channels_last).eval()
+    network = network.to(device).to(memory_format=torch.channels_last).eval()
     return TrainedModel(network, card, which, int(state["step"]))

@@ -20,7 +20,9 @@ def covered_fraction(severity: int) -> float:
     return SIDES[severity - 1] ** 2
 
 
-def cover(images: Images, index: Integers, kind: str, severity: int, *, samples: int, seed: int = 0) -> Images:
+def cover(
+    images: Images, index: Integers, kind: str, severity: int, *, samples: int, seed: int = 0
+) -> Images:
     """Copies of images with a black square or circle of equal area, wholly inside, at a random place.
 
     Args:

@@ -89,13 +89,13 @@ def predict(
     gathered_label = world.gather_rows(torch.cat([torch.empty(0, dtype=torch.int64), *_cpu(label)]), counts)
     gathered_rows = world.gather_rows(torch.cat([torch.empty(0, classes), *_cpu(rows)]), counts)
     if not np.array_equal(gathered_index.numpy(), indices):
-        raise RunError(f"{beton.path}: the evaluated samples are not the ones asked for: report this as a bug")
+        raise RunError(
+            f"{beton.path}: the evaluated samples are not the ones asked for: report this as a bug"
+        )
     return Predictions(indices, gathered_label.numpy(), gathered_rows.numpy(), beton.manifest.sha256)
 
 
-def _probabilities(
-    model: nn.Module, shown: list[Tensor], world: World, dtype: torch.dtype | None
-) -> Tensor:
+def _probabilities(model: nn.Module, shown: list[Tensor], world: World, dtype: torch.dtype | None) -> Tensor:
     """Mean over the views of the softmax, (N, K) float32."""
     total: Tensor | None = None
     for view in shown:

@@ -43,7 +43,9 @@ def add_evaluations(
 
     A call with entries of the test split counts as one more scoring of test.
     """
-    results = read_results(path) if path.exists() else {"schema": SCHEMA, "test_scorings": 0, "evaluations": []}
+    results = (
+        read_results(path) if path.exists() else {"schema": SCHEMA, "test_scorings": 0, "evaluations": []}
+    )
     new = {_key(entry) for entry in entries}
     kept = [entry for entry in results["evaluations"] if _key(entry) not in new]
     scored_test = any(entry["split"] == "test" for entry in entries)
@@ -61,7 +63,9 @@ def add_evaluations(
 
 def as_text(results: dict[str, Any]) -> str:
     """The evaluations for people, one a line."""
-    lines = [f"{'data':<12}{'split':<12}{'subset':<11}{'unit':<10}{'tta':<10}{'occlusion':<12}{'n':>7}  accuracy"]
+    lines = [
+        f"{'data':<12}{'split':<12}{'subset':<11}{'unit':<10}{'tta':<10}{'occlusion':<12}{'n':>7}  accuracy"
+    ]
     for entry in results["evaluations"]:
         fold = "" if entry["fold"] is None else f" fold {entry['fold']}"
         cell = entry["occlusion"]

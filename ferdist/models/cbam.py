@@ -75,4 +75,5 @@ class CBAM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
         x = x * self.channel(x)
-        return x * self.spatial(x)
+        out: Tensor = x * self.spatial(x)
+        return out

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import ResNet
 
 from ferdist.errors import ConfigError
-from ferdist.models.resnet import ResNet
 
 IMAGENET = "imagenet"
 _log = logging.getLogger(__name__)
@@ -75,7 +75,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ConfigError(f"model.pretrained: {path}: not a safetensors file: {error}") from None
     raise ConfigError(
-        f"model.pretrained is {str(path)!r}: it must be imagenet, a run folder or a .safetensors file that exists"
+        f"model.pretrained is {str(path)!r}: "
+        "it must be imagenet, a run folder or a .safetensors file that exists"
     )
 
 
@@ -97,4 +98,5 @@ def _fit(network: nn.Module, weights: dict[str, Tensor], source: str, *, require
 
 def _classifier(network: nn.Module) -> str:
     """Name of the last linear layer, which is the classifier, with a dot."""
-    return [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1] + "."
+    names: list[str] = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    return names[-1] + "."

@@ -30,7 +30,7 @@ class CBAMBlock(BasicBlock):  # type: ignore[misc]
         return out if self.inside else self.attention(out)
 
 
-def _fit(network: ResNet, config: ModelConfig, task: Task) -> ResNet:
+def _fit(network: ResNet, config: ModelConfig, task: Task) -> nn.Module:
     """Give a torchvision ResNet the stem that the config asks for and the data's channel count."""
     width = network.conv1.out_channels
     if config.stem == "imagenet":
@@ -44,7 +44,8 @@ def _fit(network: ResNet, config: ModelConfig, task: Task) -> ResNet:
     if config.dropout > 0:
         # As a step of the pooled features, so that the classifier keeps its name `fc` in the weights.
         network.avgpool = nn.Sequential(network.avgpool, nn.Dropout(config.dropout))
-    return network
+    fitted: nn.Module = network
+    return fitted
 
 
 @register("resnet18")

@@ -41,7 +41,7 @@ class TrainConfig:
         ema: decay of the exponential moving average of the weights, 0 for none; evaluation uses the average.
         precision: ``auto`` is bf16 where the device has it, else fp16 on a GPU, else fp32.
         channels_last: memory format of the convolutions.
-        compile: torch.compile the network and the augmentation.
+        compile: torch.compile the network.
         deterministic: ask cuDNN and PyTorch for deterministic kernels.
         sync_batchnorm: batch statistics over all ranks (GPUs only).
         log_every: steps between two lines of metrics.

@@ -104,8 +104,8 @@ def join_world(device: str) -> Iterator[World]:
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
     """
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     world = World(rank, size, local_rank, choose_device(device, local_rank))
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)

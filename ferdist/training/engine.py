@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -57,9 +57,6 @@ class Engine:
         self.step = 0
         if train.compile:
             model.compile(dynamic=False)
-            self.augment_pixels: Callable[..., Tensor] = torch.compile(augment, dynamic=False)
-        else:
-            self.augment_pixels = augment
         devices = [world.device.index] if world.device.type == "cuda" else None
         self.ddp = (
             DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
@@ -101,7 +98,7 @@ class Engine:
             group["lr"] = rate
         for i, batch in enumerate(micro_batches):
             start, stop = self.schedule.rows(rank, i)
-            images = self.augment_pixels(batch.image, draws.slice(start, stop))
+            images = self.augment(batch.image, draws.slice(start, stop))
             last = i + 1 == len(micro_batches)
             self._backward(images, batch.label, None if lam is None else lam[start:stop], reduce=last)
         self._update()
@@ -127,7 +124,7 @@ class Engine:
         loss = cross_entropy(
             logits.float(), targets, self.weights, label_smoothing=self.config.train.label_smoothing
         )
-        self.scaler.scale(loss / self.schedule.accumulate).backward()
+        self.scaler.scale(loss / self.schedule.accumulate).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum()
             self.counters[0] += loss.detach() * len(labels)

@@ -64,7 +64,9 @@ class Monitor:
         seconds: what the run has taken before, over all its starts.
     """
 
-    def __init__(self, folder: RunFolder, config: Config, step: int, total_steps: int, seconds: float) -> None:
+    def __init__(
+        self, folder: RunFolder, config: Config, step: int, total_steps: int, seconds: float
+    ) -> None:
         self.folder, self.config = folder, config
         self.before, self.start = seconds, time.perf_counter()
         cut_back(folder.metrics, step)
@@ -137,7 +139,14 @@ class Monitor:
         self.board.close()
 
 
-_SHOWN = ("train/loss", "train/accuracy", "rate/images_per_second", "val/loss", "val/accuracy", "val/macro_f1")
+_SHOWN = (
+    "train/loss",
+    "train/accuracy",
+    "rate/images_per_second",
+    "val/loss",
+    "val/accuracy",
+    "val/macro_f1",
+)
 
 
 def _short(name: str) -> str:

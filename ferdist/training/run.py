@@ -140,9 +140,9 @@ class _Job:
         if self.config.train.sync_batchnorm:
             if self.world.device.type != "cuda":
                 raise ConfigError("train.sync_batchnorm is true, which needs GPUs: set it to false")
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
-        return network.to(device=self.world.device, memory_format=layout)
+        return network.to(self.world.device).to(memory_format=layout)
 
     def _loader(self, batch_size: int) -> BetonLoader:
         data = self.config.data

@@ -14,8 +14,8 @@ from ferdist.errors import ConfigError
 class Schedule:
     """The division of a run's samples.
 
-    A global batch is a run of the epoch's order; rank r's micro-batch i is its part r * accumulate + i, so two
-    ranks see exactly what one rank with two micro-batches sees.
+    A global batch is a run of the epoch's order; rank r's micro-batch i is its part r * accumulate + i, so
+    two ranks see exactly what one rank with two micro-batches sees.
 
     Attributes:
         samples: of the training part.

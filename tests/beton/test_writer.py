@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -291,35 +290,32 @@ def test_a_crash_leaves_a_whole_set_or_none(faces: Make, tmp_path: Path, step: i
         assert np.array_equal(open_beton(path, checksum=True).label, new.labels)
 
 
-def test_ctrl_c_at_any_moment_leaves_nothing_half_written(faces: Make, tmp_path: Path) -> None:
-    dataset = faces(4000, shape=(1, 48, 48))
-    findings = audit(dataset)
-    start = time.perf_counter()
-    write_beton(dataset, tmp_path, findings)
-    duration = time.perf_counter() - start
-    interrupted = 0
+@pytest.mark.parametrize("step", range(3 + len(STEPS)))
+def test_ctrl_c_leaves_nothing_half_written(
+    faces: Make, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """The signal comes before each step: three flushed files, then the replacement of an old set."""
+    old = open_beton(write(faces(50, seed=1)))
+    calls: list[str] = []
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def interrupted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Path) -> Any:
+            calls.append(function.__name__)
+            if len(calls) == step + 1:
+                signal.raise_signal(signal.SIGINT)
+            return function(*arguments)
 
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        for share in np.linspace(0.3, 1.0, 15):
-            for path in tmp_path.iterdir():
-                path.unlink()
-            try:
-                signal.setitimer(signal.ITIMER_REAL, share * duration)
-                write_beton(dataset, tmp_path, findings)
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except KeyboardInterrupt:
-                interrupted += 1
-            if files(tmp_path):  # it was done already
-                assert files(tmp_path) == ["faces.beton", "faces.json", "faces.samples.csv"]
-                open_beton(tmp_path / "faces.beton", checksum=True)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert interrupted > 0
+        return call
+
+    monkeypatch.setattr(writer, "sync", interrupted(writer.sync))
+    monkeypatch.setattr(Path, "replace", interrupted(Path.replace))
+    with pytest.raises(KeyboardInterrupt):
+        write(faces(50, seed=2))
+    if step < 3:
+        assert open_beton(old.path, checksum=True).manifest == old.manifest
+        assert len(files(tmp_path)) == 3
+    else:
+        assert files(tmp_path) == []
 
 
 def test_written_data_that_reads_back_different_is_an_error(

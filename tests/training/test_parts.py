@@ -48,7 +48,8 @@ def test_a_later_step_of_an_epoch_is_the_tail_of_its_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "message"), [(30, "must be a multiple of world size x train.accumulate, 4"), (200, "lower it")]
+    ("batch_size", "message"),
+    [(30, "must be a multiple of world size x train.accumulate, 4"), (200, "lower it")],
 )
 def test_a_batch_size_that_does_not_fit_is_refused(batch_size: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -57,7 +58,9 @@ def test_a_batch_size_that_does_not_fit_is_refused(batch_size: int, message: str
 
 @pytest.mark.parametrize("schedule", ["onecycle", "cosine"])
 @pytest.mark.parametrize("warmup", [0.0, 0.25])
-def test_the_learning_rate_rises_to_its_peak_and_falls_to_nearly_nothing(schedule: str, warmup: float) -> None:
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_nearly_nothing(
+    schedule: str, warmup: float
+) -> None:
     config = TrainConfig(lr=0.4, schedule=schedule, warmup=warmup)
     rates = [optim.learning_rate(config, step, 100) for step in range(1, 101)]
     peak = int(np.argmax(rates)) + 1

@@ -83,12 +83,12 @@ def test_tensorboard_shows_the_numbers_of_metrics_jsonl(tiny: Tiny) -> None:
     board = EventAccumulator(str(Path(config.run_dir) / "tb"), size_guidance={"images": 0})
     board.Reload()
     tags = board.Tags()
-    lines = [
-        json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()
-    ]
+    lines = [json.loads(line) for line in (Path(config.run_dir) / "metrics.jsonl").read_text().splitlines()]
     for name in ("train/loss", "train/accuracy", "train/lr", "train/grad_norm", "val/accuracy"):
         shown = [(event.step, event.value) for event in board.Scalars(name)]
-        assert shown == [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines if name in line]
+        assert shown == [
+            (line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines if name in line
+        ]
     assert {"rate/images_per_second", "rate/loader_wait"} <= set(tags["scalars"])
     assert set(tags["images"]) == {"augmented", "val/confusion"}
     assert "_hparams_/session_start_info" in board.summary_metadata
@@ -180,7 +180,7 @@ def test_a_folder_of_another_config_is_refused(tiny: Tiny) -> None:
     run(tiny("train.epochs=1"))
     with pytest.raises(RunError, match=r"another config \(train.epochs: 1 -> 2\)"):
         run(tiny())
-    with pytest.raises(RunError, match="train.resume is never"):
+    with pytest.raises(RunError, match=r"train\.resume is never"):
         run(tiny("train.epochs=1", "train.resume=never"))
 
 
@@ -207,18 +207,17 @@ def test_a_fold_is_held_out_and_its_last_epoch_counts(tiny: Tiny, beton_path: Pa
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("train.precision=fp16",),
-        ("train.precision=bf16", "train.optimizer=adamw", "train.lr=0.001", "train.clip=1"),
+        ("train.precision=bf16", "train.optimizer=adamw", "train.lr=0.003", "train.clip=1"),
         ("augment.mixup.probability=1", "train.class_weights=sqrt", "train.schedule=cosine", "train.ema=0"),
         ("augment.enabled=false", "train.accumulate=2", "train.channels_last=false"),
     ],
-    ids=["fp16", "bf16-adamw-clip", "mixup-weights-cosine", "accumulate"],
+    ids=["bf16-adamw-clip", "mixup-weights-cosine", "accumulate"],
 )
 def test_every_way_to_train_learns_the_training_set_a_little(tiny: Tiny, overrides: tuple[str, ...]) -> None:
-    config = tiny("train.epochs=3", *overrides)
+    config = tiny("train.epochs=4", "augment.occlusion.probability=0", *overrides)
     run(config)
     losses = [line["train/loss"] for line in metrics_of(config) if "train/loss" in line]
-    assert losses[-1] < losses[0]
+    assert losses[-1] < losses[0] - 0.02
 
 
 def test_a_run_starts_from_another_runs_weights(tiny: Tiny) -> None:
@@ -235,7 +234,7 @@ def test_a_run_starts_from_another_runs_weights(tiny: Tiny) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.path=", "data.path is not set"),
+        ("data.path=''", "data.path is not set"),
         ("data.batch_size=4096", "lower it"),
         ("train.sync_batchnorm=true", "needs GPUs"),
         ("model.name=nothing", "which is no network"),

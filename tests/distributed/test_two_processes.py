@@ -1,0 +1,149 @@
+"""Two gloo processes under torchrun against one process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ferdist.beton import open_beton
+from ferdist.config import Config, to_dict
+from ferdist.evaluation.metrics import Predictions
+from ferdist.training import checkpoint
+from ferdist.training.run import run
+from tests.conftest import start
+
+
+def train(config: Config, processes: int) -> None:
+    import yaml
+
+    path = Path(config.run_dir).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(to_dict(config)))
+    done = start("ferdist.train", str(path), processes=processes)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(Path(config.run_dir) / "results.json")], "rank 0 alone speaks"
+
+
+def weights(config: Config) -> dict[str, torch.Tensor]:
+    state = checkpoint.load_newest(Path(config.run_dir) / "checkpoints")
+    assert state is not None
+    model: dict[str, torch.Tensor] = state["model"]
+    return model
+
+
+def test_two_processes_train_what_one_does_with_two_micro_batches(
+    tiny: Callable[..., Config], beton_path: Path
+) -> None:
+    """The same samples, draws and batch statistics, so the same weights within rounding.
+
+    Batch statistics that evaluation uses follow rank 0 alone, so they are left out; mixup pairs samples
+    within a micro-batch and is the same, too.
+    """
+    options = ("train.epochs=1", "augment.mixup.probability=0.5", "train.lr=0.01")
+    one, two = tiny("train.accumulate=2", *options, run="one"), tiny(*options, run="two")
+    run(one)
+    train(two, processes=2)
+    a, b = weights(one), weights(two)
+    for name in a:
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(b[name], a[name], rtol=1e-3, atol=1e-5, msg=name)
+    losses = [
+        [json.loads(x)["train/loss"] for x in (Path(c.run_dir) / "metrics.jsonl").open() if "train/loss" in x]
+        for c in (one, two)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_two_processes_evaluate_each_sample_once(tiny: Callable[..., Config], beton_path: Path) -> None:
+    """Also where the split's size is odd: nothing is padded, nothing is counted twice."""
+    config = tiny("train.epochs=1")
+    run(config)
+    folder = Path(config.run_dir)
+    beton = open_beton(beton_path)
+    sizes = set()
+    for split in ("val", "test", "train"):
+        stored = folder / "predictions" / f"synthetic-{split}-best.npz"
+        results = []
+        for processes in (0, 2, 3):
+            done = start("ferdist", "evaluate", str(folder), "--split", split, processes=processes)
+            assert done.returncode == 0, done.stderr
+            results.append(Predictions.load(stored))
+            stored.unlink()
+        one = results[0]
+        assert np.array_equal(one.index, beton.indices(split, None))
+        for other in results[1:]:
+            assert np.array_equal(other.index, one.index)
+            assert np.array_equal(other.label, one.label)
+            np.testing.assert_allclose(other.probabilities, one.probabilities, atol=1e-5)
+        sizes.add(len(one.index) % 2)
+    assert 1 in sizes, "the drawn data must have a split that two processes cannot halve"
+
+
+def test_more_processes_than_samples(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    """A rank without a single sample takes part all the same."""
+    from ferdist.evaluation.predict import predict  # noqa: F401  (the function under test, in the ranks)
+
+    script = tmp_path / "few.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import numpy as np, torch\n"
+        "from torch import nn\n"
+        "from ferdist.beton import BetonLoader, open_beton\n"
+        "from ferdist.evaluation.predict import predict\n"
+        "from ferdist.training.distributed import join_world\n"
+        "torch.manual_seed(0)\n"
+        "with join_world('cpu') as world:\n"
+        "    beton = open_beton(Path(sys.argv[1]))\n"
+        "    net = nn.Sequential(nn.Flatten(), nn.Linear(2304, 7)).eval()\n"
+        "    loader = BetonLoader(beton, batch_size=4, device=world.device)\n"
+        "    p = predict(net, beton, loader, np.array([5, 2]), world, mean=[0.5], std=[0.2], dtype=None)\n"
+        "    assert p.index.tolist() == [2, 5] and p.probabilities.shape == (2, 7), p\n"
+        "    assert p.label.tolist() == beton.label[[2, 5]].tolist()\n"
+    )
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "3",
+            str(script),
+            str(tiny().data.path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_rank_says_what_is_wrong(tiny: Callable[..., Config]) -> None:
+    config = tiny("data.batch_size=33")
+    import yaml
+
+    path = Path(config.run_dir).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(to_dict(config)))
+    done = start("ferdist.train", str(path), processes=2)
+    assert done.returncode == 1
+    assert "ferdist: data.batch_size is 33: it must be a multiple of" in done.stderr
+    status = json.loads((Path(config.run_dir) / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "batch_size is 33" in status["reason"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_train(tiny: Callable[..., Config]) -> None:
+    config = tiny("train.epochs=1", "train.precision=auto", "device=cuda")
+    train(config, processes=2)
+    assert (Path(config.run_dir) / "results.json").is_file()

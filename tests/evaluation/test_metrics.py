@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ferdist.errors import RunError
+from ferdist.evaluation import metrics
+from ferdist.evaluation.metrics import Predictions
+
+
+def predictions(label: list[int], probabilities: list[list[float]]) -> Predictions:
+    n = len(label)
+    return Predictions(
+        np.arange(n), np.array(label, dtype=np.int64), np.array(probabilities, dtype=np.float32), "0" * 64
+    )
+
+
+def hard(label: list[int], predicted: list[int], classes: int) -> Predictions:
+    return predictions(label, np.eye(classes)[predicted].tolist())
+
+
+def test_figures_of_a_case_worked_out_by_hand() -> None:
+    #          true 0: 3 of 4 right; true 1: 1 of 2 right; true 2: none there
+    p = hard([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 2], classes=3)
+    scores = metrics.score(p, cluster=np.arange(6))
+    assert scores["samples"] == 6
+    assert scores["accuracy"] == pytest.approx(4 / 6)
+    assert scores["balanced_accuracy"] == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert scores["per_class_recall"] == [0.75, 0.5, None]
+    assert scores["confusion"] == [[3, 1, 0], [0, 1, 1], [0, 0, 0]]
+    # precision 1 and 1/2, recall 3/4 and 1/2
+    assert scores["macro_f1"] == pytest.approx((2 * 0.75 / 1.75 + 0.5) / 2)
+
+
+def test_calibration_error_of_a_case_worked_out_by_hand() -> None:
+    # Two at 0.9, one right: gap 0.4 each; two at 0.6, both right: gap 0.4 each the other way.
+    p = predictions([0, 1, 0, 0], [[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
+    ece = metrics.expected_calibration_error(p.probabilities, p.label)
+    assert ece == pytest.approx(0.4, abs=1e-6)
+    sure = predictions([0, 1], [[1.0, 0.0], [0.0, 1.0]])
+    assert metrics.expected_calibration_error(sure.probabilities, sure.label) == 0.0
+
+
+def test_loss_is_the_negative_log_likelihood_and_never_infinite() -> None:
+    p = predictions([0, 1], [[0.5, 0.5], [0.75, 0.25]])
+    assert metrics.quick_score(p)["loss"] == pytest.approx(-(np.log(0.5) + np.log(0.25)) / 2)
+    assert np.isfinite(metrics.quick_score(predictions([0], [[0.0, 1.0]]))["loss"])
+
+
+def test_quick_and_full_scores_agree() -> None:
+    generator = np.random.default_rng(0)
+    raw = generator.random((200, 5)).astype(np.float32)
+    p = Predictions(np.arange(200), generator.integers(0, 5, 200), raw / raw.sum(1, keepdims=True), "")
+    full, quick = metrics.score(p, np.arange(200)), metrics.quick_score(p)
+    assert {k: full[k] for k in quick} == quick
+
+
+def test_the_interval_of_independent_samples_is_the_binomial_one() -> None:
+    correct = np.random.default_rng(0).random(3589) < 0.7
+    low, high = metrics.accuracy_interval(correct, np.arange(3589))
+    half = 1.96 * np.sqrt(correct.mean() * (1 - correct.mean()) / 3589)
+    assert high - low == pytest.approx(2 * half, rel=0.05)
+    assert low < correct.mean() < high
+
+
+def test_the_interval_of_samples_in_clusters_is_wider() -> None:
+    """With all samples of a cluster alike there are only as many observations as clusters."""
+    by_cluster = np.random.default_rng(0).random(100) < 0.8
+    correct, cluster = np.repeat(by_cluster, 9), np.repeat(np.arange(100), 9)
+    low, high = metrics.accuracy_interval(correct, cluster)
+    narrow_low, narrow_high = metrics.accuracy_interval(correct, np.arange(900))
+    assert (high - low) / (narrow_high - narrow_low) == pytest.approx(3.0, rel=0.1)
+    assert metrics.accuracy_interval(correct, cluster) == (low, high), "the same seed, the same interval"
+
+
+def test_one_cluster_gives_no_spread() -> None:
+    assert metrics.accuracy_interval(np.array([True, False]), np.array([7, 7])) == (0.5, 0.5)
+
+
+def test_a_sequence_is_the_mean_of_its_frames() -> None:
+    p = predictions([1, 1, 0, 0], [[0.9, 0.1], [0.0, 1.0], [0.6, 0.4], [0.3, 0.7]])
+    whole = metrics.by_sequence(p, np.array([5, 5, 2, 2]))
+    np.testing.assert_allclose(whole.probabilities, [[0.45, 0.55], [0.45, 0.55]], atol=1e-6)
+    assert whole.label.tolist() == [0, 1]
+    assert whole.index.tolist() == [2, 0]
+
+
+def test_predictions_come_back_from_their_file(tmp_path: Path) -> None:
+    p = hard([0, 1], [1, 1], 2)
+    p.save(tmp_path / "a" / "p.npz")
+    back = Predictions.load(tmp_path / "a" / "p.npz")
+    assert np.array_equal(back.probabilities, p.probabilities)
+    assert back.probabilities.dtype == np.float32
+    assert back.beton_sha256 == p.beton_sha256
+    for content in (b"", b"PK\x03\x04 torn", b"nothing"):
+        (tmp_path / "bad.npz").write_bytes(content)
+        with pytest.raises(RunError, match="no predictions that can be read"):
+            Predictions.load(tmp_path / "bad.npz")
+    with pytest.raises(RunError, match="no predictions that can be read"):
+        Predictions.load(tmp_path / "none.npz")
