@@ -43,9 +43,9 @@ def add_evaluations(
 
     A call with entries of the test split counts as one more scoring of test.
     """
-    results = (
-        read_results(path) if path.exists() else {"schema": SCHEMA, "test_scorings": 0, "evaluations": []}
-    )
+    results: dict[str, Any] = {"test_scorings": 0, "evaluations": []}
+    if path.exists():
+        results = read_results(path)
     new = {_key(entry) for entry in entries}
     kept = [entry for entry in results["evaluations"] if _key(entry) not in new]
     scored_test = any(entry["split"] == "test" for entry in entries)
