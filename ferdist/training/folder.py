@@ -94,7 +94,7 @@ class RunFolder:
 
     def stored_environment(self) -> dict[str, Any]:
         """The environment recorded at the last start."""
-        return dict(yaml.safe_load(self.config.read_text())[RECORD_KEY])
+        return dict(yaml.safe_load(self.config.read_text()).get(RECORD_KEY) or {})
 
     def write_config(self, config: Config, environment: dict[str, Any]) -> None:
         """Write config.yaml, which `ferdist train` also takes as a config."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ferdist.augment import Augment, denormalise
 from ferdist.augment.grid import image_grid
 from ferdist.beton import Batch, Beton, BetonLoader, open_beton
 from ferdist.config import Config
-from ferdist.errors import ConfigError, FerdistError
+from ferdist.errors import ConfigError, FerdistError, RunError
 from ferdist.evaluation import metrics
 from ferdist.evaluation.evaluate import evaluate_trained
 from ferdist.evaluation.model import ModelCard, TrainedModel, default_checkpoint, load_trained
@@ -47,15 +48,31 @@ def run(config: Config) -> Path:
         raise ConfigError("data.path is not set: give the beton file, data.path=DIR/NAME.beton")
     with join_world(config.device) as world:
         beton = open_beton(Path(config.data.path), checksum=True)
-        if not world.is_main:
-            return _train(config, beton, world, RunFolder(Path(config.run_dir)))
-        with claim(config, beton.manifest.sha256) as folder:
+        with _claimed(config, beton, world) as folder:
+            return _train(config, beton, world, folder)
+
+
+@contextmanager
+def _claimed(config: Config, beton: Beton, world: World) -> Iterator[RunFolder]:
+    """The run's folder, taken by rank 0 for all; how the run ends badly goes into its status.json."""
+    with ExitStack() as stack:
+        refusal: RunError | None = None
+        if world.is_main:
             try:
-                return _train(config, beton, world, folder)
-            except BaseException as error:
+                stack.enter_context(claim(config, beton.manifest.sha256))
+            except RunError as error:
+                refusal = error
+        # All ranks hear of a refusal, so that none waits for a rank 0 that has gone.
+        if world.any(refusal is not None):
+            raise refusal or RunError(f"{config.run_dir}: rank 0 cannot take the run folder: see its message")
+        folder = RunFolder(Path(config.run_dir))
+        try:
+            yield folder
+        except BaseException as error:
+            if world.is_main:
                 reason = str(error) if isinstance(error, FerdistError) else f"{type(error).__name__}: {error}"
-                folder.set_status("failed", reason.splitlines()[0] if reason else "no reason given")
-                raise
+                folder.set_status("failed", " ".join(reason.split()))
+            raise
 
 
 def _train(config: Config, beton: Beton, world: World, folder: RunFolder) -> Path:
@@ -257,3 +274,5 @@ def _set_determinism(config: Config) -> None:
     torch.backends.cudnn.deterministic = config.train.deterministic
     torch.backends.cudnn.benchmark = not config.train.deterministic
     torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
+    # It would fill every new tensor, to make reading an uninitialised one repeatable; nothing here does.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

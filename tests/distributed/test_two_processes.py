@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from ferdist.beton import open_beton
 from ferdist.config import Config, to_dict
@@ -19,8 +22,6 @@ from tests.conftest import start
 
 
 def train(config: Config, processes: int) -> None:
-    import yaml
-
     path = Path(config.run_dir).with_suffix(".yaml")
     path.write_text(yaml.safe_dump(to_dict(config)))
     done = start("ferdist.train", str(path), processes=processes)
@@ -58,35 +59,29 @@ def test_two_processes_train_what_one_does_with_two_micro_batches(
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
-def test_two_processes_evaluate_each_sample_once(tiny: Callable[..., Config], beton_path: Path) -> None:
-    """Also where the split's size is odd: nothing is padded, nothing is counted twice."""
+def test_two_and_three_processes_evaluate_each_sample_once(
+    tiny: Callable[..., Config], beton_path: Path
+) -> None:
+    """Two do not divide the split: nothing is padded, nothing is counted twice."""
     config = tiny("train.epochs=1")
     run(config)
     folder = Path(config.run_dir)
-    beton = open_beton(beton_path)
-    sizes = set()
-    for split in ("val", "test", "train"):
-        stored = folder / "predictions" / f"synthetic-{split}-best.npz"
-        results = []
-        for processes in (0, 2, 3):
-            done = start("ferdist", "evaluate", str(folder), "--split", split, processes=processes)
-            assert done.returncode == 0, done.stderr
-            results.append(Predictions.load(stored))
-            stored.unlink()
-        one = results[0]
-        assert np.array_equal(one.index, beton.indices(split, None))
-        for other in results[1:]:
-            assert np.array_equal(other.index, one.index)
-            assert np.array_equal(other.label, one.label)
-            np.testing.assert_allclose(other.probabilities, one.probabilities, atol=1e-5)
-        sizes.add(len(one.index) % 2)
-    assert 1 in sizes, "the drawn data must have a split that two processes cannot halve"
+    stored = folder / "predictions" / "synthetic-val-best.npz"
+    one = Predictions.load(stored)
+    assert np.array_equal(one.index, open_beton(beton_path).indices("val", None))
+    assert len(one.index) % 2 == 1
+    for processes in (2, 3):
+        stored.unlink()
+        done = start("ferdist", "evaluate", str(folder), processes=processes)
+        assert done.returncode == 0, done.stderr
+        other = Predictions.load(stored)
+        assert np.array_equal(other.index, one.index)
+        assert np.array_equal(other.label, one.label)
+        np.testing.assert_allclose(other.probabilities, one.probabilities, atol=1e-5)
 
 
 def test_more_processes_than_samples(tiny: Callable[..., Config], tmp_path: Path) -> None:
     """A rank without a single sample takes part all the same."""
-    from ferdist.evaluation.predict import predict  # noqa: F401  (the function under test, in the ranks)
-
     script = tmp_path / "few.py"
     script.write_text(
         "import sys\n"
@@ -105,9 +100,6 @@ def test_more_processes_than_samples(tiny: Callable[..., Config], tmp_path: Path
         "    assert p.index.tolist() == [2, 5] and p.probabilities.shape == (2, 7), p\n"
         "    assert p.label.tolist() == beton.label[[2, 5]].tolist()\n"
     )
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [
             sys.executable,
@@ -129,8 +121,6 @@ def test_more_processes_than_samples(tiny: Callable[..., Config], tmp_path: Path
 
 def test_every_rank_says_what_is_wrong(tiny: Callable[..., Config]) -> None:
     config = tiny("data.batch_size=33")
-    import yaml
-
     path = Path(config.run_dir).with_suffix(".yaml")
     path.write_text(yaml.safe_dump(to_dict(config)))
     done = start("ferdist.train", str(path), processes=2)
