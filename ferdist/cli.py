@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from ferdist.errors import FerdistError
+from ferdist.errors import FerdistError, Preempted
 
 app = typer.Typer(
     help="Train and exactly evaluate occlusion-robust facial expression recognition.",
@@ -203,7 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0 done, 1 failed with one line on stderr, 2 wrong usage.
+        The exit code: 0 done, 1 failed with one line on stderr, 2 wrong usage, 75 stopped by a signal with a
+        checkpoint written.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -214,6 +215,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         app(arguments, prog_name="ferdist")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Preempted as error:
+        print(f"{speaker}: {error}", file=sys.stderr)
+        return os.EX_TEMPFAIL
     except FerdistError as error:
         if debug:
             traceback.print_exc()

@@ -17,3 +17,7 @@ class ConfigError(FerdistError):
 
 class RunError(FerdistError):
     """A run cannot start, go on or be read."""
+
+
+class Preempted(FerdistError):
+    """A signal stopped the run after a checkpoint: starting it again goes on (exit code 75)."""

@@ -16,17 +16,31 @@ import numpy as np
 import numpy.typing as npt
 
 from ferdist.datasets.archive import Archive, is_image, open_archive, read_gray_images, sources_of
-from ferdist.datasets.record import FER2013_CLASSES, FaceDataset, Images, Integers, no_values
+from ferdist.datasets.record import (
+    CKPLUS8_CLASSES,
+    FER2013_CLASSES,
+    FaceDataset,
+    Images,
+    Integers,
+    no_values,
+)
 from ferdist.errors import DataError
 
 USAGE_SPLIT: Final = {"Training": 0, "PublicTest": 1, "PrivateTest": 2}
 """The data set's own name of each split code."""
 
-_LABEL_OF_FIELD: Final = {str(label).encode(): label for label in range(len(FER2013_CLASSES))}
+CKEXTENDED_ROWS: Final = 920
+"""Rows of ckextended.csv: an image of each of the 327 labelled sequences of CK+, and 593 neutral ones."""
+
 _SPLIT_OF_FIELD: Final = {usage.encode(): split for usage, split in USAGE_SPLIT.items()}
 _FOLDER_OF_USAGE: Final = {"Training": "train", "PublicTest": "test", "PrivateTest": "test"}
 _IMAGE_NAME: Final = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.(?:jpg|png)")
 _LONGEST_HEADER: Final = 4096
+_NO_SUBJECTS: Final = (
+    "CK+ as ckextended.csv does not say who is in an image, so it cannot give subject-independent folds, and "
+    "its own split may share subjects; give CK+48 or the original tree to `ferdist prepare ckplus`, "
+    "or add --ckextended to read it with its own split"
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +50,9 @@ def read_fer2013(source: Path, *, allow_extra: bool = False) -> FaceDataset:
 
     Training is ``train``, PublicTest ``val`` and PrivateTest ``test``. A csv keeps its row order, and its
     source ids are ``line 2``, ``line 3``, ...; image folders come in the order of the file names.
+
+    A csv is taken for ``ckextended.csv``, and refused, if it has an emotion 7 (contempt, which FER2013 does
+    not have) or 920 rows; ``read_ckextended`` reads that file.
 
     Args:
         source: the csv, the folder that holds ``train`` and ``test`` (at any depth), or a zip of it.
@@ -48,8 +65,31 @@ def read_fer2013(source: Path, *, allow_extra: bool = False) -> FaceDataset:
         DataError: names the file and the line or member, what is wrong and what to do.
     """
     if source.is_file() and source.suffix.lower() != ".zip" and not _starts_like_zip(source):
-        return _read_csv(source)
+        dataset = _read_csv(source, "fer2013", FER2013_CLASSES)
+        if len(dataset) == CKEXTENDED_ROWS:
+            raise DataError(f"{source}: {CKEXTENDED_ROWS} rows, not FER2013's: {_NO_SUBJECTS}")
+        return dataset
     return _read_folders(open_archive(source), allow_extra)
+
+
+def read_ckextended(source: Path) -> FaceDataset:
+    """Read ``ckextended.csv``, CK+ in the layout of ``fer2013.csv``, as it is.
+
+    Its Training is ``train``, PublicTest ``val`` and PrivateTest ``test``. Which of these share people nobody
+    can tell: it names neither subjects nor sequences.
+
+    Args:
+        source: the csv.
+
+    Returns:
+        Gray images (N, 1, S, S) in CKPLUS8_CLASSES, without subjects, so ``assign_folds`` refuses them.
+
+    Raises:
+        DataError: names the file and the line, what is wrong and what to do.
+    """
+    if not source.is_file():
+        raise DataError(f"{source}: no such file; give ckextended.csv")
+    return _read_csv(source, "ckextended", CKPLUS8_CLASSES)
 
 
 def _starts_like_zip(path: Path) -> bool:
@@ -58,11 +98,17 @@ def _starts_like_zip(path: Path) -> bool:
 
 
 def _dataset(
-    images: Images, labels: Integers, split: Integers, source_id: Sequence[str], sources: dict[str, str]
+    images: Images,
+    labels: Integers,
+    split: Integers,
+    source_id: Sequence[str],
+    sources: dict[str, str],
+    name: str = "fer2013",
+    classes: tuple[str, ...] = FER2013_CLASSES,
 ) -> FaceDataset:
     none = no_values(len(images))
     return FaceDataset(
-        name="fer2013",
+        name=name,
         images=images,
         labels=labels,
         split=split,
@@ -70,7 +116,7 @@ def _dataset(
         sequence=none,
         fold=none,
         source_id=source_id,
-        classes=FER2013_CLASSES,
+        classes=classes,
         sources=sources,
     )
 
@@ -91,7 +137,8 @@ class _Row(NamedTuple):
     pixels: npt.NDArray[np.uint8]
 
 
-def _read_csv(path: Path) -> FaceDataset:
+def _read_csv(path: Path, name: str, classes: tuple[str, ...]) -> FaceDataset:
+    label_of_field = {str(label).encode(): label for label in range(len(classes))}
     digest = hashlib.sha256()
     pixels = bytearray()
     labels: list[int] = []
@@ -107,7 +154,9 @@ def _read_csv(path: Path) -> FaceDataset:
             digest.update(line)
             if not line.strip():
                 continue
-            row = _parse_fast(line, columns) or _parse_carefully(line, columns, f"{path}: line {number}")
+            row = _parse_fast(line, columns, label_of_field) or _parse_carefully(
+                line, columns, len(classes), f"{path}: line {number}"
+            )
             if not labels:
                 pixel_count = len(row.pixels)
                 if math.isqrt(pixel_count) ** 2 != pixel_count:
@@ -133,6 +182,8 @@ def _read_csv(path: Path) -> FaceDataset:
         np.array(splits, dtype=np.int64),
         source_id,
         {path.name: digest.hexdigest()},
+        name,
+        classes,
     )
 
 
@@ -155,7 +206,7 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[_Columns, bytes]:
     return _Columns(names.index("emotion"), names.index("pixels"), names.index("Usage"), len(names)), line
 
 
-def _parse_fast(line: bytes, columns: _Columns) -> _Row | None:
+def _parse_fast(line: bytes, columns: _Columns, label_of_field: dict[bytes, int]) -> _Row | None:
     """Read a row as it is published; None for anything else, wrong or only unusual."""
     fields = line.split(b",")
     if len(fields) != columns.total:
@@ -165,7 +216,7 @@ def _parse_fast(line: bytes, columns: _Columns) -> _Row | None:
         if values.size < 2 or values.max() > 255 or values.min() < 0:  # a blank field reads as one zero
             return None
         return _Row(
-            _LABEL_OF_FIELD[fields[columns.emotion]],
+            label_of_field[fields[columns.emotion]],
             _SPLIT_OF_FIELD[fields[columns.usage].strip()],
             values.astype(np.uint8),
         )
@@ -173,7 +224,7 @@ def _parse_fast(line: bytes, columns: _Columns) -> _Row | None:
         return None
 
 
-def _parse_carefully(line: bytes, columns: _Columns, place: str) -> _Row:
+def _parse_carefully(line: bytes, columns: _Columns, classes: int, place: str) -> _Row:
     """Read a row with quotes or blanks around its fields, or say what is wrong in it."""
     try:
         fields = [field.strip().strip('"').strip() for field in line.decode().split(",")]
@@ -185,10 +236,11 @@ def _parse_carefully(line: bytes, columns: _Columns, place: str) -> _Row:
             "the row is damaged or cut off, get the original file again"
         )
     emotion, usage, texts = fields[columns.emotion], fields[columns.usage], fields[columns.pixels].split()
-    highest = len(FER2013_CLASSES) - 1
-    if emotion not in map(str, range(highest + 1)):
+    if emotion not in map(str, range(classes)):
+        if emotion == str(CKPLUS8_CLASSES.index("contempt")):
+            raise DataError(f"{place}: emotion {emotion}, which FER2013 does not have: {_NO_SUBJECTS}")
         raise DataError(
-            f"{place}: emotion {emotion!r} is not a whole number from 0 to {highest}; "
+            f"{place}: emotion {emotion!r} is not a whole number from 0 to {classes - 1}; "
             "correct or remove the row"
         )
     if usage not in USAGE_SPLIT:

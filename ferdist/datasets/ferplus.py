@@ -118,7 +118,7 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 
 def _check_usage(path: Path, usage: pd.Series[str], dataset: FaceDataset, csv: str) -> None:
-    split = usage.map(USAGE_SPLIT).fillna(-1).to_numpy(dtype=np.int64)
+    split = usage.map(USAGE_SPLIT).fillna(len(USAGE_SPLIT)).to_numpy(dtype=np.int64)
     wrong = np.flatnonzero(split != dataset.split)
     if len(wrong):
         row = int(wrong[0])
@@ -132,7 +132,7 @@ def _check_usage(path: Path, usage: pd.Series[str], dataset: FaceDataset, csv: s
 def _read_votes(path: Path, table: pd.DataFrame) -> Integers:
     """Votes, int64 (N, 10), in the order of ``VOTES``."""
     numbers = table[list(_CSV_VOTES)].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-    right = (numbers >= 0) & (numbers <= ANNOTATORS) & (numbers % 1 == 0)
+    right = (numbers >= 0) & (numbers <= ANNOTATORS) & (numbers == np.rint(numbers))
     for row, column in np.argwhere(~right)[:1].tolist():
         name = _CSV_VOTES[column]
         raise DataError(
@@ -219,8 +219,8 @@ def _distribution(classes: Integers, others: Integers, total: Integers) -> npt.N
     kept = np.where(taken, classes, 0)
     valid = (2 * kept.sum(axis=1) > total) & (taken.sum(axis=1) <= 3)
     kept[~valid] = 0
-    distribution: npt.NDArray[np.float32] = kept.astype(np.float32)
-    return distribution / np.maximum(distribution.sum(axis=1, keepdims=True), 1)
+    shares: npt.NDArray[np.float64] = kept / np.maximum(kept.sum(axis=1, keepdims=True), 1)
+    return shares.astype(np.float32)
 
 
 # The published lists

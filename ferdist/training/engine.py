@@ -65,7 +65,9 @@ class Engine:
         )
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         # Sums since the last reading: loss, correct, samples, gradient norm; they stay on the device.
-        self.counters = torch.zeros(4, device=world.device)
+        # In double precision such sums are exact, whichever rank's and whenever they are added.
+        self.counters = torch.zeros(4, device=world.device, dtype=torch.float64)
+        self.read_at = 0
         self.broken = torch.zeros((), device=world.device)
 
     def batches(self, loader: BetonLoader, indices: Integers) -> Iterator[list[Batch]]:
@@ -155,12 +157,13 @@ class Engine:
         """Whether all updates so far were finite; waits for the device."""
         return not bool(self.broken.item()) and not (self.scaler.is_enabled() and self.scaler.get_scale() < 1)
 
-    def read(self, steps: int) -> dict[str, float]:
-        """Means since the last reading over ``steps`` steps and all ranks, then start anew.
+    def read(self) -> dict[str, float]:
+        """Means over the steps since the last reading and all ranks, then start anew.
 
         Raises:
             RunError: if a gradient was not finite; the same on every rank.
         """
+        steps = self.step - self.read_at
         totals = self.world.sum(self.counters).tolist()
         if not self.is_sound():
             raise RunError(
@@ -168,6 +171,7 @@ class Engine:
                 "lower train.lr, set train.clip=1 or try train.precision=fp32"
             )
         self.counters.zero_()
+        self.read_at = self.step
         return {
             "train/loss": totals[0] / totals[2],
             "train/accuracy": totals[1] / totals[2],
@@ -176,9 +180,14 @@ class Engine:
         }
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs; with ``seeds`` and the step, every later draw is determined."""
+        """All that a resumed run needs; with ``seeds`` and the step, every later draw is determined.
+
+        All ranks must call, since the counters are summed over them.
+        """
         return {
             "step": self.step,
+            "read_at": self.read_at,
+            "counters": self.world.sum(self.counters.clone()),
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -187,7 +196,9 @@ class Engine:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what `state` gave."""
-        self.step = int(state["step"])
+        self.step, self.read_at = int(state["step"]), int(state["read_at"])
+        if self.world.is_main:  # the sum over the ranks: it must be counted once
+            self.counters.copy_(state["counters"])
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -154,7 +154,10 @@ def _short(name: str) -> str:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl after ``step``, and a half-written last line, in place."""
+    """Drop the lines of metrics.jsonl after ``step``, the validation at it, and a half-written last line.
+
+    The checkpoint at an epoch's end comes before its validation, which the resumed run does again.
+    """
     if not path.exists():
         return
     keep = 0
@@ -164,7 +167,8 @@ def cut_back(path: Path, step: int) -> None:
                 entry: dict[str, Any] = json.loads(line)
             except ValueError:
                 break
-            if not line.endswith(b"\n") or entry["step"] > step:
+            validation = "val/accuracy" in entry and entry["step"] == step
+            if not line.endswith(b"\n") or entry["step"] > step or validation:
                 break
             keep += len(line)
         file.truncate(keep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -16,7 +17,7 @@ from ferdist.augment import Augment, denormalise
 from ferdist.augment.grid import image_grid
 from ferdist.beton import Batch, Beton, BetonLoader, open_beton
 from ferdist.config import Config
-from ferdist.errors import ConfigError, FerdistError, RunError
+from ferdist.errors import ConfigError, FerdistError, Preempted, RunError
 from ferdist.evaluation import metrics
 from ferdist.evaluation.evaluate import evaluate_trained
 from ferdist.evaluation.model import ModelCard, TrainedModel, default_checkpoint, load_trained
@@ -28,9 +29,11 @@ from ferdist.training.distributed import World, join_world
 from ferdist.training.engine import Engine
 from ferdist.training.folder import RunFolder, claim
 from ferdist.training.monitor import Monitor, Stopwatch
+from ferdist.training.preemption import Agreement, StopRequest, catch_stop_signals
 from ferdist.training.schedule import Schedule
 
 GRID_IMAGES = 32
+_log = logging.getLogger(__name__)
 
 
 def run(config: Config) -> Path:
@@ -71,43 +74,43 @@ def _claimed(config: Config, beton: Beton, world: World) -> Iterator[RunFolder]:
         except BaseException as error:
             if world.is_main:
                 reason = str(error) if isinstance(error, FerdistError) else f"{type(error).__name__}: {error}"
-                folder.set_status("failed", " ".join(reason.split()))
+                state = "preempted" if isinstance(error, Preempted) else "failed"
+                folder.set_status(state, " ".join(reason.split()))
             raise
 
 
 def _train(config: Config, beton: Beton, world: World, folder: RunFolder) -> Path:
     """Set up, loop, evaluate."""
-    with closing(_Job(config, beton, world, folder)) as job:
-        _loop(job)
+    with catch_stop_signals() as request, closing(_Job(config, beton, world, folder)) as job:
+        _loop(job, request)
         return job.finish()
 
 
-def _loop(job: _Job) -> None:
-    config = job.config
-    engine, schedule, monitor = job.engine, job.schedule, job.monitor
-    per_epoch, total = schedule.steps_per_epoch, schedule.total_steps
-    read_at, watch = engine.step, Stopwatch()
-    steps = range(engine.step + 1, total + 1)
+def _loop(job: _Job, request: StopRequest) -> None:
+    config, engine, schedule = job.config, job.engine, job.schedule
+    agreement, watch = Agreement(job.world), Stopwatch()
+    if engine.step and engine.step % schedule.steps_per_epoch == 0:
+        job.validate()  # the checkpoint at an epoch's end is written before its validation
+    steps = range(engine.step + 1, schedule.total_steps + 1)
     stream = watch.timed(engine.batches(job.loader, job.train_indices))
     for step, micro_batches in zip(steps, stream, strict=False):
         if step == 1:
             job.show_augmented(micro_batches[0])
         engine.train_step(micro_batches)
-        epoch_ends = step % per_epoch == 0
-        if epoch_ends or step - read_at >= config.train.log_every:
-            values = engine.read(step - read_at)
-            values |= watch.read((step - read_at) * schedule.batch_size)
-            read_at = step
-            if monitor:
-                monitor.record(step, step / per_epoch, values)
+        epoch_ends = step % schedule.steps_per_epoch == 0
+        if epoch_ends or step - engine.read_at >= config.train.log_every:
+            samples = (step - engine.read_at) * schedule.batch_size
+            job.record(engine.read() | watch.read(samples))
+        decision = agreement.propose(stop=request.signal is not None, save=job.save_is_due())
+        if epoch_ends or decision.stop or decision.save:
+            job.save()
+        if decision.stop:
+            agreement.close()
+            raise Preempted(f"{job.folder.path}: stopped by a signal at step {step}; start it again to go on")
         if epoch_ends:
-            epoch = step // per_epoch
-            if epoch % config.train.evaluate_every == 0 or step == total:
-                job.validate(epoch)
-            job.save()
+            job.validate()
             watch.reset()
-        elif job.save_is_due():
-            job.save()
+    agreement.close()
 
 
 class _Job:
@@ -148,7 +151,7 @@ class _Job:
             )
             self.monitor = Monitor(folder, config, self.engine.step, self.schedule.total_steps, seconds)
             self._status("running")
-        self.saved_at, self.saved_step = time.monotonic(), self.engine.step
+        self.saved_at = time.monotonic()
 
     def _network(self) -> nn.Module:
         torch.manual_seed(seeds.derive_seed(self.config.seed, seeds.WEIGHTS))
@@ -177,7 +180,18 @@ class _Job:
         if state is None:
             return 0.0
         self.engine.load_state(state)
-        self.best = state["best"]
+        if state["world_size"] != self.world.size and self.world.is_main:
+            _log.warning(
+                "%s: going on with %d processes, begun with %d: the result will differ from an unbroken run's",
+                self.folder.path,
+                self.world.size,
+                state["world_size"],
+            )
+        best = self.folder.checkpoints / checkpoint.BEST
+        try:
+            self.best = checkpoint.load(best)["accuracy"] if best.exists() else None
+        except RunError as error:
+            _log.warning("%s; the best weights are chosen anew from here on", error)
         return float(state["seconds"])
 
     def show_augmented(self, batch: Batch) -> None:
@@ -191,8 +205,16 @@ class _Job:
         images = self.augment(batch.image, draws.slice(*self.schedule.rows(0, 0)))[:GRID_IMAGES]
         self.monitor.images(image_grid(denormalise(images, self.card.mean, self.card.std), 8), 1)
 
-    def validate(self, epoch: int) -> None:
-        """Score the averaged weights on val; keep them if they are the best so far."""
+    def record(self, values: dict[str, float]) -> None:
+        """Write metrics of the current step."""
+        if self.monitor:
+            self.monitor.record(self.engine.step, self.engine.step / self.schedule.steps_per_epoch, values)
+
+    def validate(self) -> None:
+        """At an epoch's end, where it is due: score the averaged weights on val, keep them if best."""
+        step, epoch = self.engine.step, self.engine.step // self.schedule.steps_per_epoch
+        if epoch % self.config.train.evaluate_every and step < self.schedule.total_steps:
+            return
         network = self.engine.ema.model
         # The batch statistics follow each rank's own batches: all ranks evaluate rank 0's.
         self.world.share_from_main(network)
@@ -209,12 +231,16 @@ class _Job:
         if not self.monitor:
             return
         scores = metrics.quick_score(predictions)
-        step = self.engine.step
-        self.monitor.record(step, epoch, {f"val/{name}": value for name, value in scores.items()})
+        self.record({f"val/{name}": value for name, value in scores.items()})
         self.monitor.confusion(metrics.confusion(predictions), self.card.classes, step)
         if self.best is None or scores["accuracy"] > self.best:
             self.best = scores["accuracy"]
-            weights = {"step": step, "ema": network.state_dict(), "card": self.card.to_dict()}
+            weights = {
+                "step": step,
+                "accuracy": self.best,
+                "ema": network.state_dict(),
+                "card": self.card.to_dict(),
+            }
             checkpoint.save(self.folder.checkpoints / checkpoint.BEST, weights)
 
     def save_is_due(self) -> bool:
@@ -222,14 +248,14 @@ class _Job:
         return time.monotonic() - self.saved_at >= self.config.train.checkpoint_seconds
 
     def save(self) -> None:
-        """Write the training state, unless an update that was not finite is still unread."""
+        """Write the training state, unless an update that was not finite is still unread; all ranks call."""
         self.saved_at = time.monotonic()
+        state = self.engine.state()
         if not self.monitor or not self.engine.is_sound():
             return
-        state = {
-            **self.engine.state(),
-            "best": self.best,
+        state |= {
             "seconds": self.monitor.seconds,
+            "world_size": self.world.size,
             "card": self.card.to_dict(),
         }
         checkpoint.save(checkpoint.step_path(self.folder.checkpoints, self.engine.step), state)

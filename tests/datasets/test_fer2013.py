@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ferdist.datasets.fer2013 import read_fer2013
-from ferdist.datasets.record import FER2013_CLASSES, FaceDataset
+from ferdist.datasets.fer2013 import read_ckextended, read_fer2013
+from ferdist.datasets.folds import assign_folds
+from ferdist.datasets.record import CKPLUS8_CLASSES, FER2013_CLASSES, FaceDataset
 from ferdist.errors import DataError
 
 ROWS = 40
@@ -170,6 +171,49 @@ def test_a_file_cut_off_in_its_last_row_is_refused(tmp_path: Path, cut: int) -> 
 def test_a_path_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.csv: no such file or folder"):
         read_fer2013(tmp_path / "none.csv")
+
+
+# ckextended.csv
+
+
+def ckextended_rows() -> list[Row]:
+    """As many rows of each class and Usage as the published file has."""
+    labels = np.repeat(np.arange(8), [45, 59, 25, 69, 28, 83, 593, 18])
+    order = np.random.default_rng(0).permutation(len(labels))
+    usages = np.repeat(USAGES, [736, 92, 92])
+    return [(str(labels[k]), f"{k % 256} 0 0 0", usage) for k, usage in zip(order, usages, strict=True)]
+
+
+def test_ckextended_is_refused_with_the_reason(tmp_path: Path) -> None:
+    rows = ckextended_rows()
+    first = next(number for number, row in enumerate(rows, start=2) if row[0] == "7")
+    reason = r".*cannot give subject-independent folds.*`ferdist prepare ckplus`.*--ckextended"
+    with pytest.raises(DataError, match=rf"ck\.csv: line {first}: emotion 7, which FER2013 .*{reason}"):
+        read_fer2013(write_csv(tmp_path / "ck.csv", rows))
+    renamed = [("6" if row[0] == "7" else row[0], *row[1:]) for row in rows]
+    with pytest.raises(DataError, match=rf"ck\.csv: 920 rows, not FER2013's: {reason}"):
+        read_fer2013(write_csv(tmp_path / "ck.csv", renamed))
+    assert len(read_fer2013(write_csv(tmp_path / "ck.csv", renamed[1:]))) == 919
+
+
+def test_ckextended_is_read_when_asked_for_by_name(tmp_path: Path) -> None:
+    rows = ckextended_rows()
+    path = write_csv(tmp_path / "ckextended.csv", rows)
+    dataset = read_ckextended(path)
+    assert_holds(dataset, rows)
+    assert dataset.name == "ckextended"
+    assert dataset.classes == CKPLUS8_CLASSES
+    assert dataset.sources == {"ckextended.csv": hashlib.sha256(path.read_bytes()).hexdigest()}
+    with pytest.raises(DataError, match="920 of 920 samples have no subject"):
+        assign_folds(dataset, 10, seed=0)
+
+
+def test_bad_ckextended_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.csv: no such file"):
+        read_ckextended(tmp_path / "none.csv")
+    path = write_csv(tmp_path / "ck.csv", [("8", "0 0 0 0", "Training")])
+    with pytest.raises(DataError, match=r"line 2: emotion '8' is not a whole number from 0 to 7"):
+        read_ckextended(path)
 
 
 # The image folders

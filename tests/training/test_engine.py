@@ -71,7 +71,7 @@ def test_a_step_is_the_textbooks(tiny: Callable[..., Config]) -> None:
                 p.sub_(rate * (g + 0.9 * v))
     torch.testing.assert_close(engine.model.fc.weight, reference.fc.weight)
     torch.testing.assert_close(engine.model.fc.bias, reference.fc.bias)
-    assert engine.read(2)["train/loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+    assert engine.read()["train/loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
 def test_accumulated_micro_batches_are_one_batch(tiny: Callable[..., Config]) -> None:
@@ -81,7 +81,7 @@ def test_accumulated_micro_batches_are_one_batch(tiny: Callable[..., Config]) ->
     whole.train_step([data])
     parts.train_step(halves)
     torch.testing.assert_close(whole.model.fc.weight, parts.model.fc.weight)
-    a, b = whole.read(1), parts.read(1)
+    a, b = whole.read(), parts.read()
     assert a == pytest.approx(b, rel=1e-5)
 
 
@@ -96,7 +96,7 @@ def test_clipping_bounds_the_update(tiny: Callable[..., Config]) -> None:
         [(a - b).flatten() for a, b in zip(clipped.model.parameters(), Small().parameters(), strict=True)]
     )
     assert moved.norm().item() == pytest.approx(0.01, rel=1e-2)
-    assert clipped.read(1)["train/grad_norm"] > 0.05, "the norm is reported as it was before clipping"
+    assert clipped.read()["train/grad_norm"] > 0.05, "the norm is reported as it was before clipping"
 
 
 def test_fp16_skips_an_overflow_and_goes_on(tiny: Callable[..., Config]) -> None:
@@ -115,7 +115,7 @@ def test_fp16_skips_an_overflow_and_goes_on(tiny: Callable[..., Config]) -> None
     for _ in range(20):
         engine.train_step([batch(8)])
     with pytest.raises(RunError, match="became infinite or NaN"):
-        engine.read(22)
+        engine.read()
 
 
 def test_a_resumed_engine_is_the_same_engine(tiny: Callable[..., Config]) -> None:

@@ -200,6 +200,9 @@ def test_metrics_are_cut_back_to_a_step(tmp_path: Path) -> None:
     assert path.read_text() == '{"step": 3}\n{"step": 5}\n{"step": 7}\n'
     cut_back(path, 5)
     assert path.read_text() == '{"step": 3}\n{"step": 5}\n'
+    path.write_text('{"step": 5, "train/loss": 1}\n{"step": 5, "val/accuracy": 1}\n')
+    cut_back(path, 5)
+    assert path.read_text() == '{"step": 5, "train/loss": 1}\n'
 
 
 def test_precision_and_device_choices() -> None:

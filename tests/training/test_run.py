@@ -208,16 +208,22 @@ def test_a_fold_is_held_out_and_its_last_epoch_counts(tiny: Tiny, beton_path: Pa
     "overrides",
     [
         ("train.precision=bf16", "train.optimizer=adamw", "train.lr=0.003", "train.clip=1"),
-        ("augment.mixup.probability=1", "train.class_weights=sqrt", "train.schedule=cosine", "train.ema=0"),
-        ("augment.enabled=false", "train.accumulate=2", "train.channels_last=false"),
+        (
+            "augment.enabled=true",
+            "augment.mixup.probability=1",
+            "train.class_weights=sqrt",
+            "train.schedule=cosine",
+            "train.ema=0",
+        ),
+        ("train.accumulate=2", "train.channels_last=false"),
     ],
     ids=["bf16-adamw-clip", "mixup-weights-cosine", "accumulate"],
 )
 def test_every_way_to_train_learns_the_training_set_a_little(tiny: Tiny, overrides: tuple[str, ...]) -> None:
-    config = tiny("train.epochs=4", "augment.occlusion.probability=0", *overrides)
+    config = tiny("train.epochs=4", "augment.enabled=false", *overrides)
     run(config)
     losses = [line["train/loss"] for line in metrics_of(config) if "train/loss" in line]
-    assert losses[-1] < losses[0] - 0.02
+    assert losses[-1] < losses[0] - 0.01
 
 
 def test_a_run_starts_from_another_runs_weights(tiny: Tiny) -> None:

@@ -1,0 +1,93 @@
+"""Stops that are part of a cluster's everyday: a signal asks, all ranks agree, a checkpoint is written."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from ferdist.training.distributed import World
+
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR2)
+"""SIGUSR2 is what SLURM is told to send before a time limit; NCCL may catch SIGUSR1."""
+
+_log = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """Whether a stop signal has arrived; its handler does nothing but note it."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    def note(self, number: int, _frame: FrameType | None) -> None:
+        """The handler: a second signal changes nothing."""
+        self.signal = self.signal or signal.Signals(number).name
+
+
+@contextmanager
+def catch_stop_signals() -> Iterator[StopRequest]:
+    """Note SIGTERM and SIGUSR2 instead of dying of them; the old handlers come back at the end.
+
+    Outside of a process's main thread Python has no say over signals: then nothing is caught.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        _log.warning("training outside of the main thread: stop signals will not be noticed")
+        yield request
+        return
+    before = {number: signal.signal(number, request.note) for number in STOP_SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Decision(NamedTuple):
+    """What all ranks do at this step boundary."""
+
+    stop: bool
+    save: bool
+
+
+class Agreement:
+    """Lets any rank's wish become all ranks' decision at the same step boundary.
+
+    The votes of a step travel while the next step computes, so nobody waits for them: a decision comes one
+    step after the wish. One process decides at once.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._votes: torch.Tensor | None = None
+        self._work: dist.Work | None = None
+
+    def propose(self, *, stop: bool, save: bool) -> Decision:
+        """Cast this rank's votes at a step boundary; all ranks must call at every boundary.
+
+        Returns:
+            The decision that all ranks take now.
+        """
+        if self._world.size == 1:
+            return Decision(stop, save)
+        decision = Decision(False, False)
+        if self._votes is not None and self._work is not None:
+            self._work.wait()
+            decision = Decision(*(bool(vote) for vote in self._votes.tolist()))
+        self._votes = torch.tensor([int(stop), int(save)])
+        self._work = dist.all_reduce(self._votes, op=dist.ReduceOp.MAX, async_op=True)
+        return decision
+
+    def close(self) -> None:
+        """Take in the votes that are still under way."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
