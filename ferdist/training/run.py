@@ -182,7 +182,7 @@ class _Job:
         self.engine.load_state(state)
         if state["world_size"] != self.world.size and self.world.is_main:
             _log.warning(
-                "%s: going on with %d processes, begun with %d: the result will differ from an unbroken run's",
+                "%s: going on with %d processes, begun with %d: the result will not be an unbroken run's",
                 self.folder.path,
                 self.world.size,
                 state["world_size"],
