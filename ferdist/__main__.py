@@ -1,7 +1,5 @@
 """`python -m ferdist`: the command line, for torchrun."""
 
-import sys
+from ferdist.cli import leave, main
 
-from ferdist.cli import main
-
-sys.exit(main())
+leave(main())

@@ -24,7 +24,7 @@ BASE_KEY = "base"
 RECORD_KEY = "environment"
 """Top-level key under which a run's config.yaml records versions; it configures nothing."""
 
-FREE_KEYS = ("run_dir", "data.path", "data.workers", "data.timeout", "train.resume", "device")
+FREE_KEYS = ("run_dir", "data.path", "data.workers", "data.timeout", "data.cache", "train.resume", "device")
 """Keys that may differ when a run goes on: they say where and how it runs, not what it computes."""
 
 
@@ -38,6 +38,7 @@ class DataConfig:
         batch_size: samples in a step, over all ranks and micro-batches together.
         workers: loader threads per rank.
         timeout: seconds after which a loader that gives nothing is an error.
+        cache: ``none``, or ``device`` to read the samples once and keep them on the device.
     """
 
     path: str = ""
@@ -45,6 +46,7 @@ class DataConfig:
     batch_size: int = 128
     workers: int = 1
     timeout: float = 300.0
+    cache: str = "none"
 
     def __post_init__(self) -> None:
         for key, value in (("batch_size", self.batch_size), ("workers", self.workers)):
@@ -52,6 +54,8 @@ class DataConfig:
                 raise ConfigError(f"data.{key} is {value}: it must be at least 1")
         if self.fold is not None and self.fold < 0:
             raise ConfigError(f"data.fold is {self.fold}: it must be 0 or more, or null")
+        if self.cache not in ("none", "device"):
+            raise ConfigError(f"data.cache is {self.cache!r}: it must be none or device")
         if self.timeout <= 0:
             raise ConfigError(f"data.timeout is {self.timeout}: it must be more than 0 seconds")
 
@@ -75,8 +79,6 @@ class Config:
     run_dir: str = ""
 
     def __post_init__(self) -> None:
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ConfigError(f"device is {self.device!r}: it must be auto, cpu or cuda")
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed is {self.seed}: it must lie in 0..2147483647")
 
@@ -97,7 +99,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         merged = _merge(merged, values, origin)
     if not merged.run_dir:
         fold = "" if merged.data.fold is None else f"-fold{merged.data.fold}"
-        merged.run_dir = str(Path("runs") / path.parent.name / f"{path.stem}{fold}")
+        merged.run_dir = str(Path("runs") / path.resolve().parent.name / f"{path.stem}{fold}")
     return _to_config(merged, path)
 
 
@@ -159,7 +161,10 @@ def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, dict[str, Any]
         key, equals, _ = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"{override!r} is no override: write key=value, such as train.epochs=10")
-        values = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+        try:
+            values = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+        except yaml.YAMLError:
+            raise ConfigError(f"{override!r}: the value is no YAML: quote lists, 'key=[a, b]'") from None
         assert isinstance(values, dict)
         parsed.append((override, values))
     return parsed  # type: ignore[return-value]

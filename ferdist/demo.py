@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from ferdist.beton import inspect
 from ferdist.datasets import prepare
 from ferdist.errors import ConfigError, RunError
@@ -27,11 +29,14 @@ def run_demo(out: Path, images: int) -> tuple[Path, Path]:
         results.json and report.html.
 
     Raises:
-        ConfigError: outside of a checkout, where there is no configs/demo.yaml.
+        ConfigError: outside of a checkout, where there is no configs/demo.yaml, or if ``out`` holds
+            something that is no former demo.
         RunError: if a step fails; the step has said why on stderr.
     """
     if not CONFIG.is_file():
         raise ConfigError(f"{CONFIG}: there is no such file: run the demo in a checkout of ferdist")
+    if out.exists() and any(out.iterdir()) and not (out / "data" / "synthetic.beton").exists():
+        raise ConfigError(f"{out}: not empty and no former demo: give --out another folder")
     shutil.rmtree(out, ignore_errors=True)
     _say(f"draw {images} faces and write them as a beton")
     beton = prepare.synthetic(out / "data", images=images)
@@ -39,7 +44,8 @@ def run_demo(out: Path, images: int) -> tuple[Path, Path]:
     inspect.save_grid(beton, out / "faces.png", None)
     inspect.save_grid(beton, out / "augmented.png", CONFIG)
     _say(f"train on {PROCESSES} processes, as on as many GPUs")
-    settings = [f"data.path={beton}", f"run_dir={out}"]
+    device = "cpu" if torch.cuda.device_count() < PROCESSES else "cuda"
+    settings = [f"data.path={beton}", f"run_dir={out}", f"device={device}"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
     _start([*launcher, "-m", "ferdist.train", str(CONFIG), *settings])
     _say("evaluate on subjects that it never saw, clean and covered")

@@ -2,7 +2,7 @@
 
 import sys
 
-from ferdist.cli import main
+from ferdist.cli import leave, main
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    leave(main(["train", *sys.argv[1:]]))

@@ -49,10 +49,11 @@ def test_a_config_survives_yaml(tmp_path: Path) -> None:
         ("data.batch_size=0", "data.batch_size is 0: it must be at least 1"),
         ("data.fold=-1", "data.fold is -1: it must be 0 or more, or null"),
         ("data.timeout=0", "data.timeout is 0.0: it must be more than 0 seconds"),
-        ("device=tpu", "device is 'tpu': it must be auto, cpu or cuda"),
         ("seed=-1", "seed is -1: it must lie in 0..2147483647"),
         ("model=resnet", "model is a section with keys of its own"),
         ("train.epochs", "write key=value"),
+        ("augment.geometry.scale=[0.8,", "the value is no YAML"),
+        ("data.cache=ram", "data.cache is 'ram': it must be none or device"),
         ("augment.occlusion.area=[0.5,0.1]", "augment.occlusion.area is [0.5, 0.1]"),
     ],
 )

@@ -12,11 +12,11 @@ import torch
 # Importing FFCV sets torch's and numba's number of threads to one for the whole process.
 _threads = torch.get_num_threads(), numba.get_num_threads()
 try:
-    from ferdist.beton.loader import Batch, Beton, BetonLoader, open_beton
+    from ferdist.beton.loader import Batch, Beton, BetonLoader, DeviceCache, open_beton
     from ferdist.beton.manifest import Manifest
     from ferdist.beton.writer import write_beton
 finally:
     torch.set_num_threads(_threads[0])
     numba.set_num_threads(_threads[1])
 
-__all__ = ["Batch", "Beton", "BetonLoader", "Manifest", "open_beton", "write_beton"]
+__all__ = ["Batch", "Beton", "BetonLoader", "DeviceCache", "Manifest", "open_beton", "write_beton"]

@@ -57,6 +57,12 @@ def as_text(contents: dict[str, Any]) -> str:
         lines.append(f"{name:<10}{part['samples']:>9}{counts}{subjects}")
     audit = contents["audit"]
     lines.append("")
+    if "folds" in audit:
+        spread = audit["folds"]
+        lines.append(
+            f"folds: {spread['samples'][0]} to {spread['samples'][1]} samples and "
+            f"{spread['subjects'][0]} to {spread['subjects'][1]} subjects each, no subject in two"
+        )
     lines.append(f"{audit['unique_images']} images are unique")
     copies, conflicts = audit["copies"], audit["conflicting_labels"]
     lines.append(f"{copies['samples']} images in {copies['groups']} groups of exact copies")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from ferdist.beton import write_beton
@@ -9,7 +10,7 @@ from ferdist.datasets.audit import audit
 from ferdist.datasets.ckplus import read_ckplus
 from ferdist.datasets.fer2013 import read_fer2013
 from ferdist.datasets.folders import read_folders
-from ferdist.datasets.folds import assign_folds
+from ferdist.datasets.folds import assign_folds, fold_evenness
 from ferdist.datasets.rawformats import write_synthetic
 from ferdist.datasets.record import FaceDataset
 from ferdist.datasets.synthetic import synthesize
@@ -64,4 +65,9 @@ def _write(dataset: FaceDataset, out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out}: the folder cannot be made: {error.strerror}") from None
-    return write_beton(dataset, out, audit(dataset))
+    findings = audit(dataset)
+    if (dataset.fold >= 0).all():
+        evenness = fold_evenness(dataset)
+        spread = {name: evenness[name] for name in ("samples", "subjects", "per_class", "unevenness")}
+        findings = dataclasses.replace(findings, summary={**findings.summary, "folds": spread})
+    return write_beton(dataset, out, findings)

@@ -20,7 +20,7 @@ from ferdist.evaluation.predict import TTA, predict
 from ferdist.evaluation.results import add_evaluations
 from ferdist.training.distributed import World, join_world
 from ferdist.training.folder import RunFolder
-from ferdist.training.precision import autocast_dtype
+from ferdist.training.precision import configure_kernels, scoring_dtype
 
 BATCH_SIZE = 256
 
@@ -57,10 +57,11 @@ def evaluate(
     if tta not in TTA:
         raise ConfigError(f"--tta is {tta!r}: it must be one of {', '.join(TTA)}")
     with join_world(device) as world:
+        folder = RunFolder(Path(model))
         trained = load_trained(model, checkpoint, world.device)
         beton = open_beton(data or Path(trained.card.config.data.path), checksum=True)
         return evaluate_trained(
-            trained, beton, world, RunFolder(Path(model)), split=split, with_occlusion=with_occlusion, tta=tta
+            trained, beton, world, folder, split=split, with_occlusion=with_occlusion, tta=tta
         )
 
 
@@ -77,8 +78,10 @@ def evaluate_trained(
     """As `evaluate`, with what it opens already open; all ranks must call."""
     card = trained.card
     check_fit(card, beton)
+    configure_kernels(card.config.train.deterministic, card.config.train.precision)
     # A fold is a part of the data that the run trained on; other data are taken as their splits say.
-    fold = card.config.data.fold if beton.manifest.sha256 == card.beton_sha256 else None
+    own_data = beton.manifest.sha256 == card.beton_sha256
+    fold = card.config.data.fold if own_data else None
     indices = beton.indices(split, fold)
     loader = BetonLoader(
         beton,
@@ -109,12 +112,13 @@ def evaluate_trained(
             world,
             mean=card.mean,
             std=card.std,
-            dtype=autocast_dtype(card.config.train.precision, world.device),
+            dtype=scoring_dtype(card.config.train.precision, world.device),
             tta=tta,
             cover=cover,
         )
         key = {
             "data": beton.manifest.name,
+            "beton_sha256": beton.manifest.sha256,
             "split": split,
             "fold": fold,
             "tta": tta,
@@ -122,8 +126,8 @@ def evaluate_trained(
             "checkpoint": trained.checkpoint,
         }
         if world.is_main:
-            predictions.save(folder.predictions / _file_name(key))
-            entries += entries_of(predictions, beton, key)
+            entries += entries_of(predictions, beton, key, own_data=own_data)
+            predictions.save(folder.predictions / _file_name(key, own_data))
     results: dict[str, Any] = {}
     if world.is_main:
         results = add_evaluations(
@@ -140,12 +144,14 @@ def evaluate_trained(
     return results
 
 
-def entries_of(predictions: Predictions, beton: Beton, key: dict[str, Any]) -> list[dict[str, Any]]:
+def entries_of(
+    predictions: Predictions, beton: Beton, key: dict[str, Any], *, own_data: bool
+) -> list[dict[str, Any]]:
     """The entries of results.json that one set of predictions gives.
 
-    Clean images are scored with all samples and without those that have a copy in the parts that the model
-    may have learned from, per image and, where there are sequences, per sequence. Covered images are scored
-    with all samples, per image.
+    Clean images are scored with all samples and, in the data that the model was trained on, without those
+    that have a copy in the parts that it may have learned from; per image and, where there are sequences, per
+    sequence. Covered images are scored with all samples, per image.
     """
     subject = beton.subject[predictions.index]
     cluster = subject if (subject >= 0).all() else beton.copy_group[predictions.index]
@@ -153,7 +159,7 @@ def entries_of(predictions: Predictions, beton: Beton, key: dict[str, Any]) -> l
     if key["occlusion"] is not None:
         return [_entry(predictions, cluster, key, "all", "image")]
     subsets = {"all": np.ones(len(subject), dtype=bool)}
-    if key["split"] != "train":
+    if own_data and key["split"] != "train":
         subsets["no_copies"] = ~has_copy(beton, predictions.index, key["split"], key["fold"])
     entries = []
     for subset, keep in subsets.items():
@@ -201,8 +207,14 @@ def _entry(
     return {**key, "subset": subset, "unit": unit, **metrics.score(predictions, cluster)}
 
 
-def _file_name(key: dict[str, Any]) -> str:
-    parts = [key["data"], key["split"]]
+def main_entry(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The newest plain entry: val, all samples, per image, nothing covered, one view."""
+    plain = {"split": "val", "subset": "all", "unit": "image", "occlusion": None, "tta": "none"}
+    return next(e for e in reversed(entries) if all(e[name] == value for name, value in plain.items()))
+
+
+def _file_name(key: dict[str, Any], own_data: bool) -> str:
+    parts = [key["data"] if own_data else f"{key['data']}-{key['beton_sha256'][:8]}", key["split"]]
     if key["fold"] is not None:
         parts.append(f"fold{key['fold']}")
     if key["tta"] != "none":

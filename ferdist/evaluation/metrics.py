@@ -72,16 +72,20 @@ class Predictions:
 
 
 def by_sequence(predictions: Predictions, sequence: Integers) -> Predictions:
-    """One prediction per video sequence: the mean of its frames' probabilities.
+    """One prediction per video sequence and label: the mean of its frames' probabilities.
+
+    CK+'s eight classes take the neutral first frame from the sequence whose last frames show another
+    expression: these are two things to recognise.
 
     Args:
         predictions: per frame.
         sequence: int64 (N,), the sequence of each prediction's sample.
 
     Returns:
-        One row per sequence; ``index`` is that of its first frame.
+        One row per sequence and label; ``index`` is that of its first frame.
     """
-    _, first, group = np.unique(sequence, return_index=True, return_inverse=True)
+    pairs = np.column_stack([sequence, predictions.label])
+    _, first, group = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
     sums = np.zeros((len(first), predictions.probabilities.shape[1]))
     np.add.at(sums, group, predictions.probabilities)
     means = (sums / np.bincount(group)[:, None]).astype(np.float32)
@@ -143,9 +147,9 @@ def score(predictions: Predictions, cluster: Integers) -> dict[str, Any]:
         cluster: int64 (N,), what the interval resamples: subjects where there are subjects, else copy groups.
 
     Returns:
-        samples, accuracy, accuracy_ci95, balanced_accuracy (over the classes that occur), macro_f1 and
-        per_class_recall (over all classes; None for the recall of a class that does not occur), confusion
-        (rows: true class), ece, loss (mean negative log likelihood).
+        samples, accuracy, accuracy_ci95, balanced_accuracy and macro_f1 (over the classes that occur among
+        the labels), per_class_recall (None for a class that does not occur), confusion (rows: true class),
+        ece, loss (mean negative log likelihood).
     """
     label, probabilities = predictions.label, predictions.probabilities
     classes = np.arange(probabilities.shape[1])

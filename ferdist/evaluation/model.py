@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ferdist.config import Config, from_dict, to_dict
+from ferdist.config import Config, differences, from_dict, to_dict
 from ferdist.errors import RunError
 from ferdist.models import Task, build_model
 from ferdist.training import checkpoint
@@ -88,10 +88,11 @@ def load_trained(model: str, which: str | None, device: torch.device) -> Trained
         device: where the network goes.
 
     Raises:
-        RunError: if there is no such run or checkpoint.
+        RunError: if there is no such run or checkpoint, or the checkpoint is another run's.
     """
     folder = RunFolder(Path(model))
-    which = which or default_checkpoint(folder.stored_config())
+    stored = folder.stored_config()
+    which = which or default_checkpoint(stored)
     if which == "best":
         path = folder.checkpoints / checkpoint.BEST
         state = checkpoint.load(path)
@@ -111,5 +112,8 @@ def load_trained(model: str, which: str | None, device: torch.device) -> Trained
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"{path}: its content does not fit this version of ferdist: {reason}") from None
+    other = differences(stored, card.config)
+    if other:
+        raise RunError(f"{path}: the checkpoint of another run than {model} ({'; '.join(other[:3])})")
     network = network.to(device).to(memory_format=torch.channels_last).eval()
     return TrainedModel(network, card, which, int(state["step"]))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import five_crop
 
 from ferdist.augment import normalise
-from ferdist.beton import Beton, BetonLoader
+from ferdist.beton import Beton, BetonLoader, DeviceCache
 from ferdist.datasets.record import Images, Integers
 from ferdist.errors import RunError
 from ferdist.evaluation.metrics import Predictions
@@ -44,7 +44,7 @@ def views(images: Tensor, tta: str) -> list[Tensor]:
 def predict(
     model: nn.Module,
     beton: Beton,
-    loader: BetonLoader,
+    loader: BetonLoader | DeviceCache,
     indices: Integers,
     world: World,
     *,
@@ -92,6 +92,8 @@ def predict(
         raise RunError(
             f"{beton.path}: the evaluated samples are not the ones asked for: report this as a bug"
         )
+    if not torch.isfinite(gathered_rows).all():
+        raise RunError(f"{beton.path}: the network's output is not finite: these weights cannot be used")
     return Predictions(indices, gathered_label.numpy(), gathered_rows.numpy(), beton.manifest.sha256)
 
 

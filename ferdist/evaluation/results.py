@@ -10,7 +10,7 @@ from ferdist.errors import RunError
 from ferdist.files import write_json
 
 SCHEMA: Final = 1
-KEY: Final = ("data", "split", "fold", "subset", "unit", "tta", "occlusion", "checkpoint")
+KEY: Final = ("data", "beton_sha256", "split", "fold", "subset", "unit", "tta", "occlusion", "checkpoint")
 """What makes an evaluation the same as another: doing it again replaces the entry."""
 
 

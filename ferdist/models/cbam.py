@@ -56,21 +56,24 @@ class CBAM(nn.Module):
     Args:
         channels: channels C of the features.
         reduction: reduction ratio of the channel MLP (16 in the paper).
-        gate_init: ``identity`` starts both gates near 1. Without it two gates near 0.5 pass a quarter of
-            the signal in each block, and where the gated output replaces the block's (placement ``after``)
-            eight blocks pass about 1.5e-5 of it.
     """
 
-    def __init__(self, channels: int, reduction: int = 16, gate_init: str = "identity") -> None:
+    def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
         self.channel = ChannelAttention(channels, reduction)
         self.spatial = SpatialAttention()
-        if gate_init == "identity":
-            logit = math.log(GATE_START / (1.0 - GATE_START))
-            nn.init.normal_(self.channel.excite.weight, std=0.01)
-            nn.init.constant_(self.channel.excite.bias, logit / 2)  # it is added twice
-            nn.init.constant_(self.spatial.norm.weight, 0.1)
-            nn.init.constant_(self.spatial.norm.bias, logit)
+
+    def start_near_identity(self) -> None:
+        """Initialise both gates near 1.
+
+        As PyTorch initialises them, two gates near 0.5 pass a quarter of the signal in each block, and where
+        the gated output replaces the block's (placement ``after``) eight blocks pass about 1.5e-5 of it.
+        """
+        logit = math.log(GATE_START / (1.0 - GATE_START))
+        nn.init.normal_(self.channel.excite.weight, std=0.01)
+        nn.init.constant_(self.channel.excite.bias, logit / 2)  # it is added twice
+        nn.init.constant_(self.spatial.norm.weight, 0.1)
+        nn.init.constant_(self.spatial.norm.bias, logit)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""

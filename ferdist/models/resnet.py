@@ -16,7 +16,7 @@ class CBAMBlock(BasicBlock):  # type: ignore[misc]
 
     def __init__(self, inplanes: int, planes: int, *args: Any, model: ModelConfig, **kwargs: Any) -> None:
         super().__init__(inplanes, planes, *args, **kwargs)
-        self.attention = CBAM(planes * self.expansion, model.reduction, model.gate_init)
+        self.attention = CBAM(planes * self.expansion, model.reduction)
         self.inside = model.placement == "inside"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class CBAMBlock(BasicBlock):  # type: ignore[misc]
 
 
 def _fit(network: ResNet, config: ModelConfig, task: Task) -> nn.Module:
-    """Give a torchvision ResNet the stem that the config asks for and the data's channel count."""
+    """Give a torchvision ResNet the stem and the initialisation that the config asks for."""
     width = network.conv1.out_channels
     if config.stem == "imagenet":
         conv = nn.Conv2d(task.channels, width, kernel_size=7, stride=2, padding=3, bias=False)
@@ -41,6 +41,11 @@ def _fit(network: ResNet, config: ModelConfig, task: Task) -> nn.Module:
         network.maxpool = nn.Identity()
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     network.conv1 = conv
+    if config.gate_init == "identity":
+        # Last, since torchvision's ResNet initialises every convolution and norm inside its blocks.
+        for layer in network.modules():
+            if isinstance(layer, CBAM):
+                layer.start_near_identity()
     if config.dropout > 0:
         # As a step of the pooled features, so that the classifier keeps its name `fc` in the weights.
         network.avgpool = nn.Sequential(network.avgpool, nn.Dropout(config.dropout))

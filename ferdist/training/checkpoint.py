@@ -14,11 +14,20 @@ from ferdist.errors import RunError
 from ferdist.files import atomic_path, sha256, write_text
 
 BEST = "best.pt"
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 _log = logging.getLogger(__name__)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a state and, before it appears, its checksum in ``sha256sum``'s format.
+    """Write a state, with its checksum in ``sha256sum``'s format beside it.
 
     Raises:
         RunError: if the disk refuses; what was there before stays.
@@ -27,8 +36,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             torch.save(state, temporary)
-            # First the checksum: a crash between the two leaves one without a file, which nothing reads.
-            write_text(_checksum_path(path), f"{sha256(temporary)}  {path.name}\n")
+            line = f"{sha256(temporary)}  {path.name}\n"
+            # Until the new file takes its place an old one of that name stays good: both checksums count.
+            write_text(_checksum_path(path), line + _checksums(path))
+        write_text(_checksum_path(path), line)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"{path}: the checkpoint cannot be written: {reason}; make room and resume") from None
@@ -43,12 +54,12 @@ def load(path: Path) -> dict[str, Any]:
     """
     checksum = _checksum_path(path)
     try:
-        if checksum.exists() and checksum.read_text().split()[:1] != [sha256(path)]:
+        if checksum.exists() and sha256(path) not in _checksums(path):
             raise RunError(f"{path}: damaged, its bytes do not match {checksum.name}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"{path}: there is no such checkpoint") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise RunError(f"{path}: not a checkpoint that can be read: {str(error).splitlines()[0]}") from None
     if not isinstance(state, dict):
         raise RunError(f"{path}: not a checkpoint of ferdist, it holds a {type(state).__name__}")
@@ -83,6 +94,12 @@ def prune(folder: Path, keep: int) -> None:
     for path in steps(folder)[:-keep]:
         path.unlink(missing_ok=True)
         _checksum_path(path).unlink(missing_ok=True)
+
+
+def _checksums(path: Path) -> str:
+    """The lines of the checksum file, none where there is no such file."""
+    beside = _checksum_path(path)
+    return beside.read_text(errors="replace") if beside.exists() else ""
 
 
 def _checksum_path(path: Path) -> Path:

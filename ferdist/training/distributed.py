@@ -58,6 +58,14 @@ class World:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         return bool(votes.item())
 
+    def from_main(self, number: int) -> int:
+        """Rank 0's number, on every rank."""
+        if self.size == 1:
+            return number
+        shared = torch.tensor([number])
+        dist.broadcast(shared, src=0)
+        return int(shared.item())
+
     def share_from_main(self, module: nn.Module) -> None:
         """Give every rank the parameters and buffers of rank 0's copy."""
         if self.size > 1:
@@ -80,8 +88,10 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     """The device that `device` in the config names, for this local rank.
 
     Raises:
-        ConfigError: if ``cuda`` is asked for and there is none for this rank.
+        ConfigError: if it is none of the three, or ``cuda`` and there is none for this rank.
     """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}: it must be auto, cpu or cuda")
     available = torch.cuda.is_available()
     if name == "cpu" or (name == "auto" and not available):
         return torch.device("cpu")
@@ -99,6 +109,8 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 def join_world(device: str) -> Iterator[World]:
     """Join the processes that torchrun (or anything that sets its variables) started; leave at the end.
 
+    After an exception the process has to end: see ``ferdist.cli.leave``.
+
     Without RANK and WORLD_SIZE in the environment this is one process on its own.
 
     Args:
@@ -115,7 +127,6 @@ def join_world(device: str) -> Iterator[World]:
     # Both at once: gradients travel over nccl, small host-side values (votes, predictions) over gloo.
     backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
-    try:
-        yield world
-    finally:
-        dist.destroy_process_group()
+    yield world
+    # Only where all went well: nccl would wait here for peers that are still in a collective.
+    dist.destroy_process_group()

@@ -33,5 +33,6 @@ class Ema:
         decay = min(self.decay, (1 + step) / (10 + step))
         averages, values = zip(*self._floats, strict=True)
         torch._foreach_lerp_(averages, values, 1 - decay)
-        for average, value in self._others:
-            average.copy_(value)
+        if self._others:
+            averages, values = zip(*self._others, strict=True)
+            torch._foreach_copy_(averages, values)

@@ -1,4 +1,4 @@
-"""The training loop."""
+"""The training step: a network and all that changes while it trains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from ferdist.augment import Augment, draw_mixup, mix
-from ferdist.beton import Batch, BetonLoader
+from ferdist.beton import Batch, BetonLoader, DeviceCache
 from ferdist.config import Config
 from ferdist.datasets.record import Integers
 from ferdist.errors import RunError
@@ -20,21 +20,11 @@ from ferdist.training import optim, seeds
 from ferdist.training.distributed import World
 from ferdist.training.ema import Ema
 from ferdist.training.precision import autocast, autocast_dtype
-from ferdist.training.schedule import Schedule
+from ferdist.training.steps import StepPlan
 
 
 class Engine:
-    """A network and all that changes while it trains.
-
-    Args:
-        config: of the run.
-        model: the network, on the world's device.
-        augment: what makes network inputs of uint8 images.
-        task: image shape and class count.
-        schedule: of the steps.
-        weights: class weights of the loss (K,) or None.
-        world: this rank.
-    """
+    """Forward, backward and update of ``model``, on the world's device, with class weights (K,) or None."""
 
     def __init__(
         self,
@@ -42,11 +32,11 @@ class Engine:
         model: nn.Module,
         augment: Augment,
         task: Task,
-        schedule: Schedule,
+        plan: StepPlan,
         weights: Tensor | None,
         world: World,
     ) -> None:
-        self.config, self.task, self.schedule, self.world = config, task, schedule, world
+        self.config, self.task, self.plan, self.world = config, task, plan, world
         train = config.train
         self.model, self.augment, self.weights = model, augment, weights
         self.ema = Ema(model, train.ema)
@@ -57,28 +47,28 @@ class Engine:
         self.step = 0
         if train.compile:
             model.compile(dynamic=False)
-        devices = [world.device.index] if world.device.type == "cuda" else None
-        self.ddp = (
-            DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
-            if world.size > 1
-            else model
-        )
+        self.ddp = model
+        if world.size > 1:
+            devices = [world.device.index] if world.device.type == "cuda" else None
+            self.ddp = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+            # Each rank's batch statistics follow its own batches; evaluation and checkpoints take rank 0's.
+            self.ddp.broadcast_buffers = False
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        # Sums since the last reading: loss, correct, samples, gradient norm; they stay on the device.
-        # In double precision such sums are exact, whichever rank's and whenever they are added.
+        # Sums since the last reading: loss, correct, samples, gradient norm. They stay on the device;
+        # in double precision they are exact, in whatever order ranks and resumed runs add them.
         self.counters = torch.zeros(4, device=world.device, dtype=torch.float64)
         self.read_at = 0
         self.broken = torch.zeros((), device=world.device)
 
-    def batches(self, loader: BetonLoader, indices: Integers) -> Iterator[list[Batch]]:
+    def batches(self, loader: BetonLoader | DeviceCache, indices: Integers) -> Iterator[list[Batch]]:
         """The micro-batches of each step from ``self.step`` on, to the end of the run."""
-        per_epoch = self.schedule.steps_per_epoch
-        for epoch in range(self.step // per_epoch, self.schedule.epochs):
+        per_epoch = self.plan.steps_per_epoch
+        for epoch in range(self.step // per_epoch, self.plan.epochs):
             skip = self.step - epoch * per_epoch
             order = seeds.epoch_order(indices, self.config.seed, epoch)
-            stream = loader.batches(self.schedule.rank_order(order, self.world.rank, skip))
+            stream = loader.batches(self.plan.rank_order(order, self.world.rank, skip))
             for _ in range(skip, per_epoch):
-                yield [next(stream) for _ in range(self.schedule.accumulate)]
+                yield [next(stream) for _ in range(self.plan.accumulate)]
             stream.close()  # type: ignore[attr-defined]
 
     def train_step(self, micro_batches: list[Batch]) -> None:
@@ -92,14 +82,14 @@ class Engine:
         torch.manual_seed(seeds.derive_seed(config.seed, seeds.DROPOUT, step, rank))
         # Drawn for the whole global batch on each rank, so that a sample's draws do not depend on the ranks.
         image_shape = (self.task.channels, self.task.height, self.task.width)
-        draws = self.augment.draw(self.schedule.batch_size, image_shape, self.generator)
+        draws = self.augment.draw(self.plan.batch_size, image_shape, self.generator)
         lam = self._draw_mixup()
 
-        rate = optim.learning_rate(config.train, step, self.schedule.total_steps)
+        rate = optim.learning_rate(config.train, step, self.plan.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         for i, batch in enumerate(micro_batches):
-            start, stop = self.schedule.rows(rank, i)
+            start, stop = self.plan.rows(rank, i)
             images = self.augment(batch.image, draws.slice(start, stop))
             last = i + 1 == len(micro_batches)
             self._backward(images, batch.label, None if lam is None else lam[start:stop], reduce=last)
@@ -111,7 +101,7 @@ class Engine:
         mixup = self.config.augment.mixup
         if not self.config.augment.enabled or mixup.probability == 0:
             return None
-        return draw_mixup(self.schedule.batch_size, mixup.alpha, mixup.probability, self.generator)
+        return draw_mixup(self.plan.batch_size, mixup.alpha, mixup.probability, self.generator)
 
     def _backward(self, images: Tensor, labels: Tensor, lam: Tensor | None, *, reduce: bool) -> None:
         if isinstance(self.ddp, DistributedDataParallel):
@@ -126,12 +116,11 @@ class Engine:
         loss = cross_entropy(
             logits.float(), targets, self.weights, label_smoothing=self.config.train.label_smoothing
         )
-        self.scaler.scale(loss / self.schedule.accumulate).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss / self.plan.accumulate).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            correct = (logits.argmax(1) == labels).sum()
-            self.counters[0] += loss.detach() * len(labels)
-            self.counters[1] += correct
-            self.counters[2] += len(labels)
+            hits = (logits.argmax(1) == labels).sum()
+            sums = (loss.detach() * len(labels), hits, hits.new_full((), len(labels)))
+            self.counters[:3] += torch.stack([s.double() for s in sums])
 
     def _update(self) -> None:
         clip = self.config.train.clip
@@ -140,7 +129,7 @@ class Engine:
         norm = nn.utils.get_total_norm(gradients)
         if clip > 0:
             nn.utils.clip_grads_with_norm_(self.parameters, clip, norm)
-        self.counters[3] += norm
+        self.counters[3] += torch.nan_to_num(norm, 0.0, 0.0, 0.0)
         if self.scaler.is_enabled():
             # fp16 overflows now and then by design: the scaler skips the update and lowers its scale.
             self.scaler.step(self.optimizer)
@@ -154,8 +143,10 @@ class Engine:
         self.optimizer.zero_grad(set_to_none=True)
 
     def is_sound(self) -> bool:
-        """Whether all updates so far were finite; waits for the device."""
-        return not bool(self.broken.item()) and not (self.scaler.is_enabled() and self.scaler.get_scale() < 1)
+        """Whether all losses and updates so far were finite; waits for the device."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+            return False
+        return bool(((self.broken == 0) & torch.isfinite(self.counters[0])).item())
 
     def read(self) -> dict[str, float]:
         """Means over the steps since the last reading and all ranks, then start anew.
@@ -167,8 +158,8 @@ class Engine:
         totals = self.world.sum(self.counters).tolist()
         if not self.is_sound():
             raise RunError(
-                f"the gradient became infinite or NaN by step {self.step}: no update was made with it; "
-                "lower train.lr, set train.clip=1 or try train.precision=fp32"
+                f"the loss or its gradient became infinite or NaN by step {self.step} (no update was made "
+                "with it): lower train.lr, set train.clip=1 or try train.precision=fp32"
             )
         self.counters.zero_()
         self.read_at = self.step

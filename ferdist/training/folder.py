@@ -118,10 +118,16 @@ def claim(config: Config, beton_sha256: str) -> Iterator[RunFolder]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise RunError(
                 f"{folder.path}: another process is training in this run folder: wait for it, or set run_dir"
             ) from None
+        except OSError as error:
+            raise RunError(
+                f"{folder.path}: the file system cannot lock ({error.strerror}): set run_dir to another one"
+            ) from None
+        for leftover in folder.checkpoints.glob(".*.tmp"):  # of a process that died while it wrote
+            leftover.unlink(missing_ok=True)
         _check_owner(folder, config, beton_sha256)
         yield folder
 

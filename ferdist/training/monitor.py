@@ -71,7 +71,7 @@ class Monitor:
         self.before, self.start = seconds, time.perf_counter()
         cut_back(folder.metrics, step)
         self.lines = folder.metrics.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1 if step else None)
+        self.board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
         self.console = Console(stderr=True, highlight=False)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -112,6 +112,11 @@ class Monitor:
         """Move the progress bar."""
         self.progress.update(self.task, completed=step)
 
+    def sync(self) -> None:
+        """Flush metrics.jsonl to the disk: before a checkpoint, which must not be ahead of it."""
+        self.lines.flush()
+        os.fsync(self.lines.fileno())
+
     def images(self, grid: npt.NDArray[np.uint8], step: int) -> None:
         """Show a grid of augmented images, uint8 (H, W, 3), in TensorBoard."""
         self.board.add_image("augmented", grid, step, dataformats="HWC")
@@ -133,8 +138,7 @@ class Monitor:
     def close(self) -> None:
         """Flush and close everything."""
         self.progress.stop()
-        self.lines.flush()
-        os.fsync(self.lines.fileno())
+        self.sync()
         self.lines.close()
         self.board.close()
 

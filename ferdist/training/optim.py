@@ -22,7 +22,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     groups: list[dict[str, Any]] = [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    return torch.optim.SGD(
+    sgd = torch.optim.SGD(
         groups,
         lr=config.lr,
         momentum=config.momentum,
@@ -30,6 +30,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         weight_decay=config.weight_decay,
         fused=True,
     )
+    if config.momentum > 0:
+        # Fused SGD makes its buffers without filling them, and a masked first update would leave them so.
+        for p in decay + rest:
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return sgd
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:

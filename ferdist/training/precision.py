@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -27,6 +28,31 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         fallback = None
     auto = torch.bfloat16 if native_bf16 else fallback
     return {"auto": auto, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
+
+
+def scoring_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """As `autocast_dtype`, but plain fp32 on a device that lacks the type the model was trained in."""
+    try:
+        return autocast_dtype(precision, device)
+    except ConfigError:
+        return None
+
+
+def configure_kernels(deterministic: bool, precision: str) -> None:
+    """Choose deterministic kernels, and real fp32 where fp32 is asked for, in this process.
+
+    Args:
+        deterministic: ask cuDNN, cuBLAS and PyTorch for kernels that give the same bits each time.
+        precision: ``train.precision``; with ``fp32`` TF32 is off.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    # It would fill every new tensor, to make reading an uninitialised one repeatable.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:

@@ -82,7 +82,8 @@ class Agreement:
         if self._votes is not None and self._work is not None:
             self._work.wait()
             decision = Decision(*(bool(vote) for vote in self._votes.tolist()))
-        self._votes = torch.tensor([int(stop), int(save)])
+        # A wish that is carried out now is not voted for again.
+        self._votes = torch.tensor([int(stop), int(save and not decision.save)])
         self._work = dist.all_reduce(self._votes, op=dist.ReduceOp.MAX, async_op=True)
         return decision
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from torch import nn
 from ferdist import environment
 from ferdist.augment import Augment, denormalise
 from ferdist.augment.grid import image_grid
-from ferdist.beton import Batch, Beton, BetonLoader, open_beton
+from ferdist.beton import Batch, Beton, BetonLoader, DeviceCache, open_beton
 from ferdist.config import Config
+from ferdist.datasets.record import Integers
 from ferdist.errors import ConfigError, FerdistError, Preempted, RunError
 from ferdist.evaluation import metrics
-from ferdist.evaluation.evaluate import evaluate_trained
+from ferdist.evaluation.evaluate import evaluate_trained, main_entry
 from ferdist.evaluation.model import ModelCard, TrainedModel, default_checkpoint, load_trained
 from ferdist.evaluation.predict import predict
 from ferdist.models import Task, build_model
@@ -29,8 +30,9 @@ from ferdist.training.distributed import World, join_world
 from ferdist.training.engine import Engine
 from ferdist.training.folder import RunFolder, claim
 from ferdist.training.monitor import Monitor, Stopwatch
+from ferdist.training.precision import configure_kernels
 from ferdist.training.preemption import Agreement, StopRequest, catch_stop_signals
-from ferdist.training.schedule import Schedule
+from ferdist.training.steps import StepPlan
 
 GRID_IMAGES = 32
 _log = logging.getLogger(__name__)
@@ -59,11 +61,11 @@ def run(config: Config) -> Path:
 def _claimed(config: Config, beton: Beton, world: World) -> Iterator[RunFolder]:
     """The run's folder, taken by rank 0 for all; how the run ends badly goes into its status.json."""
     with ExitStack() as stack:
-        refusal: RunError | None = None
+        refusal: FerdistError | None = None
         if world.is_main:
             try:
                 stack.enter_context(claim(config, beton.manifest.sha256))
-            except RunError as error:
+            except FerdistError as error:
                 refusal = error
         # All ranks hear of a refusal, so that none waits for a rank 0 that has gone.
         if world.any(refusal is not None):
@@ -72,11 +74,20 @@ def _claimed(config: Config, beton: Beton, world: World) -> Iterator[RunFolder]:
         try:
             yield folder
         except BaseException as error:
-            if world.is_main:
-                reason = str(error) if isinstance(error, FerdistError) else f"{type(error).__name__}: {error}"
-                state = "preempted" if isinstance(error, Preempted) else "failed"
-                folder.set_status(state, " ".join(reason.split()))
+            _note_end(folder, error)
             raise
+
+
+def _note_end(folder: RunFolder, error: BaseException) -> None:
+    """Say in status.json how the run ended; the rank that knows the cause has the last word.
+
+    When one rank fails, the others see no more than a closed connection.
+    """
+    known = isinstance(error, FerdistError)
+    reason = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())
+    if known or folder.state() == "running":
+        with suppress(OSError):  # a full disk must not hide the error that it caused
+            folder.set_status("preempted" if isinstance(error, Preempted) else "failed", reason)
 
 
 def _train(config: Config, beton: Beton, world: World, folder: RunFolder) -> Path:
@@ -87,22 +98,23 @@ def _train(config: Config, beton: Beton, world: World, folder: RunFolder) -> Pat
 
 
 def _loop(job: _Job, request: StopRequest) -> None:
-    config, engine, schedule = job.config, job.engine, job.schedule
+    config, engine, plan = job.config, job.engine, job.plan
     agreement, watch = Agreement(job.world), Stopwatch()
-    if engine.step and engine.step % schedule.steps_per_epoch == 0:
-        job.validate()  # the checkpoint at an epoch's end is written before its validation
-    steps = range(engine.step + 1, schedule.total_steps + 1)
+    if engine.step and engine.step % plan.steps_per_epoch == 0:
+        job.validate()  # a checkpoint at an epoch's end is written before its validation
+    steps = range(engine.step + 1, plan.total_steps + 1)
     stream = watch.timed(engine.batches(job.loader, job.train_indices))
     for step, micro_batches in zip(steps, stream, strict=False):
         if step == 1:
             job.show_augmented(micro_batches[0])
         engine.train_step(micro_batches)
-        epoch_ends = step % schedule.steps_per_epoch == 0
+        job.show_progress()
+        epoch_ends = step % plan.steps_per_epoch == 0
         if epoch_ends or step - engine.read_at >= config.train.log_every:
-            samples = (step - engine.read_at) * schedule.batch_size
+            samples = (step - engine.read_at) * plan.batch_size
             job.record(engine.read() | watch.read(samples))
         decision = agreement.propose(stop=request.signal is not None, save=job.save_is_due())
-        if epoch_ends or decision.stop or decision.save:
+        if decision.stop or decision.save or step == plan.total_steps:
             job.save()
         if decision.stop:
             agreement.close()
@@ -124,7 +136,7 @@ class _Job:
         image, classes = beton.manifest.image, tuple(beton.manifest.classes)
         self.task = Task(image["channels"], image["height"], image["width"], len(classes))
         self.card = ModelCard(config, self.task, classes, tuple(mean), tuple(std), beton.manifest.sha256)
-        self.schedule = Schedule(
+        self.plan = StepPlan(
             len(self.train_indices),
             config.data.batch_size,
             world.size,
@@ -132,14 +144,14 @@ class _Job:
             config.train.epochs,
         )
         self.augment = Augment(config.augment, mean, std)
-        _set_determinism(config)
+        configure_kernels(config.train.deterministic, config.train.precision)
         counts = torch.bincount(
             torch.from_numpy(beton.label[self.train_indices]), minlength=len(classes)
         ).tolist()
         weights = optim.class_weights(config.train.class_weights, counts, world.device)
-        self.engine = Engine(config, self._network(), self.augment, self.task, self.schedule, weights, world)
-        self.loader = self._loader(self.schedule.micro_batch)
-        self.val_loader = self._loader(max(self.schedule.micro_batch, 256))
+        self.engine = Engine(config, self._network(), self.augment, self.task, self.plan, weights, world)
+        self.loader = self._loader(self.plan.micro_batch, self.train_indices)
+        self.val_loader = self._loader(max(self.plan.micro_batch, 256), self.val_indices)
 
         self.best: float | None = None
         seconds = self._resume()
@@ -149,7 +161,7 @@ class _Job:
                 config,
                 {**environment.describe(world.device, world.size), "beton_sha256": beton.manifest.sha256},
             )
-            self.monitor = Monitor(folder, config, self.engine.step, self.schedule.total_steps, seconds)
+            self.monitor = Monitor(folder, config, self.engine.step, self.plan.total_steps, seconds)
             self._status("running")
         self.saved_at = time.monotonic()
 
@@ -164,19 +176,26 @@ class _Job:
         layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
         return network.to(self.world.device).to(memory_format=layout)
 
-    def _loader(self, batch_size: int) -> BetonLoader:
+    def _loader(self, batch_size: int, samples: Integers) -> BetonLoader | DeviceCache:
         data = self.config.data
-        return BetonLoader(
+        loader = BetonLoader(
             self.beton,
             batch_size=batch_size,
             device=self.world.device,
             workers=data.workers,
             timeout=data.timeout,
         )
+        return DeviceCache(loader, samples) if data.cache == "device" else loader
 
     def _resume(self) -> float:
         """Go on from the newest whole checkpoint, if there is one; the seconds that the run has taken."""
         state = checkpoint.load_newest(self.folder.checkpoints)
+        step = 0 if state is None else int(state["step"])
+        if self.world.any(step != self.world.from_main(step)):
+            raise RunError(
+                f"{self.folder.path}: the ranks see different checkpoints (this one step {step}): "
+                "the run folder must be on a file system that all hosts share"
+            )
         if state is None:
             return 0.0
         self.engine.load_state(state)
@@ -195,28 +214,32 @@ class _Job:
         return float(state["seconds"])
 
     def show_augmented(self, batch: Batch) -> None:
-        """Put the first batch, as the network sees it, into TensorBoard."""
+        """Put the first batch, augmented but not mixed, into TensorBoard."""
         if not self.monitor:
             return
         generator = torch.Generator(self.world.device)
         generator.manual_seed(seeds.derive_seed(self.config.seed, seeds.AUGMENT, 1))
         shape = (self.task.channels, self.task.height, self.task.width)
-        draws = self.augment.draw(self.schedule.batch_size, shape, generator)
-        images = self.augment(batch.image, draws.slice(*self.schedule.rows(0, 0)))[:GRID_IMAGES]
+        draws = self.augment.draw(self.plan.batch_size, shape, generator)
+        images = self.augment(batch.image, draws.slice(*self.plan.rows(0, 0)))[:GRID_IMAGES]
         self.monitor.images(image_grid(denormalise(images, self.card.mean, self.card.std), 8), 1)
 
     def record(self, values: dict[str, float]) -> None:
         """Write metrics of the current step."""
         if self.monitor:
-            self.monitor.record(self.engine.step, self.engine.step / self.schedule.steps_per_epoch, values)
+            self.monitor.record(self.engine.step, self.engine.step / self.plan.steps_per_epoch, values)
+
+    def show_progress(self) -> None:
+        """Move the progress bar to the current step."""
+        if self.monitor:
+            self.monitor.show(self.engine.step)
 
     def validate(self) -> None:
         """At an epoch's end, where it is due: score the averaged weights on val, keep them if best."""
-        step, epoch = self.engine.step, self.engine.step // self.schedule.steps_per_epoch
-        if epoch % self.config.train.evaluate_every and step < self.schedule.total_steps:
+        step, epoch = self.engine.step, self.engine.step // self.plan.steps_per_epoch
+        if epoch % self.config.train.evaluate_every and step < self.plan.total_steps:
             return
         network = self.engine.ema.model
-        # The batch statistics follow each rank's own batches: all ranks evaluate rank 0's.
         self.world.share_from_main(network)
         predictions = predict(
             network,
@@ -253,6 +276,7 @@ class _Job:
         state = self.engine.state()
         if not self.monitor or not self.engine.is_sound():
             return
+        self.monitor.sync()
         state |= {
             "seconds": self.monitor.seconds,
             "world_size": self.world.size,
@@ -269,7 +293,7 @@ class _Job:
         trained = self._selected(which)
         results = evaluate_trained(trained, self.beton, self.world, self.folder, split="val")
         if self.monitor:
-            final = results["evaluations"][-1]
+            final = main_entry(results["evaluations"])
             names = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
             self.monitor.hyperparameters({name: final[name] for name in names})
             self._status("finished")
@@ -286,19 +310,11 @@ class _Job:
         return trained
 
     def _status(self, state: str) -> None:
-        step, per_epoch = self.engine.step, self.schedule.steps_per_epoch
+        step, per_epoch = self.engine.step, self.plan.steps_per_epoch
         details: dict[str, Any] = {
             "step": step,
-            "total_steps": self.schedule.total_steps,
+            "total_steps": self.plan.total_steps,
             "epoch": round(step / per_epoch, 4),
             "world_size": self.world.size,
         }
         self.folder.set_status(state, **details)
-
-
-def _set_determinism(config: Config) -> None:
-    torch.backends.cudnn.deterministic = config.train.deterministic
-    torch.backends.cudnn.benchmark = not config.train.deterministic
-    torch.use_deterministic_algorithms(config.train.deterministic, warn_only=True)
-    # It would fill every new tensor, to make reading an uninitialised one repeatable; nothing here does.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

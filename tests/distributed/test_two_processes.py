@@ -36,16 +36,17 @@ def weights(config: Config) -> dict[str, torch.Tensor]:
     return model
 
 
-def test_two_processes_train_what_one_does_with_two_micro_batches(
+def test_two_processes_train_what_one_does_with_more_micro_batches(
     tiny: Callable[..., Config], beton_path: Path
 ) -> None:
-    """The same samples, draws and batch statistics, so the same weights within rounding.
+    """Four micro-batches on one rank, two on each of two: the same weights within rounding.
 
-    Batch statistics that evaluation uses follow rank 0 alone, so they are left out; mixup pairs samples
-    within a micro-batch and is the same, too.
+    Samples, draws and batch statistics are the same, and so is mixup, which pairs samples within a
+    micro-batch. The running statistics follow rank 0 alone, so they are left out.
     """
     options = ("train.epochs=1", "augment.mixup.probability=0.5", "train.lr=0.01")
-    one, two = tiny("train.accumulate=2", *options, run="one"), tiny(*options, run="two")
+    one = tiny("train.accumulate=4", *options, run="one")
+    two = tiny("train.accumulate=2", *options, run="two")
     run(one)
     train(two, processes=2)
     a, b = weights(one), weights(two)

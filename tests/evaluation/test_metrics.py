@@ -87,6 +87,14 @@ def test_a_sequence_is_the_mean_of_its_frames() -> None:
     assert whole.index.tolist() == [2, 0]
 
 
+def test_a_sequence_with_two_labels_is_two_things_to_recognise() -> None:
+    """CK+ with 8 classes: the first frame is neutral, the last show the expression."""
+    p = hard([2, 0, 0, 2, 1], [2, 0, 0, 2, 1], classes=3)
+    whole = metrics.by_sequence(p, np.array([4, 4, 4, 7, 7]))
+    assert len(whole.label) == 4
+    assert (whole.probabilities.argmax(1) == whole.label).all()
+
+
 def test_predictions_come_back_from_their_file(tmp_path: Path) -> None:
     p = hard([0, 1], [1, 1], 2)
     p.save(tmp_path / "a" / "p.npz")

@@ -16,7 +16,7 @@ from ferdist.errors import RunError
 from ferdist.models import Task
 from ferdist.training.distributed import World
 from ferdist.training.engine import Engine
-from ferdist.training.schedule import Schedule
+from ferdist.training.steps import StepPlan
 
 TASK = Task(1, 8, 8, 3)
 
@@ -38,7 +38,7 @@ class Small(nn.Module):
 def engine_of(config: Config, accumulate: int = 1) -> Engine:
     config.train.accumulate = accumulate
     config.augment.enabled = False
-    schedule = Schedule(64, 8, 1, accumulate, epochs=10)
+    schedule = StepPlan(64, 8, 1, accumulate, epochs=10)
     world = World(0, 1, 0, torch.device("cpu"))
     return Engine(config, Small(), Augment(config.augment, [0.5], [0.25]), TASK, schedule, None, world)
 
@@ -99,21 +99,47 @@ def test_clipping_bounds_the_update(tiny: Callable[..., Config]) -> None:
     assert clipped.read()["train/grad_norm"] > 0.05, "the norm is reported as it was before clipping"
 
 
-def test_fp16_skips_an_overflow_and_goes_on(tiny: Callable[..., Config]) -> None:
-    engine = engine_of(tiny("train.precision=fp16"))
-    start = engine.model.fc.weight.detach().clone()
-    engine.train_step([batch(8)])
+@pytest.mark.parametrize("overflow_at", [1, 2])
+def test_fp16_skips_an_overflowing_gradient_and_goes_on(
+    tiny: Callable[..., Config], overflow_at: int
+) -> None:
+    """Also at the first step, where the scale is still too large: what follows must not remember it."""
+    engine, clean = (engine_of(tiny("train.precision=fp16", "train.momentum=0.9")) for _ in range(2))
+    for step in range(1, overflow_at):
+        engine.train_step([batch(8, step)])
+    before = engine.model.fc.weight.detach().clone()
     scale = engine.scaler.get_scale()
-    assert engine.is_sound()
-    learned = engine.model.fc.weight.detach().clone()
-    assert not torch.equal(learned, start)
-    engine.model.factor = 1e6  # beyond fp16
-    engine.train_step([batch(8)])
-    assert torch.equal(engine.model.fc.weight, learned)
+    hook = engine.model.fc.weight.register_hook(lambda gradient: gradient * float("inf"))
+    engine.train_step([batch(8, 0)])
+    hook.remove()
+    assert torch.equal(engine.model.fc.weight, before)
     assert engine.scaler.get_scale() < scale
     assert engine.is_sound(), "one overflow is part of fp16's way of working"
+    assert engine.read()["train/grad_norm"] >= 0
+    if overflow_at == 1:
+        clean.step = 1
+        for one in (engine, clean):
+            one.train_step([batch(8, 7)])
+        torch.testing.assert_close(engine.model.fc.weight, clean.model.fc.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_fp16_that_overflows_for_ever_is_an_error(tiny: Callable[..., Config]) -> None:
+    engine = engine_of(tiny("train.precision=fp16"))
+    engine.model.fc.weight.register_hook(lambda gradient: gradient * float("inf"))
     for _ in range(20):
         engine.train_step([batch(8)])
+    with pytest.raises(RunError, match="became infinite or NaN"):
+        engine.read()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_a_loss_that_is_not_finite_is_an_error_in_every_precision(
+    tiny: Callable[..., Config], precision: str
+) -> None:
+    engine = engine_of(tiny(f"train.precision={precision}"))
+    engine.model.factor = float("inf")
+    engine.train_step([batch(8)])
+    assert not engine.is_sound()
     with pytest.raises(RunError, match="became infinite or NaN"):
         engine.read()
 
@@ -142,7 +168,7 @@ def test_a_step_on_the_gpu_is_the_step_on_the_cpu(tiny: Callable[..., Config]) -
         Small().to(device),
         Augment(config.augment, [0.5], [0.25]),
         TASK,
-        Schedule(64, 8, 1, 1, epochs=10),
+        StepPlan(64, 8, 1, 1, epochs=10),
         None,
         World(0, 1, 0, device),
     )

@@ -18,15 +18,15 @@ from ferdist.training.distributed import choose_device
 from ferdist.training.ema import Ema
 from ferdist.training.monitor import cut_back
 from ferdist.training.precision import autocast_dtype
-from ferdist.training.schedule import Schedule
+from ferdist.training.steps import StepPlan
 
 
 def test_ranks_and_micro_batches_share_a_global_batch_without_overlap() -> None:
     order = np.arange(1000)[::-1].copy()
     for world, accumulate in ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1)):
-        schedule = Schedule(1000, 96, world, accumulate, epochs=3)
-        assert (schedule.steps_per_epoch, schedule.total_steps) == (10, 30)
-        ranks = [schedule.rank_order(order, rank, 0).reshape(10, -1) for rank in range(world)]
+        plan = StepPlan(1000, 96, world, accumulate, epochs=3)
+        assert (plan.steps_per_epoch, plan.total_steps) == (10, 30)
+        ranks = [plan.rank_order(order, rank, 0).reshape(10, -1) for rank in range(world)]
         for step in range(10):
             seen = np.concatenate([rank[step] for rank in ranks])
             assert np.array_equal(seen, order[step * 96 : (step + 1) * 96])
@@ -34,7 +34,7 @@ def test_ranks_and_micro_batches_share_a_global_batch_without_overlap() -> None:
 
 def test_two_ranks_see_what_one_rank_with_two_micro_batches_sees() -> None:
     order = np.random.default_rng(0).permutation(500)
-    one, two = Schedule(500, 64, 1, 2, epochs=1), Schedule(500, 64, 2, 1, epochs=1)
+    one, two = StepPlan(500, 64, 1, 2, epochs=1), StepPlan(500, 64, 2, 1, epochs=1)
     micro_batches = one.rank_order(order, 0, 0).reshape(-1, 2, 32)
     for rank in range(2):
         assert np.array_equal(two.rank_order(order, rank, 0).reshape(-1, 32), micro_batches[:, rank])
@@ -42,9 +42,9 @@ def test_two_ranks_see_what_one_rank_with_two_micro_batches_sees() -> None:
 
 
 def test_a_later_step_of_an_epoch_is_the_tail_of_its_order() -> None:
-    schedule = Schedule(100, 10, 2, 1, epochs=1)
+    plan = StepPlan(100, 10, 2, 1, epochs=1)
     order = np.random.default_rng(0).permutation(100)
-    assert np.array_equal(schedule.rank_order(order, 1, 7), schedule.rank_order(order, 1, 0)[35:])
+    assert np.array_equal(plan.rank_order(order, 1, 7), plan.rank_order(order, 1, 0)[35:])
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_later_step_of_an_epoch_is_the_tail_of_its_order() -> None:
 )
 def test_a_batch_size_that_does_not_fit_is_refused(batch_size: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Schedule(100, batch_size, 2, 2, epochs=1)
+        StepPlan(100, batch_size, 2, 2, epochs=1)
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "cosine"])

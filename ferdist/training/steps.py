@@ -11,7 +11,7 @@ from ferdist.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Schedule:
+class StepPlan:
     """The division of a run's samples.
 
     A global batch is a run of the epoch's order; rank r's micro-batch i is its part r * accumulate + i, so
