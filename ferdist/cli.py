@@ -48,12 +48,21 @@ class SyntheticFormat(StrEnum):
 def prepare_fer2013(
     source: Source,
     out: Out,
-    allow_extra: Annotated[bool, typer.Option(help="Leave out files that FER2013 does not have.")] = False,
+    allow_extra: Annotated[
+        bool, typer.Option("--allow-extra", help="Leave out files that FER2013 does not have.")
+    ] = False,
+    ferplus: Annotated[
+        Path | None,
+        typer.Option(help="fer2013new.csv: FER+ names and votes into samples.csv.", metavar="FILE"),
+    ] = None,
+    ckextended: Annotated[
+        bool, typer.Option("--ckextended", help="Read ckextended.csv: CK+ without subjects.")
+    ] = False,
 ) -> None:
     """fer2013.csv, icml_face_data.csv, or the folder layout as a folder or zip."""
     from ferdist.datasets import prepare
 
-    print(prepare.fer2013(source, out, allow_extra=allow_extra))
+    print(prepare.fer2013(source, out, allow_extra=allow_extra, ferplus=ferplus, ckextended=ckextended))
 
 
 @prepare.command("ckplus")

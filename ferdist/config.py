@@ -18,6 +18,9 @@ from ferdist.errors import ConfigError
 from ferdist.models.registry import ModelConfig
 from ferdist.training.config import TrainConfig
 
+LABELS = ("own", "ferplus-majority", "ferplus-soft")
+CACHES = ("none", "device")
+
 BASE_KEY = "base"
 """Top-level key of a YAML file that names, relative to it, the file whose values it starts from."""
 
@@ -38,6 +41,7 @@ class DataConfig:
         batch_size: samples in a step, over all ranks and micro-batches together.
         workers: loader threads per rank.
         timeout: seconds after which a loader that gives nothing is an error.
+        labels: ``own``, ``ferplus-majority`` or ``ferplus-soft`` (see ``ferdist.beton.labels``).
         cache: ``none``, or ``device`` to read the samples once and keep them on the device.
     """
 
@@ -46,16 +50,18 @@ class DataConfig:
     batch_size: int = 128
     workers: int = 1
     timeout: float = 300.0
+    labels: str = "own"
     cache: str = "none"
 
     def __post_init__(self) -> None:
-        for key, value in (("batch_size", self.batch_size), ("workers", self.workers)):
-            if value < 1:
-                raise ConfigError(f"data.{key} is {value}: it must be at least 1")
+        for key, number in (("batch_size", self.batch_size), ("workers", self.workers)):
+            if number < 1:
+                raise ConfigError(f"data.{key} is {number}: it must be at least 1")
         if self.fold is not None and self.fold < 0:
             raise ConfigError(f"data.fold is {self.fold}: it must be 0 or more, or null")
-        if self.cache not in ("none", "device"):
-            raise ConfigError(f"data.cache is {self.cache!r}: it must be none or device")
+        for key, value, allowed in (("labels", self.labels, LABELS), ("cache", self.cache, CACHES)):
+            if value not in allowed:
+                raise ConfigError(f"data.{key} is {value!r}: it must be one of {', '.join(allowed)}")
         if self.timeout <= 0:
             raise ConfigError(f"data.timeout is {self.timeout}: it must be more than 0 seconds")
 

@@ -12,6 +12,7 @@ import torch
 # Importing FFCV sets torch's and numba's number of threads to one for the whole process.
 _threads = torch.get_num_threads(), numba.get_num_threads()
 try:
+    from ferdist.beton.labels import Labels, labels_of
     from ferdist.beton.loader import Batch, Beton, BetonLoader, DeviceCache, open_beton
     from ferdist.beton.manifest import Manifest
     from ferdist.beton.writer import write_beton
@@ -19,4 +20,14 @@ finally:
     torch.set_num_threads(_threads[0])
     numba.set_num_threads(_threads[1])
 
-__all__ = ["Batch", "Beton", "BetonLoader", "DeviceCache", "Manifest", "open_beton", "write_beton"]
+__all__ = [
+    "Batch",
+    "Beton",
+    "BetonLoader",
+    "DeviceCache",
+    "Labels",
+    "Manifest",
+    "labels_of",
+    "open_beton",
+    "write_beton",
+]

@@ -2,7 +2,8 @@
 
 from ferdist.datasets.audit import Audit, audit
 from ferdist.datasets.ckplus import read_ckplus
-from ferdist.datasets.fer2013 import read_fer2013
+from ferdist.datasets.fer2013 import read_ckextended, read_fer2013
+from ferdist.datasets.ferplus import FERPLUS_CLASSES, ferplus_labels, read_ferplus, read_name_list
 from ferdist.datasets.folders import read_folders
 from ferdist.datasets.folds import assign_folds, fold_evenness
 from ferdist.datasets.record import (
@@ -20,6 +21,7 @@ __all__ = [
     "CKPLUS7_CLASSES",
     "CKPLUS8_CLASSES",
     "FER2013_CLASSES",
+    "FERPLUS_CLASSES",
     "SPLITS",
     "Audit",
     "FaceDataset",
@@ -27,9 +29,13 @@ __all__ = [
     "Integers",
     "assign_folds",
     "audit",
+    "ferplus_labels",
     "fold_evenness",
     "no_values",
+    "read_ckextended",
     "read_ckplus",
     "read_fer2013",
+    "read_ferplus",
     "read_folders",
+    "read_name_list",
 ]

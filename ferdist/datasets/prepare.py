@@ -5,23 +5,39 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pandas as pd
+
 from ferdist.beton import write_beton
 from ferdist.datasets.audit import audit
 from ferdist.datasets.ckplus import read_ckplus
-from ferdist.datasets.fer2013 import read_fer2013
+from ferdist.datasets.fer2013 import read_ckextended, read_fer2013
+from ferdist.datasets.ferplus import read_ferplus
 from ferdist.datasets.folders import read_folders
 from ferdist.datasets.folds import assign_folds, fold_evenness
 from ferdist.datasets.rawformats import write_synthetic
 from ferdist.datasets.record import FaceDataset
 from ferdist.datasets.synthetic import synthesize
 from ferdist.errors import DataError
+from ferdist.files import sha256
 
 SYNTHETIC_FOLDS = 10
 
 
-def fer2013(source: Path, out: Path, *, allow_extra: bool = False) -> Path:
-    """Convert FER2013; the path of the beton."""
-    return _write(read_fer2013(source, allow_extra=allow_extra), out)
+def fer2013(
+    source: Path,
+    out: Path,
+    *,
+    allow_extra: bool = False,
+    ferplus: Path | None = None,
+    ckextended: bool = False,
+) -> Path:
+    """Convert FER2013, with FER+'s names and votes where its csv is given; the path of the beton."""
+    dataset = read_ckextended(source) if ckextended else read_fer2013(source, allow_extra=allow_extra)
+    if ferplus is None:
+        return _write(dataset, out)
+    votes = read_ferplus(ferplus, dataset)
+    sources = {**dataset.sources, ferplus.name: sha256(ferplus)}
+    return _write(dataclasses.replace(dataset, sources=sources), out, votes)
 
 
 def ckplus(
@@ -60,7 +76,7 @@ def synthetic(out: Path, *, images: int, seed: int = 0, format: str = "beton") -
     return _write(assign_folds(synthesize(images, seed), SYNTHETIC_FOLDS, seed), out)
 
 
-def _write(dataset: FaceDataset, out: Path) -> Path:
+def _write(dataset: FaceDataset, out: Path, extra_columns: pd.DataFrame | None = None) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,4 +86,4 @@ def _write(dataset: FaceDataset, out: Path) -> Path:
         evenness = fold_evenness(dataset)
         spread = {name: evenness[name] for name in ("samples", "subjects", "per_class", "unevenness")}
         findings = dataclasses.replace(findings, summary={**findings.summary, "folds": spread})
-    return write_beton(dataset, out, findings)
+    return write_beton(dataset, out, findings, extra_columns=extra_columns)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ferdist import environment
-from ferdist.beton import Beton, BetonLoader, open_beton
+from ferdist.beton import Beton, BetonLoader, Labels, labels_of, open_beton
 from ferdist.config import to_dict
 from ferdist.datasets.record import Integers
 from ferdist.errors import ConfigError, DataError
@@ -77,7 +77,8 @@ def evaluate_trained(
 ) -> dict[str, Any]:
     """As `evaluate`, with what it opens already open; all ranks must call."""
     card = trained.card
-    check_fit(card, beton)
+    labels = labels_of(beton, card.config.data.labels)
+    check_fit(card, beton, labels)
     configure_kernels(card.config.train.deterministic, card.config.train.precision)
     # A fold is a part of the data that the run trained on; other data are taken as their splits say.
     own_data = beton.manifest.sha256 == card.beton_sha256
@@ -107,6 +108,7 @@ def evaluate_trained(
         predictions = predict(
             trained.network,
             beton,
+            labels,
             loader,
             indices,
             world,
@@ -183,7 +185,7 @@ def has_copy(
     return np.isin(beton.copy_group[index], beton.copy_group[np.concatenate(learned)])
 
 
-def check_fit(card: ModelCard, beton: Beton) -> None:
+def check_fit(card: ModelCard, beton: Beton, labels: Labels) -> None:
     """Refuse data that the model cannot be scored on.
 
     Raises:
@@ -194,9 +196,9 @@ def check_fit(card: ModelCard, beton: Beton) -> None:
     wanted = (card.task.channels, card.task.height, card.task.width)
     if shape != wanted:
         raise DataError(f"{beton.path}: images are {shape} (C, H, W), but the model takes {wanted}")
-    if tuple(beton.manifest.classes) != card.classes:
+    if labels.classes != card.classes:
         raise DataError(
-            f"{beton.path}: classes are {', '.join(beton.manifest.classes)}, "
+            f"{beton.path}: classes are {', '.join(labels.classes)}, "
             f"but the model knows {', '.join(card.classes)}"
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import five_crop
 
 from ferdist.augment import normalise
-from ferdist.beton import Beton, BetonLoader, DeviceCache
+from ferdist.beton import Beton, BetonLoader, DeviceCache, Labels
 from ferdist.datasets.record import Images, Integers
 from ferdist.errors import RunError
 from ferdist.evaluation.metrics import Predictions
@@ -44,6 +44,7 @@ def views(images: Tensor, tta: str) -> list[Tensor]:
 def predict(
     model: nn.Module,
     beton: Beton,
+    labels: Labels,
     loader: BetonLoader | DeviceCache,
     indices: Integers,
     world: World,
@@ -59,8 +60,9 @@ def predict(
     Args:
         model: in evaluation mode, on the world's device; the same weights on every rank.
         beton: where the samples are.
+        labels: of ``beton``; samples that they do not score are left out.
         loader: of ``beton``.
-        indices: int64 (N,) sample numbers.
+        indices: int64 (M,) sample numbers.
         world: this rank; all ranks must call.
         mean, std: per channel, in [0, 1] units.
         dtype: of autocast, None for fp32.
@@ -70,9 +72,9 @@ def predict(
     Returns:
         Predictions for all N samples, in ascending order of index, on every rank.
     """
-    indices = np.sort(indices)
+    indices = np.sort(labels.scorable(indices))
     shards = np.array_split(indices, world.size)
-    index, label, rows = [], [], []
+    index, rows = [], []
     for batch in loader.batches(shards[world.rank]):
         images = batch.image
         if cover is not None:
@@ -80,21 +82,18 @@ def predict(
             images = torch.from_numpy(covered).to(world.device)
         floats = normalise(images, mean, std).contiguous(memory_format=torch.channels_last)
         index.append(batch.index)
-        label.append(batch.label)
         rows.append(_probabilities(model, views(floats, tta), world, dtype))
     counts = [len(shard) for shard in shards]
-    classes = len(beton.manifest.classes)
     # The leading empty tensors serve ranks that have no sample.
     gathered_index = world.gather_rows(torch.cat([torch.empty(0, dtype=torch.int64), *_cpu(index)]), counts)
-    gathered_label = world.gather_rows(torch.cat([torch.empty(0, dtype=torch.int64), *_cpu(label)]), counts)
-    gathered_rows = world.gather_rows(torch.cat([torch.empty(0, classes), *_cpu(rows)]), counts)
+    gathered_rows = world.gather_rows(torch.cat([torch.empty(0, len(labels.classes)), *_cpu(rows)]), counts)
     if not np.array_equal(gathered_index.numpy(), indices):
         raise RunError(
             f"{beton.path}: the evaluated samples are not the ones asked for: report this as a bug"
         )
     if not torch.isfinite(gathered_rows).all():
         raise RunError(f"{beton.path}: the network's output is not finite: these weights cannot be used")
-    return Predictions(indices, gathered_label.numpy(), gathered_rows.numpy(), beton.manifest.sha256)
+    return Predictions(indices, labels.label[indices], gathered_rows.numpy(), beton.manifest.sha256)
 
 
 def _probabilities(model: nn.Module, shown: list[Tensor], world: World, dtype: torch.dtype | None) -> Tensor:

@@ -24,7 +24,7 @@ from ferdist.training.steps import StepPlan
 
 
 class Engine:
-    """Forward, backward and update of ``model``, on the world's device, with class weights (K,) or None."""
+    """Updates ``model`` towards ``targets`` (N, K), one row per sample, with class ``weights`` (K,)."""
 
     def __init__(
         self,
@@ -33,12 +33,15 @@ class Engine:
         augment: Augment,
         task: Task,
         plan: StepPlan,
+        targets: Tensor,
         weights: Tensor | None,
         world: World,
     ) -> None:
         self.config, self.task, self.plan, self.world = config, task, plan, world
         train = config.train
-        self.model, self.augment, self.weights = model, augment, weights
+        self.model, self.augment = model, augment
+        self.targets = targets.to(world.device)
+        self.weights = None if weights is None else weights.to(world.device)
         self.ema = Ema(model, train.ema)
         self.optimizer = optim.make_optimizer(model, train)
         self.dtype = autocast_dtype(train.precision, world.device)
@@ -92,7 +95,8 @@ class Engine:
             start, stop = self.plan.rows(rank, i)
             images = self.augment(batch.image, draws.slice(start, stop))
             last = i + 1 == len(micro_batches)
-            self._backward(images, batch.label, None if lam is None else lam[start:stop], reduce=last)
+            targets = self.targets.index_select(0, batch.index)
+            self._backward(images, targets, None if lam is None else lam[start:stop], reduce=last)
         self._update()
         self.step = step
         self.ema.update(step)
@@ -103,16 +107,16 @@ class Engine:
             return None
         return draw_mixup(self.plan.batch_size, mixup.alpha, mixup.probability, self.generator)
 
-    def _backward(self, images: Tensor, labels: Tensor, lam: Tensor | None, *, reduce: bool) -> None:
+    def _backward(self, images: Tensor, targets: Tensor, lam: Tensor | None, *, reduce: bool) -> None:
         if isinstance(self.ddp, DistributedDataParallel):
             self.ddp.require_backward_grad_sync = reduce
+        labels = targets.argmax(1)
         if lam is not None:
-            images = mix(images, lam)
+            images, targets = mix(images, lam), mix(targets, lam)
         if self.config.train.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with autocast(self.world.device, self.dtype):
             logits = self.ddp(images)
-        targets = optim.soft_targets(labels, self.task.classes, lam)
         loss = cross_entropy(
             logits.float(), targets, self.weights, label_smoothing=self.config.train.label_smoothing
         )
@@ -171,10 +175,7 @@ class Engine:
         }
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs; with ``seeds`` and the step, every later draw is determined.
-
-        All ranks must call, since the counters are summed over them.
-        """
+        """All that a resumed run needs, draws being a function of seed and step; all ranks must call."""
         return {
             "step": self.step,
             "read_at": self.read_at,

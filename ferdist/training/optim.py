@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,24 +47,15 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
     return config.lr * max((1 + math.cos(math.pi * fall)) / 2, 1e-4)
 
 
-def class_weights(kind: str, counts: Sequence[int], device: torch.device) -> Tensor | None:
+def class_weights(kind: str, counts: Tensor) -> Tensor | None:
     """Weight of each class in the loss, (K,) float32, or None; the mean over the training samples is 1.
 
     Args:
         kind: ``none``, ``balanced`` (inverse frequency) or ``sqrt`` (its square root).
-        counts: training samples of each class; a class without samples gets weight 0.
+        counts: (K,) training samples of each class; a class without samples gets weight 0.
     """
     if kind == "none":
         return None
-    n = torch.tensor(counts, dtype=torch.float64)
-    raw = torch.where(n > 0, n.clamp(min=1) ** (-1.0 if kind == "balanced" else -0.5), 0.0)
-    return (raw * n.sum() / (raw * n).sum()).float().to(device)
-
-
-def soft_targets(labels: Tensor, classes: int, lam: Tensor | None) -> Tensor:
-    """Targets (N, classes): one-hot labels, mixed with the reversed batch where ``lam`` (N,) is given."""
-    onehot = nn.functional.one_hot(labels, classes).float()
-    if lam is None:
-        return onehot
-    weight = lam[:, None].to(onehot.dtype)
-    return weight * onehot + (1 - weight) * onehot.flip(0)
+    n = counts.double()
+    raw = torch.where(n > 0, n.clamp(min=1e-9) ** (-1.0 if kind == "balanced" else -0.5), 0.0)
+    return (raw * n.sum() / (raw * n).sum()).float()

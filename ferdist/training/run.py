@@ -15,7 +15,7 @@ from torch import nn
 from ferdist import environment
 from ferdist.augment import Augment, denormalise
 from ferdist.augment.grid import image_grid
-from ferdist.beton import Batch, Beton, BetonLoader, DeviceCache, open_beton
+from ferdist.beton import Batch, Beton, BetonLoader, DeviceCache, labels_of, open_beton
 from ferdist.config import Config
 from ferdist.datasets.record import Integers
 from ferdist.errors import ConfigError, FerdistError, Preempted, RunError
@@ -131,9 +131,11 @@ class _Job:
     def __init__(self, config: Config, beton: Beton, world: World, folder: RunFolder) -> None:
         self.config, self.beton, self.world, self.folder = config, beton, world, folder
         fold = config.data.fold
-        self.train_indices, self.val_indices = beton.indices("train", fold), beton.indices("val", fold)
+        self.labels = labels_of(beton, config.data.labels)
+        self.train_indices = self.labels.learnable(beton.indices("train", fold))
+        self.val_indices = self.labels.scorable(beton.indices("val", fold))
         mean, std = beton.normalisation(fold)
-        image, classes = beton.manifest.image, tuple(beton.manifest.classes)
+        image, classes = beton.manifest.image, self.labels.classes
         self.task = Task(image["channels"], image["height"], image["width"], len(classes))
         self.card = ModelCard(config, self.task, classes, tuple(mean), tuple(std), beton.manifest.sha256)
         self.plan = StepPlan(
@@ -145,11 +147,11 @@ class _Job:
         )
         self.augment = Augment(config.augment, mean, std)
         configure_kernels(config.train.deterministic, config.train.precision)
-        counts = torch.bincount(
-            torch.from_numpy(beton.label[self.train_indices]), minlength=len(classes)
-        ).tolist()
-        weights = optim.class_weights(config.train.class_weights, counts, world.device)
-        self.engine = Engine(config, self._network(), self.augment, self.task, self.plan, weights, world)
+        targets = torch.from_numpy(self.labels.targets)
+        weights = optim.class_weights(config.train.class_weights, targets[self.train_indices].sum(0))
+        self.engine = Engine(
+            config, self._network(), self.augment, self.task, self.plan, targets, weights, world
+        )
         self.loader = self._loader(self.plan.micro_batch, self.train_indices)
         self.val_loader = self._loader(max(self.plan.micro_batch, 256), self.val_indices)
 
@@ -244,6 +246,7 @@ class _Job:
         predictions = predict(
             network,
             self.beton,
+            self.labels,
             self.val_loader,
             self.val_indices,
             self.world,

@@ -89,7 +89,7 @@ def test_more_processes_than_samples(tiny: Callable[..., Config], tmp_path: Path
         "from pathlib import Path\n"
         "import numpy as np, torch\n"
         "from torch import nn\n"
-        "from ferdist.beton import BetonLoader, open_beton\n"
+        "from ferdist.beton import BetonLoader, labels_of, open_beton\n"
         "from ferdist.evaluation.predict import predict\n"
         "from ferdist.training.distributed import join_world\n"
         "torch.manual_seed(0)\n"
@@ -97,7 +97,8 @@ def test_more_processes_than_samples(tiny: Callable[..., Config], tmp_path: Path
         "    beton = open_beton(Path(sys.argv[1]))\n"
         "    net = nn.Sequential(nn.Flatten(), nn.Linear(2304, 7)).eval()\n"
         "    loader = BetonLoader(beton, batch_size=4, device=world.device)\n"
-        "    p = predict(net, beton, loader, np.array([5, 2]), world, mean=[0.5], std=[0.2], dtype=None)\n"
+        "    labels, chosen = labels_of(beton, 'own'), np.array([5, 2])\n"
+        "    p = predict(net, beton, labels, loader, chosen, world, mean=[0.5], std=[0.2], dtype=None)\n"
         "    assert p.index.tolist() == [2, 5] and p.probabilities.shape == (2, 7), p\n"
         "    assert p.label.tolist() == beton.label[[2, 5]].tolist()\n"
     )

@@ -19,6 +19,7 @@ from ferdist.training.engine import Engine
 from ferdist.training.steps import StepPlan
 
 TASK = Task(1, 8, 8, 3)
+TARGETS = torch.eye(3)[torch.arange(64) % 3]
 
 
 class Small(nn.Module):
@@ -169,6 +170,7 @@ def test_a_step_on_the_gpu_is_the_step_on_the_cpu(tiny: Callable[..., Config]) -
         Augment(config.augment, [0.5], [0.25]),
         TASK,
         StepPlan(64, 8, 1, 1, epochs=10),
+        TARGETS,
         None,
         World(0, 1, 0, device),
     )
