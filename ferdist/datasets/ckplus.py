@@ -21,7 +21,7 @@ from ferdist.datasets.archive import (
     read_gray_images,
     sources_of,
 )
-from ferdist.datasets.facebox import crop_face, face_box
+from ferdist.datasets.facebox import crop_face, detect_face, face_box
 from ferdist.datasets.record import CKPLUS7_CLASSES, CKPLUS8_CLASSES, FaceDataset, Images, Integers, no_values
 from ferdist.errors import DataError
 
@@ -57,6 +57,7 @@ class _Frame(NamedTuple):
     label: int
     subject: str
     sequence: str
+    stem: str  # <subject>_<sequence>_<frame>, "" where nothing tells
 
 
 def read_ckplus(source: Path, classes: int = 7, *, subjects_from: Path | None = None) -> FaceDataset:
@@ -65,7 +66,8 @@ def read_ckplus(source: Path, classes: int = 7, *, subjects_from: Path | None = 
     With 7 classes these are the last three frames of each labelled sequence. With 8 classes, which only the
     original tree can give, the first frame of each labelled sequence is added as neutral.
 
-    The original frames are cropped by their landmarks (see ``facebox.face_box``) to 48x48.
+    The original frames are cropped to 48x48 by their landmarks (see ``facebox.face_box``) or, where the tree
+    has none at all, by a face detector (see ``facebox.detect_face``).
 
     Args:
         source: CK+48 holds ``<class>/<subject>_<sequence>_<frame>.png``; the original tree holds
@@ -110,6 +112,12 @@ def _refuse_neutral(source: Path, classes: int, layout: str) -> None:
 def _dataset(
     images: Images, frames: Sequence[_Frame], classes: tuple[str, ...], sources: dict[str, str]
 ) -> FaceDataset:
+    """The record, ordered by subject, sequence and frame, so that all layouts give the same arrays.
+
+    An h5 file that names no subjects keeps its own order.
+    """
+    order = sorted(range(len(frames)), key=lambda row: frames[row].stem)
+    images, frames = images[order], [frames[row] for row in order]
     subject, subject_names = _codes([frame.subject for frame in frames])
     sequence, sequence_names = _codes([frame.sequence for frame in frames])
     return FaceDataset(
@@ -160,7 +168,7 @@ def _ck48_frames(archive: Archive) -> list[_Frame]:
             raise DataError(f"{place}: is there already as {seen[file]}; give one copy of the data")
         seen[file] = name
         label = CKPLUS7_CLASSES.index(FOLDER_CLASSES[folder])
-        frames.append(_Frame(name, label, match[1], f"{match[1]}_{match[2]}"))
+        frames.append(_Frame(name, label, match[1], f"{match[1]}_{match[2]}", Path(file).stem))
     if not frames:
         raise DataError(
             f"{archive.path}: no CK+48 images <class>/<subject>_<sequence>_<frame>.png in it; "
@@ -202,7 +210,7 @@ def _read_h5(path: Path, subjects_from: Path | None) -> FaceDataset:
         raise DataError(f"{path}: broken h5 file ({error}); download it again") from error
     sources = {path.name: file_sha256(path)}
     if subjects_from is None:
-        frames = [_Frame(f"row {row}", int(label), "", "") for row, label in enumerate(labels)]
+        frames = [_Frame(f"row {row}", int(label), "", "", "") for row, label in enumerate(labels)]
     else:
         archive = open_archive(subjects_from)
         images, frames = _match_h5(path, images, labels, archive)
@@ -285,17 +293,18 @@ def _read_original(archive: Archive, classes: int) -> FaceDataset:
             continue
         for stem, label in _labelled_frames(archive, key, sequence, classes):
             name = sequence.frames[stem]
-            if stem not in sequence.landmarks:
-                raise DataError(
-                    f"{archive.path}: no landmark file for {name}, so its face cannot be cropped; "
-                    "put the Landmarks folder beside cohn-kanade-images"
-                )
-            frames.append(_Frame(name, names.index(label), key.partition("_")[0], key))
-            landmarks.append(sequence.landmarks[stem])
+            frames.append(_Frame(name, names.index(label), key.partition("_")[0], key, stem))
+            landmarks.append(sequence.landmarks.get(stem, ""))
     if not frames:
         raise DataError(
             f"{archive.path}: no sequence with an emotion file (S005_001_00000011_emotion.txt); "
             "put the Emotion folder beside cohn-kanade-images"
+        )
+    if any(landmarks) and not all(landmarks):
+        name = frames[landmarks.index("")].name
+        raise DataError(
+            f"{archive.path}: {landmarks.count('')} of {len(frames)} frames have no landmark file, such as "
+            f"{name}; get the Landmarks folder again, or remove it to have all faces found by a detector"
         )
     rows = progress(list(zip(frames, landmarks, strict=True)), f"reading {archive.path.name}")
     images = np.stack([_read_face(archive, frame.name, points) for frame, points in rows])
@@ -359,14 +368,22 @@ def _read_emotion(archive: Archive, name: str) -> str:
 
 
 def _read_face(archive: Archive, name: str, landmarks: str) -> Images:
-    """The face in a frame, uint8 (48, 48)."""
+    """The face in a frame, uint8 (48, 48), by its landmark file or, where that is "", by the detector."""
+    frame = np.asarray(open_image(archive, name).convert("L"))  # a few sequences are in colour
+    if not landmarks:
+        found = detect_face(frame)
+        if found is None:
+            raise DataError(
+                f"{archive.path}: {name}: the detector finds no face; "
+                "put the Landmarks folder beside cohn-kanade-images"
+            )
+        return crop_face(frame, found)
     try:
         points = np.array(archive.read(landmarks).split(), dtype=np.float64).reshape(-1, 2)
     except ValueError as error:
         raise DataError(f"{archive.path}: {landmarks}: not rows of x and y; get the file again") from error
     if len(points) < 2 or not np.isfinite(points).all():
         raise DataError(f"{archive.path}: {landmarks}: not a face's points; get the file again")
-    frame = np.asarray(open_image(archive, name).convert("L"))  # a few sequences are in colour
     box = face_box(points)
     height, width = frame.shape
     if box[2] - box[0] < 2 or box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:

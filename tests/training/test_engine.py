@@ -41,7 +41,9 @@ def engine_of(config: Config, accumulate: int = 1) -> Engine:
     config.augment.enabled = False
     schedule = StepPlan(64, 8, 1, accumulate, epochs=10)
     world = World(0, 1, 0, torch.device("cpu"))
-    return Engine(config, Small(), Augment(config.augment, [0.5], [0.25]), TASK, schedule, TARGETS, None, world)
+    return Engine(
+        config, Small(), Augment(config.augment, [0.5], [0.25]), TASK, schedule, TARGETS, None, world
+    )
 
 
 def batch(size: int, seed: int = 0) -> Batch:
