@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from ferdist.config import flatten
 from ferdist.reporting.figures import Calibration, Series
 from ferdist.reporting.load import Evaluation, Run
 
@@ -453,17 +454,6 @@ def audit_table(manifest: Mapping[str, Any]) -> Table:
             (key.replace("_", " ").replace(".", ": "), _cell(value)) for key, value in findings.items()
         ),
     )
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one dict with dotted keys, in their order."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _cell(value: Any) -> str:
