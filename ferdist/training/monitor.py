@@ -105,7 +105,7 @@ class Monitor:
         self.progress.update(self.task, completed=step, metrics=shown)
         due = time.perf_counter() - self.last_plain_line > PLAIN_LINE_SECONDS
         if evaluated or (not self.console.is_terminal and due):
-            self.console.print(f"step {step}/{self.total_steps}  epoch {epoch:.4g}  {shown}")
+            self.console.print(f"step {step}/{self.total_steps}  epoch {epoch:.4g}  {shown}", soft_wrap=True)
             self.last_plain_line = time.perf_counter()
 
     def show(self, step: int) -> None:
