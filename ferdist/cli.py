@@ -191,6 +191,35 @@ def report(
 
 
 @app.command()
+def bench(
+    stages: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="convert, load, augment, step, epoch, scale, evaluate, memory; by default all.",
+            metavar="[STAGE]...",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    size: Annotated[str, typer.Option(help="default, or smallest to see that it runs.")] = "default",
+    images: Annotated[int | None, typer.Option(help="Number of drawn faces.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Measure with these data.", metavar="FILE.beton")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="A real fer2013.csv, to convert and to measure with.", metavar="FILE")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure each stage beside a peer and beside its limit; the table's terms: docs/performance.md."""
+    from ferdist.bench.report import print_table
+    from ferdist.bench.run import run_bench
+
+    rows, where = run_bench(stages or (), size=size, images=images, data=data, csv=csv, device=device)
+    if as_json:
+        print(json.dumps([{**row.to_json(), "where": where} for row in rows]))
+    else:
+        print_table(rows, where)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo's run; removed first.")] = Path("runs/demo"),
     images: Annotated[int, typer.Option(help="Number of drawn faces.")] = 4000,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,16 @@ BASE_KEY = "base"
 RECORD_KEY = "environment"
 """Top-level key under which a run's config.yaml records versions; it configures nothing."""
 
-FREE_KEYS = ("run_dir", "data.path", "data.workers", "data.timeout", "data.cache", "train.resume", "device")
+FREE_KEYS = (
+    "run_dir",
+    "data.path",
+    "data.workers",
+    "data.timeout",
+    "data.cache",
+    "train.resume",
+    "device",
+    "profile",
+)
 """Keys that may differ when a run goes on: they say where and how it runs, not what it computes."""
 
 
@@ -74,6 +83,7 @@ class Config:
         run_dir: folder of the run; by default ``runs/`` and the config file's name, with the fold.
         seed: of the weights, the order of samples and the augmentation.
         device: ``auto``, ``cpu`` or ``cuda``.
+        profile: record a few steps with torch's profiler, into ``profile/`` in the run's folder.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -83,6 +93,7 @@ class Config:
     seed: int = 0
     device: str = "auto"
     run_dir: str = ""
+    profile: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
@@ -129,11 +140,11 @@ def differences(old: Config, new: Config) -> list[str]:
     ]
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted keys."""
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one dict with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

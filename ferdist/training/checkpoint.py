@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ferdist.errors import RunError
-from ferdist.files import atomic_path, sha256, write_text
+from ferdist.files import atomic_path, sha256, sync, write_text
 
 BEST = "best.pt"
 _UNREADABLE = (
@@ -37,6 +37,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         with atomic_path(path) as temporary:
             torch.save(state, temporary)
             line = f"{sha256(temporary)}  {path.name}\n"
+            sync(temporary)
             # Until the new file takes its place an old one of that name stays good: both checksums count.
             write_text(_checksum_path(path), line + _checksums(path))
         write_text(_checksum_path(path), line)
@@ -79,9 +80,9 @@ def steps(folder: Path) -> list[Path]:
 def load_newest(folder: Path) -> dict[str, Any] | None:
     """The newest training state that is whole, or None where there is none.
 
-    A damaged one is passed over with a warning.
+    A damaged one is passed over with a warning, and so is one that is missing while its checksum is there.
     """
-    for path in reversed(steps(folder)):
+    for path in reversed(_named(folder)):
         try:
             return load(path)
         except RunError as error:
@@ -89,11 +90,35 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def set_aside(folder: Path, step: int) -> list[Path]:
+    """Rename the training states after ``step`` to ``*.damaged``: they no longer count among those to keep.
+
+    Args:
+        folder: of the checkpoints.
+        step: of the state that `load_newest` gave, 0 where there was none.
+
+    Returns:
+        Their former names.
+    """
+    damaged = [path for path in _named(folder) if path > step_path(folder, step)]
+    for path in damaged:
+        if path.exists():
+            path.replace(path.with_name(f"{path.name}.damaged"))
+        _checksum_path(path).unlink(missing_ok=True)
+    return damaged
+
+
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the newest ``keep`` training states."""
     for path in steps(folder)[:-keep]:
         path.unlink(missing_ok=True)
         _checksum_path(path).unlink(missing_ok=True)
+
+
+def _named(folder: Path) -> list[Path]:
+    """Checkpoints of the training state, oldest first, also those of which only the checksum is left."""
+    beside = (path.with_suffix("") for path in folder.glob("step-????????.pt.sha256"))
+    return sorted({*steps(folder), *beside})
 
 
 def _checksums(path: Path) -> str:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
-from ferdist.errors import ConfigError
+from ferdist.errors import ConfigError, RunError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+ANSWER_TIMEOUT = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,38 @@ def join_world(device: str) -> Iterator[World]:
         return
     # Both at once: gradients travel over nccl, small host-side values (votes, predictions) over gloo.
     backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    dist.init_process_group(
+        backend, store=_attempt_store(rank, size), rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT
+    )
     yield world
     # Only where all went well: nccl would wait here for peers that are still in a collective.
     dist.destroy_process_group()
+
+
+def _attempt_store(rank: int, size: int) -> Store | None:
+    """Where the ranks find each other: under torchrun a part of its store that is this attempt's own.
+
+    torchrun keeps its store when it restarts the workers, and the addresses in it lead to the dead ones.
+    TORCHELASTIC_RESTART_COUNT does not tell the attempts apart, it differs between hosts. So rank 0 names
+    the attempt, and each other rank takes a name only from a rank 0 that answers.
+
+    Returns:
+        None where there is no torchrun: then torch's own way is right.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store, _, _ = next(rendezvous("env://", rank, size, timeout=COLLECTIVE_TIMEOUT))
+    own = uuid.uuid4().hex
+    if rank == 0:
+        store.set("ferdist/attempt", own)
+        for other in range(1, size):
+            caller = store.get(f"{own}/{other}").decode()
+            store.set(f"{own}/{caller}", "")
+        return PrefixStore(own, store)
+    for _ in range(int(COLLECTIVE_TIMEOUT / ANSWER_TIMEOUT)):
+        attempt = store.get("ferdist/attempt").decode()
+        store.set(f"{attempt}/{rank}", own)
+        with suppress(dist.DistStoreError):  # no answer: an earlier attempt's name
+            store.wait([f"{attempt}/{own}"], ANSWER_TIMEOUT)
+            return PrefixStore(attempt, store)
+    raise RunError(f"rank {rank} found no rank 0 within {COLLECTIVE_TIMEOUT}: see that one's message")

@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from ferdist.config import RECORD_KEY, Config, differences, load_config, to_dict
 from ferdist.errors import RunError
 from ferdist.files import write_json, write_text
+
+PROGRESS_KEYS: Final = ("step", "total_steps", "epoch", "world_size")
+"""Of status.json: how far the run is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +80,18 @@ class RunFolder:
 
     def state(self) -> str | None:
         """The state that status.json tells, None where there is none."""
+        return self._stored_status().get("state")
+
+    def progress(self) -> dict[str, Any]:
+        """How far the run is by status.json: what goes with a new state that nobody counted steps for."""
+        stored = self._stored_status()
+        return {key: stored[key] for key in PROGRESS_KEYS if key in stored}
+
+    def _stored_status(self) -> dict[str, Any]:
         try:
-            return str(json.loads(self.status.read_text())["state"])
-        except (OSError, ValueError, KeyError):
-            return None
+            return dict(json.loads(self.status.read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
 
     def stored_config(self) -> Config:
         """The config that the run was started with.

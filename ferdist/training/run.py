@@ -32,6 +32,7 @@ from ferdist.training.folder import RunFolder, claim
 from ferdist.training.monitor import Monitor, Stopwatch
 from ferdist.training.precision import configure_kernels
 from ferdist.training.preemption import Agreement, StopRequest, catch_stop_signals
+from ferdist.training.profiling import trace_steps
 from ferdist.training.steps import StepPlan
 
 GRID_IMAGES = 32
@@ -51,10 +52,14 @@ def run(config: Config) -> Path:
     """
     if not config.data.path:
         raise ConfigError("data.path is not set: give the beton file, data.path=DIR/NAME.beton")
-    with join_world(config.device) as world:
+    with join_world(config.device) as world, catch_stop_signals() as request:
         beton = open_beton(Path(config.data.path), checksum=True)
-        with _claimed(config, beton, world) as folder:
-            return _train(config, beton, world, folder)
+        with (
+            _claimed(config, beton, world) as folder,
+            closing(_Job(config, beton, world, folder)) as job,
+        ):
+            _loop(job, request)
+            return job.finish()
 
 
 @contextmanager
@@ -87,14 +92,8 @@ def _note_end(folder: RunFolder, error: BaseException) -> None:
     reason = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())
     if known or folder.state() == "running":
         with suppress(OSError):  # a full disk must not hide the error that it caused
-            folder.set_status("preempted" if isinstance(error, Preempted) else "failed", reason)
-
-
-def _train(config: Config, beton: Beton, world: World, folder: RunFolder) -> Path:
-    """Set up, loop, evaluate."""
-    with catch_stop_signals() as request, closing(_Job(config, beton, world, folder)) as job:
-        _loop(job, request)
-        return job.finish()
+            state = "preempted" if isinstance(error, Preempted) else "failed"
+            folder.set_status(state, reason, **folder.progress())
 
 
 def _loop(job: _Job, request: StopRequest) -> None:
@@ -104,7 +103,10 @@ def _loop(job: _Job, request: StopRequest) -> None:
         job.validate()  # a checkpoint at an epoch's end is written before its validation
     steps = range(engine.step + 1, plan.total_steps + 1)
     stream = watch.timed(engine.batches(job.loader, job.train_indices))
-    for step, micro_batches in zip(steps, stream, strict=False):
+    numbered: Iterator[tuple[int, list[Batch]]] = zip(steps, stream, strict=False)
+    if config.profile and job.world.is_main:
+        numbered = trace_steps(numbered, job.folder.path / "profile", job.world.device)
+    for step, micro_batches in numbered:
         if step == 1:
             job.show_augmented(micro_batches[0])
         engine.train_step(micro_batches)
@@ -118,6 +120,7 @@ def _loop(job: _Job, request: StopRequest) -> None:
             job.save()
         if decision.stop:
             agreement.close()
+            job.world.barrier()  # once a rank has left, torchrun ends the others: rank 0 has to write first
             raise Preempted(f"{job.folder.path}: stopped by a signal at step {step}; start it again to go on")
         if epoch_ends:
             job.validate()
@@ -191,13 +194,18 @@ class _Job:
 
     def _resume(self) -> float:
         """Go on from the newest whole checkpoint, if there is one; the seconds that the run has taken."""
-        state = checkpoint.load_newest(self.folder.checkpoints)
+        checkpoints = self.folder.checkpoints
+        state = checkpoint.load_newest(checkpoints)
         step = 0 if state is None else int(state["step"])
         if self.world.any(step != self.world.from_main(step)):
             raise RunError(
                 f"{self.folder.path}: the ranks see different checkpoints (this one step {step}): "
                 "the run folder must be on a file system that all hosts share"
             )
+        if self.world.is_main:
+            damaged = checkpoint.set_aside(checkpoints, step)
+            if damaged and state is None:
+                _log.warning("%s: none of its checkpoints is whole: it starts anew", self.folder.path)
         if state is None:
             return 0.0
         self.engine.load_state(state)
@@ -208,7 +216,7 @@ class _Job:
                 self.world.size,
                 state["world_size"],
             )
-        best = self.folder.checkpoints / checkpoint.BEST
+        best = checkpoints / checkpoint.BEST
         try:
             self.best = checkpoint.load(best)["accuracy"] if best.exists() else None
         except RunError as error:
