@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(VENV)/bin/ferdist demo
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist loadgroup --cov --cov-report=term --cov-report=xml:.coverage.xml $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist loadfile --cov --cov-report=term --cov-report=xml:.coverage.xml $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -1,0 +1,242 @@
+"""Trainings as real processes: start them, see how far they are, signal them, wait for their end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from ferdist.config import Config, load_config, to_dict
+from ferdist.training import checkpoint
+from tests.conftest import ROOT
+
+SMALL = (
+    "model.stem=imagenet",
+    "data.batch_size=16",
+    "train.epochs=3",
+    "train.precision=fp32",
+    "train.log_every=4",
+    "train.ema=0.9",
+    "train.lr=0.02",
+    "train.checkpoint_seconds=0",
+    "train.keep_checkpoints=6",
+    "device=cpu",
+)
+"""Overrides for runs of 140 drawn faces: 3 epochs of 6 steps, each with a checkpoint."""
+
+STEPS, STEPS_PER_EPOCH = 18, 6
+CLEAR_END = 60.0
+"""Seconds within which a process must end after a fault."""
+PATIENCE = 120.0
+
+ENDS: list[str] = []
+"""A line for each fault: what was left, the exit code and the seconds to it; shown after the tests."""
+
+
+def small_config(beton: Path, run_dir: Path, *overrides: str) -> Config:
+    """The config of a small run."""
+    places = (f"data.path={beton}", f"run_dir={run_dir}")
+    return load_config(ROOT / "configs" / "base.yaml", [*SMALL, *places, *overrides])
+
+
+@dataclass(frozen=True)
+class End:
+    """How a training ended."""
+
+    code: int
+    errors: str
+
+
+class Training:
+    """A training that runs in processes of its own.
+
+    Args:
+        config: of the run; it is handed over as a file.
+        processes: of torchrun; 0 for one process without it.
+        options: of torchrun.
+        command: what runs a training: ``ferdist.train``, or ``ferdist train``.
+        wrapper: what starts Python.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        processes: int = 0,
+        *,
+        options: Sequence[str] = (),
+        command: Sequence[str] = ("ferdist.train",),
+        wrapper: Sequence[str] = (),
+    ) -> None:
+        self.folder = Path(config.run_dir)
+        file = self.folder.with_suffix(".yaml")
+        file.write_text(yaml.safe_dump(to_dict(config)))
+        self._log = self.folder.with_suffix(f".{time.monotonic_ns()}.log")
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options]
+        launcher = [*torchrun, "-m"] if processes else []
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*wrapper, sys.executable, "-m", *launcher, *command, str(file)],
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+        self.fault_now()
+
+    def wait_until(self, condition: Callable[[], object], poll: float = 0.005) -> None:
+        """Wait for a condition while the training runs."""
+        start = time.monotonic()
+        while not condition():
+            assert self.process.poll() is None, f"ended too early: {self._log.read_text()}"
+            assert time.monotonic() - start < PATIENCE, f"never came about: {self._log.read_text()}"
+            time.sleep(poll)
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait for the checkpoint of a step."""
+        self.wait_until(lambda: newest_step(self.folder) >= step)
+
+    def wait_for_write(self) -> None:
+        """Wait for a checkpoint that is being written."""
+        self.wait_until(lambda: any((self.folder / "checkpoints").glob(".step-*.pt.*.tmp")), poll=0.001)
+
+    def rank(self, rank: int) -> int:
+        """The process id of a rank under torchrun."""
+        for pid in _children(self.process.pid):
+            if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
+                return pid
+        raise AssertionError(f"torchrun has no rank {rank}")
+
+    def fault_now(self) -> None:
+        """Count the seconds to the end from here: a fault is made now."""
+        self._fault_at = time.monotonic()
+
+    def signal(self, number: signal.Signals, pid: int | None = None) -> None:
+        """Send a signal, by default to the process that was started."""
+        self.fault_now()
+        os.kill(pid or self.process.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL to all processes of the training, and wait until they are gone."""
+        self.fault_now()
+        pids = [self.process.pid, *_children(self.process.pid)]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        while any(_alive(pid) for pid in pids):
+            time.sleep(0.005)
+
+    def end(self, fault: str | None = None, within: float = CLEAR_END) -> End:
+        """Wait for the end, and note how long it took after the fault."""
+        code = self.process.wait(within)
+        seconds = time.monotonic() - self._fault_at
+        if fault:
+            ENDS.append(f"{fault} | {seconds:.1f} | {code} | {self.left()}")
+        return End(code, self._log.read_text())
+
+    def left(self) -> str:
+        """What lies in the run's folder, in words."""
+        names = [p.name for p in checkpoint.steps(self.folder / "checkpoints")]
+        unfinished = len(list((self.folder / "checkpoints").glob(".*.tmp")))
+        state = status_of(self.folder).get("state", "no status.json")
+        return f"{state}, newest {names[-1] if names else 'none'}" + ", a temporary file" * unfinished
+
+    def close(self) -> None:
+        """End what still runs."""
+        if self.process.poll() is None:
+            self.kill()
+
+
+def finish(config: Config, processes: int = 0) -> End:
+    """Train to the end."""
+    training = Training(config, processes)
+    try:
+        end = training.end(within=PATIENCE)
+    finally:
+        training.close()
+    assert end.code == 0, end.errors
+    assert status_of(training.folder)["state"] == "finished"
+    assert not list((training.folder / "checkpoints").glob(".*.tmp"))
+    return end
+
+
+def status_of(folder: Path) -> dict[str, Any]:
+    """status.json, empty where there is none."""
+    file = folder / "status.json"
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl without times and rates."""
+    file = folder / "metrics.jsonl"
+    text = file.read_text() if file.exists() else ""
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "time" and not k.startswith("rate/")}
+        for line in text.splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 without one."""
+    names = checkpoint.steps(folder / "checkpoints")
+    return int(names[-1].stem.removeprefix("step-")) if names else 0
+
+
+def unequal(a: Path, b: Path) -> list[str]:
+    """What differs between two finished runs, bit for bit; nothing if they are the same."""
+    states = [checkpoint.load_newest(folder / "checkpoints") for folder in (a, b)]
+    assert states[0] is not None
+    assert states[1] is not None
+    parts = ("step", "model", "ema", "optimizer", "scaler", "counters")
+    found = [part for part in parts if not _same(states[0][part], states[1][part])]
+    if metrics_of(a) != metrics_of(b):
+        found.append("metrics.jsonl")
+    for file in sorted((a / "predictions").glob("*.npz")):
+        with np.load(file) as mine, np.load(b / "predictions" / file.name) as other:
+            if not np.array_equal(mine["probabilities"], other["probabilities"]):
+                found.append(file.name)
+    return found
+
+
+def copy_until(whole: Path, target: Path, step: int) -> None:
+    """A copy of a run as it was at a step; the checkpoints are hard links, to be replaced only as a whole."""
+    shutil.copytree(whole, target, ignore=shutil.ignore_patterns("checkpoints", "results.json"))
+    (target / "checkpoints").mkdir()
+    for path in (whole / "checkpoints").iterdir():
+        if not path.name.startswith("step-") or int(path.name[5:13]) <= step:
+            os.link(path, target / "checkpoints" / path.name)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def _children(pid: int) -> list[int]:
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for file in files for child in file.read_text().split()]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
