@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from ferdist.training.profiling import trace_steps
 from ferdist.training.steps import StepPlan
 
 GRID_IMAGES = 32
+_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _log = logging.getLogger(__name__)
 
 
@@ -79,6 +81,11 @@ def _claimed(config: Config, beton: Beton, world: World) -> Iterator[RunFolder]:
         try:
             yield folder
         except BaseException as error:
+            if isinstance(error, OSError) and error.errno in _DISK_REFUSES:
+                place = f"{folder.path}: the run folder cannot be written"
+                refused = RunError(f"{place}: {error.strerror}; make room and resume")
+                _note_end(folder, refused)
+                raise refused from None
             _note_end(folder, error)
             raise
 

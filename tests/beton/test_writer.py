@@ -292,9 +292,17 @@ def test_a_crash_leaves_a_whole_set_or_none(faces: Make, tmp_path: Path, step: i
 
 @pytest.mark.parametrize("step", range(3 + len(STEPS)))
 def test_ctrl_c_leaves_nothing_half_written(
-    faces: Make, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    faces: Make,
+    write: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    step: int,
 ) -> None:
     """The signal comes before each step: three flushed files, then the replacement of an old set."""
+    # A shell that starts a command in the background has it ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     old = open_beton(write(faces(50, seed=1)))
     calls: list[str] = []
 
