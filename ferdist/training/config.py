@@ -48,7 +48,7 @@ class TrainConfig:
         evaluate_every: epochs between two evaluations; the last epoch is always evaluated.
         select: which weights a run's evaluation takes: ``best`` on val, ``last``, or ``auto``: best where the
             data have splits, last where a fold is held out.
-        checkpoint_seconds: a checkpoint is written after so many seconds (and at each epoch's end).
+        checkpoint_seconds: a checkpoint is written after so many seconds, and at the run's end.
         keep_checkpoints: how many checkpoints of the training state are kept.
         resume: ``auto`` continues a run from its newest checkpoint, ``never`` refuses a used run folder.
     """
