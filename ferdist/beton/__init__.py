@@ -7,16 +7,21 @@
 from __future__ import annotations
 
 import numba
+import numba.typed
 import torch
 
-# Importing FFCV sets torch's and numba's number of threads to one for the whole process.
+# Importing FFCV sets torch's and numba's number of threads to one for the whole process. Its JPEG field fills
+# a typed dictionary that only Python code reads: compiling that takes two seconds of each start, a dict none.
 _threads = torch.get_num_threads(), numba.get_num_threads()
+_typed_dict = numba.typed.Dict
+numba.typed.Dict = dict
 try:
     from ferdist.beton.labels import Labels, labels_of
     from ferdist.beton.loader import Batch, Beton, BetonLoader, DeviceCache, open_beton
     from ferdist.beton.manifest import Manifest
     from ferdist.beton.writer import write_beton
 finally:
+    numba.typed.Dict = _typed_dict
     torch.set_num_threads(_threads[0])
     numba.set_num_threads(_threads[1])
 

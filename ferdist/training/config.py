@@ -48,7 +48,8 @@ class TrainConfig:
         evaluate_every: epochs between two evaluations; the last epoch is always evaluated.
         select: which weights a run's evaluation takes: ``best`` on val, ``last``, or ``auto``: best where the
             data have splits, last where a fold is held out.
-        checkpoint_seconds: a checkpoint is written after so many seconds, and at the run's end.
+        checkpoint_seconds: a checkpoint is written after so many seconds (0: each step) and at the run's end.
+        checkpoint_steps: one is also written after each step that this number divides; 0 for none.
         keep_checkpoints: how many checkpoints of the training state are kept.
         resume: ``auto`` continues a run from its newest checkpoint, ``never`` refuses a used run folder.
     """
@@ -74,6 +75,7 @@ class TrainConfig:
     evaluate_every: int = 1
     select: str = "auto"
     checkpoint_seconds: float = 300.0
+    checkpoint_steps: int = 0
     keep_checkpoints: int = 2
     resume: str = "auto"
 
@@ -93,6 +95,7 @@ class TrainConfig:
             ("weight_decay", 0.0, None),
             ("clip", 0.0, None),
             ("checkpoint_seconds", 0.0, None),
+            ("checkpoint_steps", 0, None),
         ):
             value = getattr(self, key)
             if not low <= value or (high is not None and value > high):

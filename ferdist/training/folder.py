@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -66,17 +67,26 @@ class RunFolder:
 
     def set_status(self, state: str, reason: str | None = None, **details: Any) -> None:
         """Write status.json: a state of ``running``, ``finished``, ``preempted`` or ``failed``, and why."""
-        write_json(
-            self.status,
-            {
-                "state": state,
-                "reason": reason,
-                **details,
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "updated": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            },
-        )
+        status = {
+            "state": state,
+            "reason": reason,
+            **details,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "updated": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        try:
+            write_json(self.status, status)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.status.exists():
+                raise
+            # A full disk has no room for a second file, but the old one's block can be written again.
+            self._overwrite_status(json.dumps(status).encode())
+
+    def _overwrite_status(self, content: bytes) -> None:
+        with self.status.open("rb+", buffering=0) as file:
+            file.write(content)
+            file.truncate()
 
     def state(self) -> str | None:
         """The state that status.json tells, None where there is none."""

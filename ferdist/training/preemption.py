@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +20,8 @@ from ferdist.training.distributed import World
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR2)
 """SIGUSR2 is what SLURM is told to send before a time limit; NCCL may catch SIGUSR1."""
+
+_PR_SET_PDEATHSIG: Final = 1
 
 _log = logging.getLogger(__name__)
 
@@ -44,11 +49,25 @@ def catch_stop_signals() -> Iterator[StopRequest]:
         yield request
         return
     before = {number: signal.signal(number, request.note) for number in STOP_SIGNALS}
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _stop_without_parent(request)
     try:
         yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _stop_without_parent(request: StopRequest) -> None:
+    """Ask for a stop when torchrun has gone: it may be killed, and its workers would train on unwatched.
+
+    Linux only; see prctl(2), PR_SET_PDEATHSIG.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() == 1:  # it went before
+        request.note(signal.SIGTERM, None)
 
 
 class Decision(NamedTuple):

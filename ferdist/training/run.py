@@ -122,8 +122,8 @@ def _loop(job: _Job, request: StopRequest) -> None:
         if epoch_ends or step - engine.read_at >= config.train.log_every:
             samples = (step - engine.read_at) * plan.batch_size
             job.record(engine.read() | watch.read(samples))
-        decision = agreement.propose(stop=request.signal is not None, save=job.save_is_due())
-        if decision.stop or decision.save or step == plan.total_steps:
+        decision = agreement.propose(stop=request.signal is not None, save=job.seconds_are_over())
+        if decision.stop or decision.save or job.is_checkpoint_step():
             job.save()
         if decision.stop:
             agreement.close()
@@ -284,9 +284,14 @@ class _Job:
             }
             checkpoint.save(self.folder.checkpoints / checkpoint.BEST, weights)
 
-    def save_is_due(self) -> bool:
-        """Whether the interval between two checkpoints has passed."""
+    def seconds_are_over(self) -> bool:
+        """Whether the longest time between two checkpoints has passed; the ranks' clocks differ."""
         return time.monotonic() - self.saved_at >= self.config.train.checkpoint_seconds
+
+    def is_checkpoint_step(self) -> bool:
+        """Whether a checkpoint belongs after the current step, whatever the time: the same on every rank."""
+        step, every = self.engine.step, self.config.train.checkpoint_steps
+        return step == self.plan.total_steps or (every > 0 and step % every == 0)
 
     def save(self) -> None:
         """Write the training state, unless an update that was not finite is still unread; all ranks call."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_sep("=", "fault | seconds to its end | exit code | what is left")
         for line in processes.ENDS:
             terminalreporter.write_line(line)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the ends over where this is a worker of pytest-xdist."""
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["ends"] = processes.ENDS
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the ends over from a worker of pytest-xdist."""
+    processes.ENDS.extend(getattr(node, "workeroutput", {}).get("ends", []))
 
 
 @pytest.fixture(scope="session")

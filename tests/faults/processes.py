@@ -136,8 +136,14 @@ class Training:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         self.process.wait()
-        while any(_alive(pid) for pid in pids):
-            time.sleep(0.005)
+        wait_until_gone(pids)
+
+    def end_of_ranks(self, pids: Sequence[int], fault: str) -> End:
+        """Wait for the end of ranks that torchrun has left alone, and note how long it took."""
+        code = self.process.wait(CLEAR_END)
+        wait_until_gone(pids)
+        ENDS.append(f"{fault} | {time.monotonic() - self._fault_at:.1f} | {code} | {self.left()}")
+        return End(code, self._log.read_text())
 
     def end(self, fault: str | None = None, within: float = CLEAR_END) -> End:
         """Wait for the end, and note how long it took after the fault."""
@@ -158,6 +164,14 @@ class Training:
         """End what still runs."""
         if self.process.poll() is None:
             self.kill()
+
+
+def wait_until_gone(pids: Sequence[int]) -> None:
+    """Wait for the end of processes that need not be our children."""
+    limit = time.monotonic() + CLEAR_END
+    while any(_alive(pid) for pid in pids):
+        assert time.monotonic() < limit, f"still running: {pids}"
+        time.sleep(0.005)
 
 
 def finish(config: Config, processes: int = 0) -> End:

@@ -150,7 +150,8 @@ def refused_to_write(code: int, errors: str, folder: Path) -> None:
     assert len(said) == 1, errors
     assert "cannot be written" in said[0]
     assert "Traceback" not in errors
-    assert status_of(folder)["state"] in ("failed", "running"), "a full disk may refuse status.json too"
+    status = status_of(folder)
+    assert (status["state"], f"ferdist: {status['reason']}") == ("failed", said[0])
     assert not list((folder / "checkpoints").glob(".*.tmp"))
     newest = checkpoint.steps(folder / "checkpoints")[-1]
     assert checkpoint.load(newest)["step"] == newest_step(folder)

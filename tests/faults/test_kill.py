@@ -79,10 +79,17 @@ def test_two_processes_killed(small: Small, start: Start, whole_of_two: Path) ->
     assert status["reason"]
     assert "ferdist: unexpected" in end.errors
 
-    training = start(config, 2, options=["--max-restarts", "1"])
+    training = start(config, 2, options=["--max-restarts", "2"])
     training.wait_for_step(newest_step(folder) + 1)
-    training.signal(signal.SIGKILL, training.rank(1))
-    end = training.end("SIGKILL to rank 1 of 2, torchrun --max-restarts 1, to the end of the run")
+    # A rank that stops with 75 is one more that failed to torchrun, which starts all of them again.
+    for number, rank in ((signal.SIGKILL, 1), (signal.SIGTERM, 0)):
+        training.signal(number, training.rank(rank))
+        training.wait_until(lambda: status_of(folder)["state"] != "running")
+        before = newest_step(folder)
+        training.wait_for_step(before + 1)
+    end = training.end(
+        "SIGKILL to rank 1 and SIGTERM to rank 0 of 2, torchrun --max-restarts 2, to the run's end"
+    )
     assert end.code == 0, end.errors
     assert status_of(folder)["state"] == "finished"
     assert unequal(whole_of_two, folder) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,9 +27,9 @@ Small = Callable[..., Config]
 Start = Callable[..., Training]
 
 
-def ends_preempted(training: Training, fault: str, code: int) -> int:
+def ends_preempted(training: Training, fault: str, code: int, ranks: Sequence[int] = ()) -> int:
     """Check the end after a stop signal; the step of the checkpoint that was written."""
-    end = training.end(fault)
+    end = training.end_of_ranks(ranks, fault) if ranks else training.end(fault)
     assert end.code == code, end.errors
     status, step = status_of(training.folder), newest_step(training.folder)
     assert status["state"] == "preempted"
@@ -82,5 +82,10 @@ def test_two_processes_are_stopped_by_a_signal_to_one(small: Small, start: Start
         training.signal(number, None if rank is None else training.rank(rank))
         whom = "torchrun" if rank is None else f"rank {rank} of 2"
         ends_preempted(training, f"{number.name} to {whom}", 1)
+    training = start(config, 2)
+    training.wait_for_step(newest_step(folder) + 1)
+    ranks = [training.rank(0), training.rank(1)]
+    training.signal(signal.SIGKILL)
+    ends_preempted(training, "SIGKILL to torchrun alone", -signal.SIGKILL, ranks)
     finish(config, 2)
     assert unequal(whole_of_two, folder) == []

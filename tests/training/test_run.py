@@ -127,6 +127,15 @@ def test_a_broken_run_goes_on_to_the_same_weights(tiny: Tiny, monkeypatch: pytes
     assert metrics_of(whole) == metrics_of(broken)
 
 
+def test_checkpoints_by_steps_come_after_each_step_that_the_number_divides(tiny: Tiny) -> None:
+    config = tiny("train.checkpoint_steps=4", "train.keep_checkpoints=9")
+    run(config)
+    kept = [path.name for path in checkpoint.steps(Path(config.run_dir) / "checkpoints")]
+    total = json.loads((Path(config.run_dir) / "status.json").read_text())["total_steps"]
+    assert total % 4, "the last one is written whatever its number"
+    assert kept == [f"step-{step:08d}.pt" for step in (*range(4, total, 4), total)]
+
+
 def test_a_finished_run_is_only_evaluated_again(tiny: Tiny) -> None:
     config = tiny("train.epochs=1")
     run(config)
