@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,34 @@ from torch import Tensor, nn
 
 GATE_START = 0.95
 """Value of each gate at the start of an identity-like initialisation."""
+
+
+class MeanAndMax(torch.autograd.Function):
+    """Mean and maximum over some dimensions, kept, with one gradient for both.
+
+    Autograd's own pieces cost as much as the convolutions of a small network on a CPU: a maximum with its
+    index is not vectorised, and its gradient is scattered into zeros in another memory format than the
+    features', which then have to be added to them. Here the gradient is made where it belongs, in the
+    features' format; pixels that tie for the maximum share its gradient evenly, as in ``Tensor.amax``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """x (N, C, H, W) to its mean and maximum over ``dims``, which become 1."""
+        ctx.dims, ctx.count = dims, math.prod(x.shape[d] for d in dims)
+        # Over channels, which lie side by side in memory, a CPU's reductions are fast for fp32 only.
+        wide = x.float() if dims == (1,) and x.dtype.itemsize < 4 else x
+        mean, peak = (part.to(x.dtype) for part in (wide.mean(dims, True), wide.amax(dims, True)))
+        ctx.save_for_backward(x, peak)
+        return mean, peak
+
+    @staticmethod
+    def backward(ctx: Any, mean_grad: Tensor, peak_grad: Tensor) -> tuple[Tensor, None]:
+        """The gradient of x."""
+        x, peak = ctx.saved_tensors
+        grad = torch.eq(x, peak, out=torch.empty_like(x))  # 0 or 1 in x's type: a bool would be slow
+        ties = grad.sum(ctx.dims, keepdim=True)
+        return grad.mul_(peak_grad / ties).add_(mean_grad / ctx.count), None
 
 
 class ChannelAttention(nn.Module):
@@ -27,11 +56,9 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to gates (N, C, 1, 1) in (0, 1)."""
-        average = x.mean((2, 3))
-        # max(dim) has a backward pass without ties and atomics; amax shares the gradient among ties.
-        peak = x.flatten(2).max(2)[0]
         # Both poolings in one pass through the MLP: half the small matrix products.
-        scores = self.excite(F.relu(self.squeeze(torch.cat((average, peak)))))
+        pooled = torch.cat(MeanAndMax.apply(x, (2, 3))).flatten(1)
+        scores = self.excite(F.relu(self.squeeze(pooled)))
         gate = torch.sigmoid(sum(scores.chunk(2)))
         return gate[:, :, None, None]
 
@@ -46,7 +73,7 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to gates (N, 1, H, W) in (0, 1)."""
-        pooled = torch.stack((x.mean(1), x.max(1)[0]), dim=1)
+        pooled = torch.cat(MeanAndMax.apply(x, (1,)), dim=1)
         return torch.sigmoid(self.norm(self.conv(pooled)))
 
 

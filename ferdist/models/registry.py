@@ -24,6 +24,7 @@ class ModelConfig:
         name: a registered network.
         stem: first layers: ``imagenet`` (7x7 stride 2 and max pool), ``stride2`` (3x3 stride 2) or
             ``stride1`` (3x3 stride 1), the last two without a pool, for small images.
+        width: channels of the first stage of a ResNet; the others have 2, 4 and 8 times as many.
         placement: where CBAM sits in a residual block: ``after`` the addition (its output replaces the
             block's) or ``inside``, before the addition, as in the original CBAM.
         gate_init: ``identity`` starts CBAM's gates near 1, ``default`` leaves PyTorch's initialisation.
@@ -34,6 +35,7 @@ class ModelConfig:
 
     name: str = "resnet18_cbam"
     stem: str = "stride2"
+    width: int = 64
     placement: str = "after"
     gate_init: str = "identity"
     reduction: int = 16
@@ -50,8 +52,9 @@ class ModelConfig:
                 raise ConfigError(f"model.{key} is {value!r}: it must be one of {', '.join(allowed)}")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"model.dropout is {self.dropout}: it must lie in [0, 1)")
-        if self.reduction < 1:
-            raise ConfigError(f"model.reduction is {self.reduction}: it must be at least 1")
+        for key in ("width", "reduction"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"model.{key} is {getattr(self, key)}: it must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from ferdist.models.cbam import CBAM
 from ferdist.models.registry import ModelConfig, Task, register
+
+_WIDTH: Final = 64
+"""Channels of the first stage of a ResNet."""
 
 
 class CBAMBlock(BasicBlock):  # type: ignore[misc]
@@ -30,9 +33,32 @@ class CBAMBlock(BasicBlock):  # type: ignore[misc]
         return out if self.inside else self.attention(out)
 
 
-def _fit(network: ResNet, config: ModelConfig, task: Task) -> nn.Module:
+class ResNet18(ResNet):  # type: ignore[misc]
+    """torchvision's ResNet-18 with a free number of channels.
+
+    Args:
+        block: of the residual stages.
+        width: channels of the first stage; the others have 2, 4 and 8 times as many.
+        classes: of the classifier.
+    """
+
+    def __init__(self, block: type[BasicBlock], width: int, classes: int) -> None:
+        self.width = width
+        super().__init__(block, [2, 2, 2, 2], num_classes=classes)
+        if width != _WIDTH:
+            self.bn1 = nn.BatchNorm2d(width)
+            self.fc = nn.Linear(self.inplanes, classes)
+
+    def _make_layer(self, block: type[BasicBlock], planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+        if planes == _WIDTH:
+            self.inplanes = self.width
+        layer: nn.Sequential = super()._make_layer(block, planes * self.width // _WIDTH, *args, **kwargs)
+        return layer
+
+
+def _fit(network: ResNet18, config: ModelConfig, task: Task) -> nn.Module:
     """Give a torchvision ResNet the stem and the initialisation that the config asks for."""
-    width = network.conv1.out_channels
+    width = network.width
     if config.stem == "imagenet":
         conv = nn.Conv2d(task.channels, width, kernel_size=7, stride=2, padding=3, bias=False)
     else:
@@ -56,7 +82,7 @@ def _fit(network: ResNet, config: ModelConfig, task: Task) -> nn.Module:
 @register("resnet18")
 def resnet18(config: ModelConfig, task: Task) -> nn.Module:
     """ResNet-18 without attention: the ablation of `resnet18_cbam`."""
-    return _fit(ResNet(BasicBlock, [2, 2, 2, 2], num_classes=task.classes), config, task)
+    return _fit(ResNet18(BasicBlock, config.width, task.classes), config, task)
 
 
 @register("resnet18_cbam")
@@ -67,4 +93,4 @@ def resnet18_cbam(config: ModelConfig, task: Task) -> nn.Module:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, model=config, **kwargs)
 
-    return _fit(ResNet(Block, [2, 2, 2, 2], num_classes=task.classes), config, task)
+    return _fit(ResNet18(Block, config.width, task.classes), config, task)

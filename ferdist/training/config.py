@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 from typing import Final
 
 from ferdist.errors import ConfigError
@@ -15,6 +16,7 @@ _CHOICES: Final = {
     "schedule": ("onecycle", "cosine"),
     "class_weights": ("none", "balanced", "sqrt"),
     "precision": ("auto", "bf16", "fp16", "fp32"),
+    "tta": ("none", "flip", "ten-crop"),
     "resume": ("auto", "never"),
     "select": ("auto", "best", "last"),
 }
@@ -40,12 +42,15 @@ class TrainConfig:
         accumulate: micro-batches per step; data.batch_size stays the size of a whole step.
         ema: decay of the exponential moving average of the weights, 0 for none; evaluation uses the average.
         precision: ``auto`` is bf16 where the device has it, else fp16 on a GPU, else fp32.
+        resolution: side of the images as a share of the data's, each with the share of steps that it begins
+            at: ``[[0, 0.67], [0.5, 1]]`` trains the first half on smaller images. Empty: the data's own.
         channels_last: memory format of the convolutions.
         compile: torch.compile the network.
         deterministic: ask cuDNN and PyTorch for deterministic kernels.
         sync_batchnorm: batch statistics over all ranks (GPUs only).
         log_every: steps between two lines of metrics.
         evaluate_every: epochs between two evaluations; the last epoch is always evaluated.
+        tta: test-time augmentation of the run's own evaluations, ``none``, ``flip`` or ``ten-crop``.
         select: which weights a run's evaluation takes: ``best`` on val, ``last``, or ``auto``: best where the
             data have splits, last where a fold is held out.
         checkpoint_seconds: a checkpoint is written after so many seconds (0: each step) and at the run's end.
@@ -67,12 +72,14 @@ class TrainConfig:
     accumulate: int = 1
     ema: float = 0.999
     precision: str = "auto"
+    resolution: list[list[float]] = field(default_factory=list)
     channels_last: bool = True
     compile: bool = False
     deterministic: bool = True
     sync_batchnorm: bool = False
     log_every: int = 50
     evaluate_every: int = 1
+    tta: str = "none"
     select: str = "auto"
     checkpoint_seconds: float = 300.0
     checkpoint_steps: int = 0
@@ -104,3 +111,15 @@ class TrainConfig:
         for key in ("momentum", "warmup", "label_smoothing", "ema"):
             if not 0.0 <= getattr(self, key) < 1.0:
                 raise ConfigError(f"train.{key} is {getattr(self, key)}: it must lie in [0, 1)")
+        starts = [pair[0] for pair in self.resolution if len(pair) == 2 and 0 < pair[1] <= 2]
+        rising = all(a < b for a, b in itertools.pairwise(starts))
+        if self.resolution and not (len(starts) == len(self.resolution) and starts[0] == 0 and rising):
+            raise ConfigError(
+                f"train.resolution is {self.resolution}: give pairs [share of the steps, share of the side], "
+                "the first from 0 on, the steps rising, such as [[0, 0.67], [0.5, 1]]"
+            )
+
+    def side(self, step: int, total_steps: int) -> float:
+        """Side of the images at a step, 1 to ``total_steps``, as a share of the data's."""
+        held = [share for start, share in self.resolution if start * total_steps < step]
+        return held[-1] if held else 1.0

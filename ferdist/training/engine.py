@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 from torch.nn.parallel import DistributedDataParallel
 
 from ferdist.augment import Augment, draw_mixup, mix
@@ -113,6 +113,10 @@ class Engine:
         labels = targets.argmax(1)
         if lam is not None:
             images, targets = mix(images, lam), mix(targets, lam)
+        side = self.config.train.side(self.step + 1, self.plan.total_steps)
+        if side != 1.0:
+            size = [round(pixels * side) for pixels in images.shape[2:]]
+            images = interpolate(images, size, mode="bilinear", antialias=True)
         if self.config.train.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with autocast(self.world.device, self.dtype):

@@ -268,6 +268,7 @@ class _Job:
             mean=self.card.mean,
             std=self.card.std,
             dtype=self.engine.dtype,
+            tta=self.config.train.tta,
         )
         if not self.monitor:
             return
@@ -314,7 +315,8 @@ class _Job:
         which = default_checkpoint(self.config)
         self.world.barrier()
         trained = self._selected(which)
-        results = evaluate_trained(trained, self.beton, self.world, self.folder, split="val")
+        for tta in dict.fromkeys(("none", self.config.train.tta)):
+            results = evaluate_trained(trained, self.beton, self.world, self.folder, split="val", tta=tta)
         if self.monitor:
             final = main_entry(results["evaluations"])
             names = ("accuracy", "balanced_accuracy", "macro_f1", "ece")

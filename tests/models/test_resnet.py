@@ -7,7 +7,7 @@ import torch
 
 from ferdist.errors import ConfigError
 from ferdist.models import ModelConfig, Task, build_model, model_names, parameter_count, register
-from ferdist.models.cbam import CBAM, ChannelAttention, SpatialAttention
+from ferdist.models.cbam import CBAM, ChannelAttention, MeanAndMax, SpatialAttention
 
 
 @pytest.mark.parametrize(
@@ -173,3 +173,30 @@ def test_imagenet_weights_are_summed_for_gray_images(tmp_path: Path, monkeypatch
         network.conv1(gray), source.conv1(gray.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5
     )
     assert torch.equal(network.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+
+
+@pytest.mark.parametrize("dims", [(1,), (2, 3)])
+def test_the_pooled_gradient_is_that_of_autograds_own_pieces(dims: tuple[int, ...]) -> None:
+    """With ties, which share the maximum's gradient, and in the memory format of the features."""
+    torch.manual_seed(0)
+    values = torch.randint(-3, 3, (2, 5, 4, 6)).double().contiguous(memory_format=torch.channels_last)
+    ours, theirs = (values.clone().requires_grad_() for _ in range(2))
+    mean, peak = MeanAndMax.apply(ours, dims)
+    expected = theirs.mean(dims, True), theirs.amax(dims, True)
+    for got, want in zip((mean, peak), expected, strict=True):
+        assert torch.equal(got, want)
+    scale = torch.randn_like(mean)
+    (mean * scale + peak * scale.square()).sum().backward()
+    (expected[0] * scale + expected[1] * scale.square()).sum().backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    assert ours.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_wider_network_has_more_channels_in_every_stage_and_the_stem() -> None:
+    network = build_model(ModelConfig(width=24), Task(1, 48, 48, 7)).eval()
+    stages = [getattr(network, f"layer{number}")[1].conv2.out_channels for number in range(1, 5)]
+    assert (network.conv1.out_channels, stages, network.fc.in_features) == (24, [24, 48, 96, 192], 192)
+    assert network(torch.zeros(2, 1, 48, 48)).shape == (2, 7)
+    assert network.layer1[0].downsample is None
