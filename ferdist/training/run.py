@@ -81,13 +81,21 @@ def _claimed(config: Config, beton: Beton, world: World) -> Iterator[RunFolder]:
         try:
             yield folder
         except BaseException as error:
-            if isinstance(error, OSError) and error.errno in _DISK_REFUSES:
-                place = f"{folder.path}: the run folder cannot be written"
-                refused = RunError(f"{place}: {error.strerror}; make room and resume")
-                _note_end(folder, refused)
-                raise refused from None
+            if isinstance(error, OSError) and (known := _refusal(folder, error)):
+                _note_end(folder, known)
+                raise known from None
             _note_end(folder, error)
             raise
+
+
+def _refusal(folder: RunFolder, error: OSError) -> RunError | None:
+    """What an error of the system means for the run, None where it means nothing known."""
+    if error.errno in _DISK_REFUSES:
+        reason = f"{error.strerror}; make room and resume"
+        return RunError(f"{folder.path}: the run folder cannot be written: {reason}")
+    if error.errno == errno.ENOENT and not folder.config.exists():
+        return RunError(f"{folder.path}: the run folder was removed while it was in use: start the run again")
+    return None
 
 
 def _note_end(folder: RunFolder, error: BaseException) -> None:

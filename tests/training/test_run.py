@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,19 @@ def test_checkpoints_by_steps_come_after_each_step_that_the_number_divides(tiny:
     total = json.loads((Path(config.run_dir) / "status.json").read_text())["total_steps"]
     assert total % 4, "the last one is written whatever its number"
     assert kept == [f"step-{step:08d}.pt" for step in (*range(4, total, 4), total)]
+
+
+def test_a_run_folder_that_is_removed_meanwhile_is_named(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny("train.checkpoint_seconds=0")
+    step = Engine.train_step
+
+    def remove(self: Engine, batches: list[Batch]) -> None:
+        shutil.rmtree(config.run_dir, ignore_errors=True)
+        step(self, batches)
+
+    monkeypatch.setattr(Engine, "train_step", remove)
+    with pytest.raises(RunError, match="the run folder was removed while it was in use"):
+        run(config)
 
 
 def test_a_finished_run_is_only_evaluated_again(tiny: Tiny) -> None:
