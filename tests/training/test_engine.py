@@ -180,3 +180,21 @@ def test_a_step_on_the_gpu_is_the_step_on_the_cpu(tiny: Callable[..., Config]) -
     cpu.train_step([data])
     gpu.train_step([Batch(data.image.to(device), data.label.to(device), data.index.to(device))])
     torch.testing.assert_close(gpu.model.fc.weight.cpu(), cpu.model.fc.weight, rtol=1e-3, atol=1e-5)
+
+
+def test_a_resolution_schedule_shows_the_network_smaller_images_first(tiny: Callable[..., Config]) -> None:
+    config = tiny("train.resolution=[[0, 0.5], [0.25, 0.75], [0.75, 1]]")
+    engine = engine_of(config)
+    sides: list[int] = []
+
+    def look(_module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        sides.append(inputs[0].shape[3])
+        raise InterruptedError  # a linear classifier takes one size only
+
+    engine.model.register_forward_pre_hook(look)
+    total = engine.plan.total_steps
+    for engine.step in range(total):
+        with pytest.raises(InterruptedError):
+            engine.train_step([batch(8)])
+    assert (sides.count(4), sides.count(6), sides.count(8)) == (total // 4, total // 2, total // 4)
+    assert sides == sorted(sides)

@@ -137,6 +137,7 @@ def test_checkpoints_by_steps_come_after_each_step_that_the_number_divides(tiny:
     assert kept == [f"step-{step:08d}.pt" for step in (*range(4, total, 4), total)]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer
 def test_a_run_folder_that_is_removed_meanwhile_is_named(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny("train.checkpoint_seconds=0")
     step = Engine.train_step
@@ -148,6 +149,18 @@ def test_a_run_folder_that_is_removed_meanwhile_is_named(tiny: Tiny, monkeypatch
     monkeypatch.setattr(Engine, "train_step", remove)
     with pytest.raises(RunError, match="the run folder was removed while it was in use"):
         run(config)
+
+
+def test_a_runs_own_evaluation_is_plain_and_with_the_views_that_it_asks_for(tiny: Tiny) -> None:
+    config = tiny("train.epochs=1", "train.tta=flip")
+    results = json.loads(run(config).read_text())
+    plain, flipped = (
+        next(e for e in results["evaluations"] if e["tta"] == tta and e["subset"] == "all")
+        for tta in ("none", "flip")
+    )
+    assert plain["loss"] != flipped["loss"]
+    watched = [line for line in metrics_of(config) if "val/loss" in line]
+    assert watched[-1]["val/loss"] == pytest.approx(flipped["loss"], rel=1e-5)
 
 
 def test_a_finished_run_is_only_evaluated_again(tiny: Tiny) -> None:
