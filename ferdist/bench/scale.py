@@ -14,7 +14,7 @@ def run(bench: Bench) -> list[Row]:
 
     On CPUs N processes share the threads that one process has: 2 processes with half of them each. Strong
     scaling keeps the global batch, weak scaling the batch per process. The limit is N times what one process
-    with a process's share reaches alone.
+    with a process's share of the threads reaches alone with that batch.
     """
     gpu = bench.device.type == "cuda"
     processes = torch.cuda.device_count() if gpu else 2
@@ -44,33 +44,25 @@ def run(bench: Bench) -> list[Row]:
         return once
 
     measures = {
-        "many": measure(processes, share, batch),
+        "strong": measure(processes, share, batch),
+        "weak": measure(processes, share, batch * processes),
         "one": measure(1, share, batch),
-        "one, its share": measure(1, share, batch // processes),
     }
     if not gpu:
-        measures["one, all threads"] = measure(1, share * processes, batch)
+        measures["one, strong"] = measure(1, share * processes, batch)
+        measures["one, weak"] = measure(1, share * processes, batch * processes)
     figures = interleave(measures, size.process_rounds, warm_up=False)
-    many, together = figures["many"], figures.get("one, all threads")
-    name = f"{processes} processes, {each} each"
-    peer_name = None if gpu else f"1 process, {share * processes} threads"
+    limit = figures["one"].times(processes)
     return [
         Row(
             "scale",
-            f"strong, global batch {batch}: {name}",
+            f"{kind}, {what}: {processes} processes, {each} each",
             "img/s",
-            many,
-            together,
-            peer_name,
-            figures["one"].times(processes),
-            f"{processes} x 1 process, {each}",
-        ),
-        Row(
-            "scale",
-            f"weak, batch {batch // processes} per process: {name}",
-            "img/s",
-            many,
-            floor=figures["one, its share"].times(processes),
-            floor_name=f"{processes} x 1 process, {each}",
-        ),
+            figures[kind],
+            figures.get(f"one, {kind}"),
+            None if gpu else f"1 process, {share * processes} threads, the same global batch",
+            limit,
+            f"{processes} x 1 process, {each}, batch {batch}",
+        )
+        for kind, what in (("strong", f"global batch {batch}"), ("weak", f"batch {batch} per process"))
     ]
