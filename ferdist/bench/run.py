@@ -17,6 +17,7 @@ from ferdist.bench.settings import Bench, size_of
 from ferdist.bench.timing import Row
 from ferdist.errors import ConfigError, DataError
 from ferdist.training.distributed import choose_device
+from ferdist.training.precision import keep_freed_memory
 
 STAGES: dict[str, Callable[[Bench], list[Row]]] = {
     "convert": convert.run,
@@ -63,6 +64,7 @@ def run_bench(
         raise DataError(f"{csv}: no such file; give fer2013.csv")
     chosen = size_of(size, images)
     where = choose_device(device, 0)
+    keep_freed_memory()  # as a run does, for the peers too
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="ferdist-bench-") as folder, _kernels_restored():
         bench = Bench(chosen, where, Path(folder), data, csv)

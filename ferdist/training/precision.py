@@ -58,10 +58,10 @@ def configure_kernels(deterministic: bool, precision: str) -> None:
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # It would fill every new tensor, to make reading an uninitialised one repeatable.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    _keep_freed_memory()
+    keep_freed_memory()
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep what was freed for the next step's tensors.
 
     By default it returns large blocks to the system, and each step's first touch of every page then costs as
