@@ -44,6 +44,7 @@ class TrainConfig:
         precision: ``auto`` is bf16 where the device has it, else fp16 on a GPU, else fp32.
         resolution: side of the images as a share of the data's, each with the share of steps that it begins
             at: ``[[0, 0.67], [0.5, 1]]`` trains the first half on smaller images. Empty: the data's own.
+            Evaluation always sees the data's own size, so val says little before the last pair.
         channels_last: memory format of the convolutions.
         compile: torch.compile the network.
         deterministic: ask cuDNN and PyTorch for deterministic kernels.
