@@ -200,3 +200,21 @@ def test_a_wider_network_has_more_channels_in_every_stage_and_the_stem() -> None
     assert (network.conv1.out_channels, stages, network.fc.in_features) == (24, [24, 48, 96, 192], 192)
     assert network(torch.zeros(2, 1, 48, 48)).shape == (2, 7)
     assert network.layer1[0].downsample is None
+
+
+def test_a_compiled_attention_is_the_same_function() -> None:
+    torch.manual_seed(0)
+    attention = CBAM(8, 4).train()
+    x = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    results = []
+    for call in (attention, torch.compile(attention, fullgraph=True, dynamic=False)):
+        inputs = x.clone().requires_grad_()
+        attention.zero_grad()
+        out = call(inputs)
+        out.square().sum().backward()
+        weight = attention.channel.squeeze.weight.grad
+        assert inputs.grad is not None
+        assert weight is not None
+        results.append((out.detach(), inputs.grad, weight.clone()))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager)
