@@ -54,7 +54,7 @@ class Engine:
         if world.size > 1:
             devices = [world.device.index] if world.device.type == "cuda" else None
             # DDP regroups the gradients after its first step. With more than two ranks the groups decide in
-            # which order a sum is rounded, and a resumed run would round its first step otherwise. Only looking
+            # which order a sum is rounded, and a resumed run would round its first step anew. Only looking
             # for unused parameters leaves the groups as they are (DDP warns that there are none).
             self.ddp = DistributedDataParallel(
                 model,
