@@ -16,10 +16,10 @@ GATE_START = 0.95
 class MeanAndMax(torch.autograd.Function):
     """Mean and maximum over some dimensions, kept, with one gradient for both.
 
-    Autograd's own pieces cost as much as the convolutions of a small network on a CPU: a maximum with its
-    index is not vectorised, and its gradient is scattered into zeros in another memory format than the
-    features', which then have to be added to them. Here the gradient is made where it belongs, in the
-    features' format; pixels that tie for the maximum share its gradient evenly, as in ``Tensor.amax``.
+    With autograd's own pieces CBAM is a third of a CPU's step (docs/performance.md): a maximum with its index
+    is not vectorised, and its gradient is scattered into zeros in another memory format than the features',
+    to which it then has to be added. Here the gradient is made where it belongs, in the features' format;
+    pixels that tie for the maximum share its gradient evenly, as in ``Tensor.amax``.
     """
 
     @staticmethod

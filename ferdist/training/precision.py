@@ -64,8 +64,8 @@ def configure_kernels(deterministic: bool, precision: str) -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep what was freed for the next step's tensors.
 
-    By default it returns large blocks to the system, and each step's first touch of every page then costs as
-    much as the arithmetic between the convolutions: 8 % (stem stride2) to 16 % (stride1) of a step.
+    By default it returns large blocks to the system, and each step pays for the first touch of every page:
+    keeping them makes a CPU's step 8 % (stem stride2) to 16 % (stride1) faster (docs/performance.md).
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -138,16 +138,10 @@ class Training:
         self.process.wait()
         wait_until_gone(pids)
 
-    def end_of_ranks(self, pids: Sequence[int], fault: str) -> End:
-        """Wait for the end of ranks that torchrun has left alone, and note how long it took."""
-        code = self.process.wait(CLEAR_END)
-        wait_until_gone(pids)
-        ENDS.append(f"{fault} | {time.monotonic() - self._fault_at:.1f} | {code} | {self.left()}")
-        return End(code, self._log.read_text())
-
-    def end(self, fault: str | None = None, within: float = CLEAR_END) -> End:
-        """Wait for the end, and note how long it took after the fault."""
+    def end(self, fault: str | None = None, within: float = CLEAR_END, ranks: Sequence[int] = ()) -> End:
+        """Wait for the end, also of ranks that torchrun has left alone, and note how long it took."""
         code = self.process.wait(within)
+        wait_until_gone(ranks)
         seconds = time.monotonic() - self._fault_at
         if fault:
             ENDS.append(f"{fault} | {seconds:.1f} | {code} | {self.left()}")

@@ -29,7 +29,7 @@ Start = Callable[..., Training]
 
 def ends_preempted(training: Training, fault: str, code: int, ranks: Sequence[int] = ()) -> int:
     """Check the end after a stop signal; the step of the checkpoint that was written."""
-    end = training.end_of_ranks(ranks, fault) if ranks else training.end(fault)
+    end = training.end(fault, ranks=ranks)
     assert end.code == code, end.errors
     status, step = status_of(training.folder), newest_step(training.folder)
     assert status["state"] == "preempted"

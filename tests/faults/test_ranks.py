@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ferdist.config import Config
-from tests.faults.processes import Training, copy_until, finish, status_of
+from tests.faults.processes import Training, copy_until, finish, status_of, unequal
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +62,15 @@ def test_another_number_of_processes_is_warned_of(small: Small, whole: Path) -> 
     end = finish(config, processes=2)
     assert end.errors.count("going on with 2 processes, begun with 1") == 1
     assert status_of(folder)["world_size"] == 2
+
+
+def test_more_than_two_ranks_go_on_to_the_same_weights(small: Small) -> None:
+    """With two, a sum has one order only; with more, DDP must not regroup the gradients meanwhile."""
+    whole, resumed = small(run="whole"), small(run="resumed")
+    finish(whole, processes=4)
+    copy_until(Path(whole.run_dir), Path(resumed.run_dir), 9)
+    finish(resumed, processes=4)
+    assert unequal(Path(whole.run_dir), Path(resumed.run_dir)) == []
 
 
 def test_a_gradient_that_is_not_finite_stops_all_ranks_alike(small: Small, start: Start) -> None:
