@@ -49,6 +49,8 @@ DRAIN_SECONDS: Final = 20.0
 STOP_SECONDS: Final = 5.0
 """For a daemon to end after SIGTERM, before SIGKILL."""
 LOG_LINES: Final = 15
+FOLDER_LENGTH: Final = 55
+"""A socket's path must be shorter than 108 bytes, and SLURM adds up to 50 for that of a job's step."""
 
 SLURM_CONF: Final = """\
 ClusterName=onehost
@@ -158,10 +160,12 @@ class Cluster:
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="onehost-slurm-"))
         folder = folder.absolute()
+        if len(os.fsencode(folder)) > FOLDER_LENGTH:
+            raise ClusterError(f"{folder}: too long for the paths of sockets: at most {FOLDER_LENGTH} bytes")
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise ClusterError(f"{folder}: not empty: name another folder, or stop the cluster in it")
-        folder.chmod(0o711)  # munged wants the way to its socket open to all
+        folder.chmod(0o711)  # the way to munged's socket is to be open to all
         cluster = cls(folder)
         cluster._write_files()
         return cluster
@@ -194,8 +198,8 @@ class Cluster:
         """
         socket_file = self.folder / "munge" / "socket"
         self._spawn(
-            "munged",
-            *("munged", "--foreground", f"--socket={socket_file}"),
+            "munged",  # by force: a folder above this one may be closed to others, who have no part in this
+            *("munged", "--foreground", "--force", f"--socket={socket_file}"),
             *(f"--key-file={self.folder}/munge/key", f"--seed-file={self.folder}/munge/seed"),
             f"--pid-file={self.folder}/munge/pid",
         )

@@ -15,11 +15,11 @@ from ferdist.datasets import prepare
 from tests.faults.processes import finish, small_config
 from tests.slurm.jobs import ask
 
-EPOCHS = 10
+EPOCHS = 6
 OVERRIDES = (
     f"train.epochs={EPOCHS}",
     "train.log_every=1",
-    "train.evaluate_every=5",
+    "train.evaluate_every=3",
     "train.checkpoint_seconds=100000",  # none but what a signal asks for
 )
 """Beside `SMALL`: a run of 140 faces that takes some seconds and of which each step leaves a line."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +19,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 NOBODY = 65534
 
 
-def onehost(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+def onehost(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run slurm/onehost.py."""
-    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(
         [sys.executable, str(ROOT / "slurm" / "onehost.py"), *arguments],
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
-        **options,
     )
 
 
@@ -48,8 +50,30 @@ def members(conf: Path) -> list[str]:
     return found
 
 
-def test_it_starts_beside_another_and_leaves_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "cluster"
+def wait_for_step(conf: Path) -> None:
+    """Wait until a job's processes run."""
+    limit = time.monotonic() + 60
+    while not any(line.endswith(" sleep 600 ") for line in members(conf)):
+        assert time.monotonic() < limit, ask(conf, "squeue").stdout
+        time.sleep(0.1)
+
+
+def wait_for_saved_state(folder: Path) -> None:
+    """Wait until slurmctld has saved what is now: it does so some seconds later, and a crash loses the rest."""
+    now = time.time()
+    while (folder / "state" / "job_state").stat().st_mtime <= now:
+        assert time.time() - now < 60
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that is not there yet, with a shorter path than pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="onehost-test-") as parent:
+        yield Path(parent) / "cluster"
+
+
+def test_it_starts_beside_another_and_leaves_nothing(tmp_path: Path, folder: Path) -> None:
     conf = folder / "slurm.conf"
     script = tmp_path / "job.sh"
     script.write_text("#!/bin/sh\nexec srun sleep 600\n")
@@ -62,7 +86,8 @@ def test_it_starts_beside_another_and_leaves_nothing(tmp_path: Path) -> None:
 
         sent = ask(conf, "sbatch", "--parsable", "--output=/dev/null", "--gpus=1", str(script))
         job = sent.stdout.strip()
-        ask(conf, "scontrol", "wait_job", job)
+        wait_for_step(conf)
+        wait_for_saved_state(folder)
         assert onehost("kill-controller", str(folder)).returncode == 0
         assert "runs already" not in onehost("start-controller", str(folder)).stderr
         assert ask(conf, "squeue", "--noheader", "--format=%i %T").stdout.split() == [job, "RUNNING"]
@@ -79,14 +104,14 @@ def test_it_starts_beside_another_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_command_is_run_against_one_and_its_jobs_are_ended_even_without_a_controller(
-    tmp_path: Path,
+    tmp_path: Path, folder: Path
 ) -> None:
     script = tmp_path / "job.sh"
     script.write_text("#!/bin/sh\nexec srun sleep 600\n")
-    folder = tmp_path / "cluster"
     command = (
-        f"sbatch --parsable --output=/dev/null {script} && scontrol wait_job $(squeue -h -o %i) "
-        f"&& {sys.executable} {ROOT}/slurm/onehost.py kill-controller {folder} && exit 7"
+        f"sbatch --output=/dev/null {script}\n"
+        "until squeue --steps --noheader | grep sleep; do sleep 0.1; done\n"
+        f"{sys.executable} {ROOT}/slurm/onehost.py kill-controller {folder} && exit 7"
     )
     done = onehost("run", "--folder", str(folder), "--", "sh", "-c", command)
     assert done.returncode == 7, done.stderr
@@ -94,16 +119,30 @@ def test_a_command_is_run_against_one_and_its_jobs_are_ended_even_without_a_cont
     assert not folder.exists()
 
 
-def test_it_refuses_what_it_cannot_do(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
+def test_it_refuses_what_it_cannot_do(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "mine.txt").write_text("mine")
     for arguments, message in (
-        (("start", "--folder", str(tmp_path)), "not empty"),
-        (("stop", str(tmp_path)), "no cluster of onehost.py in this folder"),
+        (("start", "--folder", str(folder)), "not empty"),
+        (("start", "--folder", str(folder / ("long" * 20))), "too long"),
+        (("stop", str(folder)), "no cluster of onehost.py in this folder"),
     ):
         done = onehost(*arguments)
         assert done.returncode == 1
         assert message in done.stderr
-    assert (tmp_path / "mine.txt").read_text() == "mine"
-    done = onehost("start", user=NOBODY)
+    assert (folder / "mine.txt").read_text() == "mine"
+
+
+def test_it_needs_root() -> None:
+    """Python itself may lie where only root can read, so it becomes another user when it has started."""
+    program = (
+        "import os, runpy, sys\n"
+        "names = runpy.run_path(sys.argv[1])\n"
+        "os.seteuid(int(sys.argv[2]))\n"
+        "sys.exit(names['main'](['start']))\n"
+    )
+    script = str(ROOT / "slurm" / "onehost.py")
+    command = [sys.executable, "-c", program, script, str(NOBODY)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "become root" in done.stderr
