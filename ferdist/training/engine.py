@@ -53,11 +53,14 @@ class Engine:
         self.ddp = model
         if world.size > 1:
             devices = [world.device.index] if world.device.type == "cuda" else None
-            # By default DDP regroups the gradients after its first step. With more than two ranks the groups
-            # decide in which order a sum is rounded, and a resumed run would take its first step like a run's
-            # first one. This option leaves the groups as they are.
+            # DDP regroups the gradients after its first step. With more than two ranks the groups decide in which
+            # order a sum is rounded, and a resumed run would take its first step otherwise than the unbroken one.
+            # Only looking for unused parameters leaves the groups as they are (DDP warns that there are none).
             self.ddp = DistributedDataParallel(
-                model, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=True
+                model,
+                device_ids=devices,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=world.size > 2,
             )
             # Each rank's batch statistics follow its own batches; evaluation and checkpoints take rank 0's.
             self.ddp.broadcast_buffers = False
