@@ -53,9 +53,9 @@ class Engine:
         self.ddp = model
         if world.size > 1:
             devices = [world.device.index] if world.device.type == "cuda" else None
-            # DDP regroups the gradients after its first step. With more than two ranks the groups decide in which
-            # order a sum is rounded, and a resumed run would take its first step otherwise than the unbroken one.
-            # Only looking for unused parameters leaves the groups as they are (DDP warns that there are none).
+            # DDP regroups the gradients after its first step. With more than two ranks the groups decide in
+            # which order a sum is rounded: a resumed run's first step would differ from the unbroken run's.
+            # Only looking for unused parameters leaves them as they are (DDP warns that there are none).
             self.ddp = DistributedDataParallel(
                 model,
                 device_ids=devices,

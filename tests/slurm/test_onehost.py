@@ -59,7 +59,7 @@ def wait_for_step(conf: Path) -> None:
 
 
 def wait_for_saved_state(folder: Path) -> None:
-    """Wait until slurmctld has saved what is now: it does so some seconds later, and a crash loses the rest."""
+    """Wait until slurmctld has saved what is now: it does so seconds later; a crash loses the rest."""
     now = time.time()
     while (folder / "state" / "job_state").stat().st_mtime <= now:
         assert time.time() - now < 60
