@@ -99,7 +99,7 @@ def test_folds_are_jobs_of_their_own(small: Small, faces: Path, place: Path) -> 
     beton = open_beton(faces)
     for fold, folder in enumerate(folders):
         assert status_of(folder)["state"] == "finished"
-        predictions = Predictions.load(folder / "predictions" / "synthetic-val-last.npz")
+        predictions = Predictions.load(next((folder / "predictions").glob(f"*-val-fold{fold}-*.npz")))
         assert np.array_equal(predictions.index, beton.indices("val", fold))
     again = small(f"data.fold={folds - 1}", run="again")
     submit("single_node.sbatch", again, options=["--ntasks-per-node=1"]).completes()
