@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from ferdist.beton import Beton, labels_of
 from ferdist.config import Config, differences, to_dict
@@ -170,9 +171,7 @@ def _figures(parts: Mapping[SeedFold, Predictions], beton: Beton) -> dict[str, A
     return {
         "per_fold": [_fold_figures(key, part, beton) for key, part in parts.items() if len(part.index)],
         "pooled": pooled,
-        "over_seeds": _over_seeds([p for p in pooled if p["complete"]], complete, beton)
-        if complete
-        else None,
+        "over_seeds": _over_seeds([p for p in pooled if p["complete"]], complete, beton),
     }
 
 
@@ -190,7 +189,10 @@ def _fold_figures(key: SeedFold, part: Predictions, beton: Beton) -> dict[str, A
 
 def _over_seeds(
     pooled: Sequence[dict[str, Any]], predictions: Sequence[Predictions], beton: Beton
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
+    if not predictions:
+        return None
+
     def spread(name: str) -> dict[str, float | None]:
         values = [entry[name] for entry in pooled]
         return {
@@ -198,7 +200,8 @@ def _over_seeds(
             "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
         }
 
-    right = np.mean([p.probabilities.argmax(1) == p.label for p in predictions], axis=0, dtype=np.float64)
+    hits = np.stack([p.probabilities.argmax(1) == p.label for p in predictions])
+    right: npt.NDArray[np.float64] = hits.mean(axis=0)
     interval = metrics.accuracy_interval(right, _cluster(beton, predictions[0].index))
     return {
         "seeds": [entry["seed"] for entry in pooled],

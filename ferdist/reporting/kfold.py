@@ -42,7 +42,8 @@ def kfold_markdown(summary: Mapping[str, Any]) -> str:
 
 
 def _state(cell: Mapping[str, Any]) -> str:
-    return f"{cell['state']}: {cell['reason']}" if cell["reason"] else str(cell["state"])
+    reason = (cell["reason"] or "").replace("`", "'")  # paths with underscores would turn cursive
+    return f"{cell['state']}: `{reason}`" if reason else str(cell["state"])
 
 
 def _pooled(evaluations: Sequence[Mapping[str, Any]]) -> Table:
@@ -137,6 +138,6 @@ def _definitions(summary: Mapping[str, Any]) -> Iterator[str]:
         yield f"The checkpoint is {checkpoint!r}, chosen on the fold itself: the figures lean upward."
     shared = summary["subjects_in_several_folds"]
     if shared:
-        yield f"{count(shared, 'subject')} lie in several folds: the folds are not subject-independent."
+        yield f"The folds are not subject-independent: {count(shared, 'subject')} in several of them."
     elif summary["interval_over"] == "subject":
         yield "No subject lies in two folds."
