@@ -285,10 +285,14 @@ def _queued(ids: Collection[str]) -> dict[str, str]:
 
 def _is_local_controller(job: str) -> bool:
     """Whether the process with this number is one that submitit's local executor started."""
+    process = Path("/proc") / job
     try:
-        return b"submitit.local._local" in Path(f"/proc/{job}/cmdline").read_bytes()
+        command = (process / "cmdline").read_bytes()
+        state = (process / "stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return False
+    starting = not command and state not in "ZX"  # for a moment a new process has no command line
+    return starting or b"submitit.local._local" in command
 
 
 def last_state(cluster: str, job: str, folder: Path) -> str | None:

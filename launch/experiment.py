@@ -385,11 +385,13 @@ def count_failed(standings: Sequence[Standing]) -> int:
 
 
 def _last_line(log: Path) -> str:
+    """The last words of a job itself: SLURM's own come after them."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    own = (line.strip() for line in reversed(lines) if not line.startswith(("srun:", "slurmstepd:")))
+    return next((line for line in own if line), "")
 
 
 def _now() -> str:
