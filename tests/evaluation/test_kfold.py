@@ -109,7 +109,7 @@ def test_pooled_figures_are_those_of_all_predictions_together(beton: Beton, tmp_
 
 
 def test_figures_per_fold_and_per_sequence(beton: Beton, tmp_path: Path) -> None:
-    beton = replace(beton, sequence=beton.subject)  # of these faces each is a sequence by itself
+    beton = replace(beton, sequence=beton.fold)  # as it is, each of these faces is a sequence by itself
     runs = write_runs(beton, tmp_path, [4])
     summary = summarise(runs, beton)
     probabilities, _ = pooled_by_hand(beton, runs)
