@@ -1,17 +1,22 @@
-# `make demo` runs the main job on data that it makes itself; `make test` runs the tests.
-# Both set up .venv first; a second run finds it as it should be and goes on at once.
+# `make demo` runs the main job on data that it makes itself; `make test` runs the tests; `make test-slurm` runs
+# those that need a SLURM, on one that it starts for them (as root).
+# All set up .venv first; a second run finds it as it should be and goes on at once.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.ready
 export MPLBACKEND := Agg
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-slurm lint types clean
 
 demo: $(STAMP)
 	$(VENV)/bin/ferdist demo
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 --dist loadfile --cov --cov-report=term --cov-report=xml:.coverage.xml $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --ignore=tests/slurm -n 2 --dist loadfile --cov --cov-report=term --cov-report=xml:.coverage.xml $(ARGS)
+
+test-slurm: $(STAMP)
+	scripts/slurm-packages
+	OMP_NUM_THREADS=1 $(VENV)/bin/python slurm/onehost.py run -- $(VENV)/bin/pytest tests/slurm $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
