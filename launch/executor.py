@@ -34,6 +34,8 @@ SIGNAL_SECONDS: Final = 90
 """SLURM sends SIGUSR2 so long before the time limit."""
 _CPUS: Final = 4
 _ANSWER_SECONDS: Final = 20
+_PYTHON: Final = shlex.join(["sh", "-c", 'trap "" USR2; exec "$0" "$@"', sys.executable])
+"""This interpreter, with SIGUSR2 ignored until submitit's handler for it is set: it would kill."""
 _STARTING_TIMEOUTS: Final = 10
 """How often submitit may requeue a job that the time limit meets before its training has begun."""
 
@@ -193,7 +195,7 @@ def slurm_parameters(options: Options, name: str) -> dict[str, Any]:
 
 def sbatch_text(options: Options, folder: Path, name: str, jobs: int) -> str:
     """The script that is handed to sbatch for so many jobs."""
-    command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
+    command = f"{_PYTHON} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     array: dict[str, Any] = {"map_count": jobs} if jobs > 1 else {}
     text: str = _make_sbatch_string(command, folder, **slurm_parameters(options, name), **array)
     return text
@@ -254,7 +256,7 @@ def make_executor(options: Options, folder: Path, name: str, slot: int = 0) -> E
         return local
     if shutil.which("sbatch") is None:
         raise RunError("--cluster slurm: there is no sbatch here: log in to the cluster, or --cluster local")
-    slurm = SlurmExecutor(folder, max_num_timeout=_STARTING_TIMEOUTS)
+    slurm = SlurmExecutor(folder, max_num_timeout=_STARTING_TIMEOUTS, python=_PYTHON)
     slurm.update_parameters(**slurm_parameters(options, name))
     return slurm
 
