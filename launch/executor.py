@@ -98,9 +98,7 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="GPUs of each node, a rank for each (default 1)",
     )
-    ranks.add_argument(
-        "--cpu", type=positive, nargs="?", const=1, metavar="N", help="N ranks on each node, without GPUs"
-    )
+    ranks.add_argument("--cpu", type=positive, metavar="N", help="N ranks on each node, without GPUs")
     group.add_argument("--nodes", type=positive, default=1, metavar="N", help="nodes of each job")
     group.add_argument(
         "--array-parallelism",

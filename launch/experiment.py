@@ -369,6 +369,9 @@ def speak(body: Callable[[], int]) -> int:
     except FerdistError as error:
         print(f"ferdist: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"ferdist: {error.filename or 'unexpected'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("ferdist: left; jobs on a cluster go on, the same command shows them again", file=sys.stderr)
         return 130

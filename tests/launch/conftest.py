@@ -44,7 +44,7 @@ def kfold(two_folds: Path, place: Path) -> Launch:
     """Run `launch.kfold` on this host with the two folds: ``kfold("--retry")``."""
 
     def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-        local = ("--cluster", "local", "--cpu")
+        local = ("--cluster", "local", "--cpu", "1")
         return start(*command("kfold", two_folds, place / "experiment", *local, *arguments))
 
     return launch
