@@ -259,14 +259,14 @@ def make_executor(options: Options, folder: Path, name: str, slot: int = 0) -> E
     return slurm
 
 
-def live_jobs(cluster: str, ids: Collection[str]) -> dict[str, str]:
+def live_jobs(cluster: str, ids: Collection[str], folder: Path) -> dict[str, str]:
     """Those of the jobs that wait or run, with their state; UNKNOWN for all while SLURM does not answer."""
     if not ids:
         return {}
     if cluster == "slurm":
         return _queued(ids)
     if cluster == "local":
-        return {job: "RUNNING" for job in ids if _is_local_controller(job)}
+        return {job: "RUNNING" for job in ids if _is_local_controller(job, folder)}
     return {}
 
 
@@ -283,8 +283,8 @@ def _queued(ids: Collection[str]) -> dict[str, str]:
     return {job: states[job] for job in ids if job in states}
 
 
-def _is_local_controller(job: str) -> bool:
-    """Whether the process with this number is one that submitit's local executor started."""
+def _is_local_controller(job: str, folder: Path) -> bool:
+    """Whether the process with this number is what submitit's local executor started for this folder."""
     process = Path("/proc") / job
     try:
         command = (process / "cmdline").read_bytes()
@@ -292,7 +292,7 @@ def _is_local_controller(job: str) -> bool:
     except OSError:
         return False
     starting = not command and state not in "ZX"  # for a moment a new process has no command line
-    return starting or b"submitit.local._local" in command
+    return starting or (b"submitit.local._local" in command and os.fsencode(folder) in command)
 
 
 def last_state(cluster: str, job: str, folder: Path) -> str | None:

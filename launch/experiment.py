@@ -18,6 +18,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 from submitit.core.utils import JobPaths
 
 from ferdist.beton import Beton, open_beton
@@ -153,9 +154,10 @@ class Experiment:
         """Send the jobs of cells, and note their numbers before anything else happens."""
         slot = self._free_slot()
         configs = [self.run_config(cell) for cell in cells]
+        submitted = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         ids = submit(options, self.jobs_folder, self.job_name, configs, slot)
         for cell, job in zip(cells, ids, strict=True):
-            record = {"cluster": options.cluster, "id": job, "submitted": _now(), "slot": slot}
+            record = {"cluster": options.cluster, "id": job, "submitted": submitted, "slot": slot}
             self._jobs.setdefault(cell.name, []).append(record)
         self.write()
 
@@ -206,7 +208,8 @@ class Experiment:
         newest = [jobs[-1] for jobs in self._jobs.values()]
         alive: dict[str, str] = {}
         for cluster in {job["cluster"] for job in newest}:
-            alive |= live_jobs(cluster, {job["id"] for job in newest if job["cluster"] == cluster})
+            ids = {job["id"] for job in newest if job["cluster"] == cluster}
+            alive |= live_jobs(cluster, ids, self.jobs_folder)
         return alive
 
     def _free_slot(self) -> int:
@@ -339,7 +342,8 @@ class _LiveTable:
         table = Table("run", "state", "step", "reason")
         for standing in standings:
             steps = f"{standing.step}/{standing.total_steps}" if standing.total_steps else ""
-            table.add_row(standing.cell.name, standing.job or standing.state, steps, standing.reason or "")
+            reason = Text(standing.reason or "")  # a path in it may look like markup
+            table.add_row(standing.cell.name, standing.job or standing.state, steps, reason)
         self._live.update(table, refresh=True)
 
 
@@ -395,7 +399,3 @@ def _last_line(log: Path) -> str:
         return ""
     own = (line.strip() for line in reversed(lines) if not line.startswith(("srun:", "slurmstepd:")))
     return next((line for line in own if line), "")
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

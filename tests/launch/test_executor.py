@@ -140,17 +140,26 @@ def test_slurm_without_sbatch_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         make_executor(Options("slurm"), tmp_path, "name")
 
 
+def wait_for_command(pid: int) -> None:
+    """Until a new process has a command line."""
+    while not Path(f"/proc/{pid}/cmdline").read_bytes():
+        pass
+
+
 def test_a_job_lives_while_its_controller_does(tmp_path: Path) -> None:
     """A process number that another process has taken is not the job."""
     other = subprocess.Popen(["sleep", "60"])
-    controller = subprocess.Popen(["sh", "-c", "sleep 60; : submitit.local._local"])
+    controller = subprocess.Popen(["sh", "-c", f"sleep 60; : submitit.local._local {tmp_path}"])
     try:
         ids = [str(other.pid), str(controller.pid), "99999999"]
-        assert live_jobs("local", ids) == {str(controller.pid): "RUNNING"}
+        wait_for_command(controller.pid)
+        wait_for_command(other.pid)
+        assert live_jobs("local", ids, tmp_path) == {str(controller.pid): "RUNNING"}
+        assert live_jobs("local", ids, tmp_path / "other") == {}
         controller.kill()
         while Path(f"/proc/{controller.pid}/cmdline").read_bytes():
             pass
-        assert live_jobs("local", ids) == {}, "also while nobody has taken note of its end"
+        assert live_jobs("local", ids, tmp_path) == {}, "also while nobody has taken note of its end"
     finally:
         for process in (other, controller):
             process.kill()
@@ -161,4 +170,4 @@ def test_jobs_count_as_alive_while_slurm_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert live_jobs("slurm", ["7_0", "7_1"]) == {"7_0": "UNKNOWN", "7_1": "UNKNOWN"}
+    assert live_jobs("slurm", ["7_0", "7_1"], tmp_path) == {"7_0": "UNKNOWN", "7_1": "UNKNOWN"}

@@ -1,7 +1,7 @@
 """How long a launcher takes for its jobs, and a job to its first step: `python -m tests.slurm.overhead`.
 
-Needs a SLURM: `python slurm/onehost.py run -- python -m tests.slurm.overhead`. The arrays of the first part are
-held back and cancelled; the job of the second trains.
+Needs a SLURM: `python slurm/onehost.py run -- python -m tests.slurm.overhead`. The arrays of the first part
+are held back and cancelled; the job of the second trains.
 """
 
 from __future__ import annotations
