@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import logging
 import os
 import sys
 import time
@@ -365,6 +366,8 @@ class _Lines:
 
 def speak(body: Callable[[], int]) -> int:
     """Run a launcher; an exit code, with one line on stderr where it cannot go on."""
+    # submitit's messages go to stdout, which is for results; its errors arrive here as exceptions.
+    logging.getLogger("submitit").setLevel(logging.CRITICAL)
     try:
         return body()
     except Preempted as error:
