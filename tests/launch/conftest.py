@@ -36,7 +36,7 @@ def command(launcher: str, beton: Path, out: Path, *arguments: str) -> list[str]
     """The arguments of `python -m` for a launcher with small runs in a folder."""
     config = str(ROOT / "configs" / "base.yaml")
     data = f"data.path={beton}"
-    return [f"launch.{launcher}", config, "--out", str(out), "--cpus", "1", *arguments, *SMALL, data]
+    return [f"launch.{launcher}", config, "--out", str(out), "--cpus", "1", *SMALL, data, *arguments]
 
 
 @pytest.fixture
