@@ -93,6 +93,7 @@ def test_a_requeue_without_time_loses_no_more_than_the_interval(
     assert unequal(unbroken(2), run) == []
 
 
+@pytest.mark.timeout(1800)
 def test_a_time_limit_brings_it_back(train: Launcher, run: Path, faces: Path, place: Path) -> None:
     """SLURM looks at limits about every half minute, so the signal comes 15 to 75 seconds after the start."""
     epochs = "train.epochs=400"
