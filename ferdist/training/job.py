@@ -63,6 +63,7 @@ class TrainingJob(Checkpointable):
         logging.basicConfig(
             level=logging.WARNING, format=f"ferdist[rank {job.global_rank}]: %(message)s", stream=sys.stderr
         )
+        logging.getLogger("submitit").propagate = False  # it writes its messages itself
         from ferdist.config import from_dict
         from ferdist.training.run import run
 
