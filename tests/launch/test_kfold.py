@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ferdist.beton import open_beton
+from ferdist.evaluation.kfold import shared_config
 from ferdist.evaluation.metrics import Predictions
 from ferdist.training.folder import RunFolder
 from launch import experiment
@@ -20,7 +21,7 @@ from tests.conftest import ROOT
 from tests.faults.processes import small_config, status_of
 from tests.launch.conftest import Launch, command
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def content(file: Path) -> dict[str, Any]:
@@ -86,27 +87,63 @@ def test_a_fold_that_fails_is_named_and_retried_alone(kfold: Launch, two_folds: 
     assert image["over_seeds"]["accuracy"]["mean"] == pytest.approx(pooled_accuracy(two_folds, folder))
     assert "Runs that are not finished" not in (folder / "summary.md").read_text()
 
-    _refusals(kfold, folder, after)
+
+@pytest.fixture
+def finished(two_folds: Path, place: Path) -> Path:
+    """The folder of an experiment whose two folds are finished, without the training."""
+    folder = place / "experiment"
+    config = shared_config(small_config(two_folds, place))
+    sha256 = open_beton(two_folds).manifest.sha256
+    one = Experiment(folder, config, sha256, [Cell(0, 0), Cell(1, 0)])
+    for cell in one.cells:
+        run = RunFolder(one.run_dir(cell))
+        run.path.mkdir(parents=True)
+        run.set_status("finished")
+        run.results.write_text("{}")
+    one.write()
+    return folder
 
 
-def _refusals(kfold: Launch, folder: Path, jobs: dict[str, Any]) -> None:
-    """What a finished experiment does not let happen to it."""
-    other = kfold("train.lr=0.5")
-    assert other.returncode == 1
-    assert other.stderr.count("\n") == 1
-    assert "holds the experiment of another config (train.lr: 0.02 -> 0.5)" in other.stderr
-    with claim(folder):
-        second = kfold("--retry")
-    assert (second.returncode, second.stdout) == (1, "")
-    assert second.stderr == (
-        f"ferdist: {folder}: another launcher is at work on this experiment: wait for it, or choose --out\n"
+def arguments_of(beton: Path, folder: Path, *arguments: str) -> list[str]:
+    local = ("--cluster", "local", "--cpu", "1")
+    return command("kfold", beton, folder, *local, *arguments)[1:]
+
+
+def test_what_a_finished_experiment_does_not_let_happen(
+    finished: Path, two_folds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in finished.rglob("*")}
+    assert launcher.main(arguments_of(two_folds, finished, "train.lr=0.5")) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "holds the experiment of another config (train.lr: 0.02 -> 0.5)" in error
+    with claim(finished):
+        assert launcher.main(arguments_of(two_folds, finished, "--retry")) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == (
+        f"ferdist: {finished}: another launcher is at work on this experiment: wait for it, or choose --out\n"
     )
-    more = kfold("--seeds", "2", "--dry-run")
-    assert more.returncode == 0
-    assert "#SBATCH --array=0-1%" in more.stdout, "the two folds of the second seed"
-    nothing = kfold("--retry", "--dry-run")
-    assert (nothing.stdout, nothing.stderr) == ("", "ferdist: there is nothing to submit\n")
-    assert content(folder / "experiment.json")["jobs"] == jobs
+    (finished / ".lock").unlink()
+    assert {file: file.stat().st_mtime_ns for file in before if file != finished} == {
+        file: time for file, time in before.items() if file != finished
+    }
+
+
+def test_a_dry_run_shows_what_is_left_to_submit(
+    finished: Path, two_folds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launcher.main(arguments_of(two_folds, finished, "--seeds", "2", "--dry-run")) == 0
+    assert "#SBATCH --array=0-1%" in capsys.readouterr().out, "the two folds of the second seed"
+    assert launcher.main(arguments_of(two_folds, finished, "--retry", "--dry-run")) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "ferdist: there is nothing to submit\n")
+    (finished / "fold-01-seed-0" / "results.json").unlink()
+    assert launcher.main(arguments_of(two_folds, finished, "--dry-run")) == 0
+    script = capsys.readouterr().out
+    assert "--array" not in script
+    assert f"--job-name=ferdist-{finished.name}" in script
+    assert not (finished / "jobs").exists()
 
 
 @pytest.mark.parametrize(
