@@ -20,4 +20,13 @@ class RunError(FerdistError):
 
 
 class Preempted(FerdistError):
-    """A signal stopped the run after a checkpoint: starting it again goes on (exit code 75)."""
+    """A signal stopped the run after a checkpoint: starting it again goes on (exit code 75).
+
+    Attributes:
+        requeue: whether whoever started the run should start it again: SIGUSR2 was among the signals and
+            there is a checkpoint of this start.
+    """
+
+    def __init__(self, message: str, *, requeue: bool = False) -> None:
+        super().__init__(message)
+        self.requeue = requeue

@@ -129,7 +129,7 @@ def evaluate_trained(
         }
         if world.is_main:
             entries += entries_of(predictions, beton, key, own_data=own_data)
-            predictions.save(folder.predictions / _file_name(key, own_data))
+            predictions.save(folder.predictions / predictions_name(key, own_data=own_data))
     results: dict[str, Any] = {}
     if world.is_main:
         results = add_evaluations(
@@ -215,7 +215,13 @@ def main_entry(entries: list[dict[str, Any]]) -> dict[str, Any]:
     return next(e for e in reversed(entries) if all(e[name] == value for name, value in plain.items()))
 
 
-def _file_name(key: dict[str, Any], own_data: bool) -> str:
+def predictions_name(key: dict[str, Any], *, own_data: bool = True) -> str:
+    """Name of the file in ``predictions/`` that the evaluation with this key writes.
+
+    Args:
+        key: data, split, fold, tta, occlusion and checkpoint as in results.json.
+        own_data: whether the run was trained on these data.
+    """
     parts = [key["data"] if own_data else f"{key['data']}-{key['beton_sha256'][:8]}", key["split"]]
     if key["fold"] is not None:
         parts.append(f"fold{key['fold']}")

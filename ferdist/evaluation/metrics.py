@@ -93,7 +93,7 @@ def by_sequence(predictions: Predictions, sequence: Integers) -> Predictions:
 
 
 def accuracy_interval(
-    correct: npt.NDArray[np.bool_], cluster: Integers, seed: int = 0
+    correct: npt.NDArray[np.bool_] | npt.NDArray[np.float64], cluster: Integers, seed: int = 0
 ) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the accuracy, resampling whole clusters.
 
@@ -101,7 +101,7 @@ def accuracy_interval(
     would make the interval too narrow (Field and Welsh, Bootstrapping clustered data, JRSS B 2007).
 
     Args:
-        correct: bool (N,).
+        correct: bool (N,), or float64 (N,): the share of several models that are right.
         cluster: int64 (N,), the subject or copy group of each sample.
         seed: of the resampling.
 

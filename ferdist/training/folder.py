@@ -90,14 +90,15 @@ class RunFolder:
 
     def state(self) -> str | None:
         """The state that status.json tells, None where there is none."""
-        return self._stored_status().get("state")
+        return self.stored_status().get("state")
 
     def progress(self) -> dict[str, Any]:
         """How far the run is by status.json: what goes with a new state that nobody counted steps for."""
-        stored = self._stored_status()
+        stored = self.stored_status()
         return {key: stored[key] for key in PROGRESS_KEYS if key in stored}
 
-    def _stored_status(self) -> dict[str, Any]:
+    def stored_status(self) -> dict[str, Any]:
+        """The content of status.json, empty where there is none."""
         try:
             return dict(json.loads(self.status.read_text()))
         except (OSError, ValueError, TypeError):

@@ -27,14 +27,27 @@ _log = logging.getLogger(__name__)
 
 
 class StopRequest:
-    """Whether a stop signal has arrived; its handler does nothing but note it."""
+    """Which stop signals have arrived; their handler does nothing but note them."""
 
     def __init__(self) -> None:
-        self.signal: str | None = None
+        self._signals: set[int] = set()
 
     def note(self, number: int, _frame: FrameType | None) -> None:
-        """The handler: a second signal changes nothing."""
-        self.signal = self.signal or signal.Signals(number).name
+        """The handler: the same signal again changes nothing."""
+        self._signals.add(number)
+
+    @property
+    def stop(self) -> bool:
+        """Whether any of them asks for a stop."""
+        return bool(self._signals)
+
+    @property
+    def requeue(self) -> bool:
+        """Whether the run is wanted again: SIGUSR2 announces a time limit or a preemption.
+
+        SIGTERM alone does not say so: it comes with scancel, and where SLURM requeues the job itself.
+        """
+        return signal.SIGUSR2 in self._signals
 
 
 @contextmanager

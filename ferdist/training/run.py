@@ -130,13 +130,18 @@ def _loop(job: _Job, request: StopRequest) -> None:
         if epoch_ends or step - engine.read_at >= config.train.log_every:
             samples = (step - engine.read_at) * plan.batch_size
             job.record(engine.read() | watch.read(samples))
-        decision = agreement.propose(stop=request.signal is not None, save=job.seconds_are_over())
+        decision = agreement.propose(stop=request.stop, save=job.seconds_are_over())
         if decision.stop or decision.save or job.is_checkpoint_step():
             job.save()
         if decision.stop:
             agreement.close()
-            job.world.barrier()  # once a rank has left, torchrun ends the others: rank 0 has to write first
-            raise Preempted(f"{job.folder.path}: stopped by a signal at step {step}; start it again to go on")
+            # Also a barrier: once a rank has left, torchrun ends the others, and rank 0 has to write first.
+            requeue = job.world.any(request.requeue)
+            saved = checkpoint.step_path(job.folder.checkpoints, step).exists()
+            raise Preempted(
+                f"{job.folder.path}: stopped by a signal at step {step}; start it again to go on",
+                requeue=requeue and saved,
+            )
         if epoch_ends:
             job.validate()
             watch.reset()

@@ -1,0 +1,61 @@
+"""A data set of two folds, and launchers as a user starts them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ferdist.datasets import prepare
+from tests.conftest import ROOT, start
+from tests.faults.processes import SMALL
+
+Launch = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def two_folds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A beton of 140 drawn faces in the layout of CK+, with two folds."""
+    place = tmp_path_factory.mktemp("two-folds")
+    raw = prepare.synthetic(place / "raw", images=140, seed=1, format="ckplus48")
+    return prepare.ckplus(raw, place, folds=2)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is removed after the test: checkpoints are large."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def command(launcher: str, beton: Path, out: Path, *arguments: str) -> list[str]:
+    """The arguments of `python -m` for a launcher with small runs in a folder."""
+    config = str(ROOT / "configs" / "base.yaml")
+    data = f"data.path={beton}"
+    return [f"launch.{launcher}", config, "--out", str(out), "--cpus", "1", *SMALL, data, *arguments]
+
+
+@pytest.fixture
+def kfold(two_folds: Path, place: Path) -> Launch:
+    """Run `launch.kfold` on this host with the two folds: ``kfold("--retry")``."""
+
+    def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+        local = ("--cluster", "local", "--cpu", "1")
+        return start(*command("kfold", two_folds, place / "experiment", *local, *arguments))
+
+    return launch
+
+
+def begin(*arguments: str) -> subprocess.Popen[str]:
+    """Start ``python -m ARGUMENTS`` and leave it running."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )

@@ -1,0 +1,202 @@
+"""`launch.kfold` with real jobs of this host: what it submits, what it leaves alone, what it sums up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ferdist.beton import open_beton
+from ferdist.evaluation.kfold import shared_config
+from ferdist.evaluation.metrics import Predictions
+from ferdist.training.folder import RunFolder
+from launch import experiment
+from launch import kfold as launcher
+from launch.experiment import Cell, Experiment, claim
+from tests.conftest import ROOT
+from tests.faults.processes import small_config, status_of
+from tests.launch.conftest import Launch, command
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def content(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text()))
+
+
+def pooled_accuracy(beton_path: Path, folder: Path) -> float:
+    """Of the predictions of all folds together, counted by hand."""
+    beton = open_beton(beton_path)
+    right = np.full(beton.manifest.samples, -1)
+    for fold in (0, 1):
+        predictions = Predictions.load(
+            folder / f"fold-{fold:02d}-seed-0" / "predictions" / f"ckplus-val-fold{fold}-last.npz"
+        )
+        assert (right[predictions.index] == -1).all(), "a sample in two folds"
+        right[predictions.index] = predictions.probabilities.argmax(1) == beton.label[predictions.index]
+    assert (right >= 0).all(), "a sample in no fold"
+    return float(right.mean())
+
+
+def test_a_fold_that_fails_is_named_and_retried_alone(kfold: Launch, two_folds: Path, place: Path) -> None:
+    folder = place / "experiment"
+    other = RunFolder(folder / "fold-01-seed-0")
+    other.path.mkdir(parents=True)
+    other.write_config(small_config(two_folds, other.path, "train.lr=9"), {})
+
+    first = kfold()
+    assert first.returncode == 1, first.stderr
+    assert first.stdout == f"{folder}/summary.md\n"
+    assert "ferdist: 1 of 2 runs failed; --retry submits them again\n" in first.stderr
+    jobs = content(folder / "experiment.json")["jobs"]
+    assert {name: len(attempts) for name, attempts in jobs.items()} == {
+        "fold-00-seed-0": 1,
+        "fold-01-seed-0": 1,
+    }
+    cells = {cell["name"]: cell for cell in content(folder / "summary.json")["cells"]}
+    assert cells["fold-00-seed-0"]["state"] == "finished"
+    assert cells["fold-01-seed-0"]["state"] == "failed"
+    reason = cells["fold-01-seed-0"]["reason"]
+    assert "its job ended before the training began" in reason
+    assert "belongs to another config" in reason
+    text = (folder / "summary.md").read_text()
+    assert "1 of 2 runs finished" in text
+    assert "fold-01-seed-0: failed: `its job ended before the training began" in text
+
+    again = kfold()
+    assert again.returncode == 1
+    assert content(folder / "experiment.json")["jobs"] == jobs, "what failed waits for --retry"
+
+    shutil.rmtree(other.path)
+    trained = (folder / "fold-00-seed-0" / "metrics.jsonl").read_bytes()
+    retried = kfold("--retry")
+    assert retried.returncode == 0, retried.stderr
+    after = content(folder / "experiment.json")["jobs"]
+    assert after["fold-00-seed-0"] == jobs["fold-00-seed-0"]
+    assert len(after["fold-01-seed-0"]) == 2
+    assert (folder / "fold-00-seed-0" / "metrics.jsonl").read_bytes() == trained
+
+    summary = content(folder / "summary.json")
+    assert [cell["state"] for cell in summary["cells"]] == ["finished", "finished"]
+    image = next(e for e in summary["evaluations"] if (e["unit"], e["subset"]) == ("image", "all"))
+    assert image["over_seeds"]["samples"] == open_beton(two_folds).manifest.samples
+    assert image["over_seeds"]["accuracy"]["mean"] == pytest.approx(pooled_accuracy(two_folds, folder))
+    assert "Runs that are not finished" not in (folder / "summary.md").read_text()
+
+
+@pytest.fixture
+def finished(two_folds: Path, place: Path) -> Path:
+    """The folder of an experiment whose two folds are finished, without the training."""
+    folder = place / "experiment"
+    config = shared_config(small_config(two_folds, place))
+    sha256 = open_beton(two_folds).manifest.sha256
+    one = Experiment(folder, config, sha256, [Cell(0, 0), Cell(1, 0)])
+    for cell in one.cells:
+        run = RunFolder(one.run_dir(cell))
+        run.path.mkdir(parents=True)
+        run.set_status("finished")
+        run.results.write_text("{}")
+    one.write()
+    return folder
+
+
+def arguments_of(beton: Path, folder: Path, *arguments: str) -> list[str]:
+    local = ("--cluster", "local", "--cpu", "1")
+    return command("kfold", beton, folder, *local, *arguments)[1:]
+
+
+def test_what_a_finished_experiment_does_not_let_happen(
+    finished: Path, two_folds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.stat().st_mtime_ns for file in finished.rglob("*")}
+    assert launcher.main(arguments_of(two_folds, finished, "train.lr=0.5")) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "holds the experiment of another config (train.lr: 0.02 -> 0.5)" in error
+    with claim(finished):
+        assert launcher.main(arguments_of(two_folds, finished, "--retry")) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == (
+        f"ferdist: {finished}: another launcher is at work on this experiment: wait for it, or choose --out\n"
+    )
+    (finished / ".lock").unlink()
+    assert {file: file.stat().st_mtime_ns for file in before if file != finished} == {
+        file: time for file, time in before.items() if file != finished
+    }
+
+
+def test_a_dry_run_shows_what_is_left_to_submit(
+    finished: Path, two_folds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launcher.main(arguments_of(two_folds, finished, "--seeds", "2", "--dry-run")) == 0
+    assert "#SBATCH --array=0-1%" in capsys.readouterr().out, "the two folds of the second seed"
+    assert launcher.main(arguments_of(two_folds, finished, "--retry", "--dry-run")) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "ferdist: there is nothing to submit\n")
+    (finished / "fold-01-seed-0" / "results.json").unlink()
+    assert launcher.main(arguments_of(two_folds, finished, "--dry-run")) == 0
+    script = capsys.readouterr().out
+    assert "--array" not in script
+    assert f"--job-name=ferdist-{finished.name}" in script
+    assert not (finished / "jobs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("data.fold=1",), "data.fold=1: the launcher sets this key itself: every fold"),
+        (("run_dir=x",), "run_dir=x: the launcher sets this key itself: give --out"),
+        (("data.path=''",), "data.path is not set"),
+        (("data.path=none.beton",), "none.beton: there is no such file"),
+        (("train.epoch=3",), "did you mean train.epochs?"),
+    ],
+)
+def test_what_cannot_be_launched_is_told_in_a_line(
+    two_folds: Path, place: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], reason: str
+) -> None:
+    config = str(ROOT / "configs" / "base.yaml")
+    options = ("--out", str(place / "x"), "--cluster", "local")
+    assert launcher.main([config, *options, f"data.path={two_folds}", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+    assert not (place / "x").exists()
+
+
+def test_where_an_experiment_goes_by_default() -> None:
+    config = ROOT / "configs" / "ckplus" / "resnet18_cbam.yaml"
+    assert experiment.default_folder(config, "kfold") == Path("runs/ckplus/resnet18_cbam-kfold")
+
+
+def test_a_run_differs_from_the_experiment_in_fold_seed_and_folder(two_folds: Path, place: Path) -> None:
+    config = small_config(two_folds, place)
+    one = Experiment(place / "x", config, "0" * 64, [Cell(1, 7), Cell(0, 7)])
+    assert [cell.name for cell in one.cells] == ["fold-00-seed-7", "fold-01-seed-7"]
+    run = one.run_config(Cell(1, 7))
+    assert (run.data.fold, run.seed, run.run_dir) == (1, 7, str(place / "x" / "fold-01-seed-7"))
+    assert run.train == config.train
+
+
+def test_a_broken_experiment_file_is_told(two_folds: Path, place: Path) -> None:
+    (place / "x").mkdir()
+    (place / "x" / "experiment.json").write_text('{"schema": 1')
+    from ferdist.errors import RunError
+
+    with pytest.raises(RunError, match="not an experiment that can be read"):
+        Experiment(place / "x", small_config(two_folds, place), "0" * 64, [])
+
+
+def test_a_debugged_fold_runs_in_the_launcher(two_folds: Path, place: Path) -> None:
+    """In a process of its own here: a training changes settings of the whole process."""
+    from tests.conftest import start
+
+    options = ("--cluster", "debug", "train.epochs=1")
+    done = start(*command("train", two_folds, place / "x", *options, "data.fold=0"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(place / "x" / "seed-0")
+    assert status_of(place / "x" / "seed-0")["state"] == "finished"

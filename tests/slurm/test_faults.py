@@ -1,0 +1,185 @@
+"""What may happen to a launcher's job on a real SLURM: it comes back to the same end, or says why not.
+
+The jobs have two ranks and write a checkpoint only when a signal asks for one, unless stated.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.faults.processes import finish, newest_step, small_config, status_of, unequal
+from tests.slurm.conftest import OVERRIDES
+from tests.slurm.jobs import ask, sbatch
+from tests.slurm.launchers import Launcher, ended, has_begun, kill_ranks, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+Unbroken = Callable[[int], Path]
+DEATH_SECONDS = 60.0
+
+
+@pytest.fixture
+def train(faces: Path, place: Path) -> Launcher:
+    """The launcher of one job with two ranks."""
+    return Launcher("train", faces, place / "x", "--cpu", "2")
+
+
+@pytest.fixture
+def run(train: Launcher) -> Path:
+    """The folder of its run."""
+    return train.folder / "seed-0"
+
+
+def comes_back(train: Launcher, run: Path, stop: Callable[[], object], *arguments: str) -> list[str]:
+    """Stop a job amid its training: it must come back by itself and go on from a checkpoint; its turns."""
+    launcher = train.begin("--wait", *arguments)
+    wait_for(lambda: has_begun(run))
+    stop()
+    wait_for(lambda: status_of(run).get("state") == "preempted")
+    step = newest_step(run)
+    before = (run / "metrics.jsonl").read_text()
+    assert 0 < step < status_of(run)["total_steps"], "it was to be stopped amid the training"
+    launched = ended(launcher)
+    assert launched.code == 0, launched.errors
+    assert (run / "metrics.jsonl").read_text().startswith(before), "it did not go on from the checkpoint"
+    turns = train.job("seed-0").turns()
+    assert len(turns) == 2
+    assert turns[1] == "COMPLETED"
+    return turns
+
+
+def test_sigusr2_brings_it_back(train: Launcher, run: Path, unbroken: Unbroken) -> None:
+    turns = comes_back(train, run, lambda: train.job("seed-0").signal("USR2"))
+    assert turns[0] == "REQUEUED"
+    assert unequal(unbroken(2), run) == []
+
+
+def test_a_preemption_brings_it_back(train: Launcher, run: Path, unbroken: Unbroken, place: Path) -> None:
+    script = place / "urgent.sh"
+    script.write_text("#!/bin/sh\nsleep 1\n")
+    options = ("--partition=urgent", "--nodes=2", "--exclusive")
+    comes_back(train, run, lambda: sbatch(script, folder=place / "urgent", options=options))
+    assert unequal(unbroken(2), run) == []
+
+
+def test_a_requeue_by_hand_loses_nothing_if_there_is_time_for_a_checkpoint(
+    train: Launcher, run: Path, unbroken: Unbroken
+) -> None:
+    comes_back(train, run, lambda: ask("scontrol", "requeue", train.job("seed-0").id))
+    assert unequal(unbroken(2), run) == []
+
+
+def test_a_requeue_without_time_loses_no_more_than_the_interval(
+    train: Launcher, run: Path, unbroken: Unbroken
+) -> None:
+    """Ranks that are killed before they can write: the checkpoint of each tenth step counts."""
+    every = "train.checkpoint_steps=10"
+    launcher = train.begin("--wait", every)
+    wait_for(lambda: newest_step(run) >= 10)
+    job = train.job("seed-0")
+    kill_ranks(job, 0, 1)
+    ask("scontrol", "requeue", job.id)
+    launched = ended(launcher)
+    if launched.code:  # the job had ended before it could be requeued
+        launched = train("--wait", "--retry", every)
+    assert launched.code == 0, launched.errors
+    assert unequal(unbroken(2), run) == []
+
+
+@pytest.mark.timeout(1800)
+def test_a_time_limit_brings_it_back(train: Launcher, run: Path, faces: Path, place: Path) -> None:
+    """SLURM looks at limits about every half minute, so the signal comes 15 to 75 seconds after the start."""
+    epochs = "train.epochs=400"
+    whole = small_config(faces, place / "whole", *OVERRIDES, epochs, "train.evaluate_every=100")
+    limit = ("--time", "2", "--sbatch", "signal=USR2@75", epochs, "train.evaluate_every=100")
+    launcher = train.begin("--wait", *limit)
+    wait_for(lambda: has_begun(run))
+    wait_for(lambda: status_of(run).get("state") == "preempted", 120)
+    launched = ended(launcher)
+    assert launched.code == 0, launched.errors
+    turns = train.job("seed-0").turns()
+    assert len(turns) >= 2
+    assert (set(turns[:-1]), turns[-1]) == ({"REQUEUED"}, "COMPLETED"), turns
+    finish(whole, 2)
+    assert unequal(place / "whole", run) == []
+
+
+def test_a_killed_rank_ends_the_job_and_retry_goes_on(train: Launcher, run: Path, unbroken: Unbroken) -> None:
+    every = "train.checkpoint_steps=10"
+    launcher = train.begin("--wait", every)
+    wait_for(lambda: newest_step(run) >= 10)
+    killed = time.monotonic()
+    kill_ranks(train.job("seed-0"), 1)
+    assert train.job("seed-0").end(within=DEATH_SECONDS) == ["FAILED"]
+    assert time.monotonic() - killed < DEATH_SECONDS
+    launched = ended(launcher)
+    assert launched.code == 1
+    assert "ferdist: 1 of 1 runs failed" in launched.errors
+    retried = train("--retry", "--wait", every)
+    assert retried.code == 0, retried.errors
+    assert unequal(unbroken(2), run) == []
+
+
+def test_a_cancelled_job_stays_away_until_it_is_retried(
+    train: Launcher, run: Path, unbroken: Unbroken
+) -> None:
+    launcher = train.begin("--wait")
+    wait_for(lambda: has_begun(run))
+    ask("scancel", train.job("seed-0").id)
+    launched = ended(launcher)
+    assert launched.code == 1
+    assert "stopped by a signal at step" in launched.errors
+    assert train.job("seed-0").turns() == ["CANCELLED"]
+    assert newest_step(run) > 0
+    assert train("--retry", "--wait").code == 0
+    assert unequal(unbroken(2), run) == []
+
+
+def test_the_controller_crashes_while_it_trains(
+    train: Launcher, run: Path, unbroken: Unbroken, cluster: Path
+) -> None:
+    launcher = train.begin("--wait")
+    wait_for(lambda: has_begun(run))
+    for action in ("kill-controller", "start-controller"):
+        command = [sys.executable, str(ROOT / "slurm" / "onehost.py"), action, str(cluster)]
+        subprocess.run(command, check=True, timeout=120)
+        if action == "kill-controller":
+            time.sleep(2)
+    launched = ended(launcher)
+    assert launched.code == 0, launched.errors
+    assert train.attempts() == {"seed-0": 1}
+    assert train.job("seed-0").turns() == ["COMPLETED"]
+    assert unequal(unbroken(2), run) == []
+
+
+@pytest.fixture
+def small_disk(run: Path) -> Iterator[Path]:
+    """A file system of 600 MB in the place of the run's folder."""
+    run.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", str(run)], check=True)
+    yield run
+    subprocess.run(["umount", "--lazy", str(run)], check=True)
+
+
+def test_a_full_disk_is_told_and_retry_goes_on(train: Launcher, small_disk: Path, unbroken: Unbroken) -> None:
+    every = ("train.checkpoint_steps=5", "train.keep_checkpoints=2")
+    launcher = train.begin("--wait", *every)
+    wait_for(lambda: newest_step(small_disk) >= 5)
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(1 << 20))
+    launched = ended(launcher)
+    assert launched.code == 1
+    assert "cannot be written" in launched.errors
+    filler.unlink()
+    retried = train("--retry", "--wait", *every)
+    assert retried.code == 0, retried.errors
+    assert unequal(unbroken(2), small_disk) == []
