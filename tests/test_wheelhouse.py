@@ -1,4 +1,4 @@
-"""`make wheelhouse`: the wheels that it makes itself need nothing of the system, and a failure leaves no half."""
+"""`make wheelhouse`: the wheels that it builds need nothing of the system, and a failure leaves no half."""
 
 from __future__ import annotations
 

@@ -82,6 +82,6 @@ def _copy_file(origin: Path, copy: Path, digest: str) -> None:
         shutil.copyfile(origin, temporary)
         if sha256(temporary) != digest:
             raise DataError(
-                f"{origin}: damaged, or its copy in {copy.parent} is: the copy's sha256 is not the manifest's; "
+                f"{origin}: this, or its copy in {copy.parent}, is damaged: the copy's sha256 is wrong: "
                 "look with `ferdist inspect`"
             )

@@ -21,7 +21,10 @@ STAGE = (
     "import sys; from pathlib import Path; from ferdist.beton import stage_beton; "
     "print(stage_beton(Path(sys.argv[1]), sys.argv[2]).stat().st_ino)"
 )
-HOLD = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(); time.sleep(99)"
+HOLD = (
+    "import fcntl, sys, time; lock = open(sys.argv[1], 'a'); fcntl.flock(lock, fcntl.LOCK_EX); "
+    "print(); time.sleep(99)"
+)
 
 
 @pytest.fixture
@@ -96,7 +99,7 @@ def test_a_damaged_beton_is_not_kept(faces: Make, write: Write, disk: Path) -> N
     content = path.read_bytes()
     position = content.index(faces().images[5].tobytes())
     path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
-    with pytest.raises(DataError, match="damaged, or its copy in .* is") as error:
+    with pytest.raises(DataError, match=r"this, or its copy in .*, is damaged") as error:
         stage_beton(path, str(disk))
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -105,7 +108,7 @@ def test_a_damaged_beton_is_not_kept(faces: Make, write: Write, disk: Path) -> N
 
 def test_what_is_missing_is_named(faces: Make, write: Write, disk: Path, tmp_path: Path) -> None:
     path = write(faces())
-    with pytest.raises(DataError, match="no: data.stage is no folder on .*: make it, or name another"):
+    with pytest.raises(DataError, match=r"no: data.stage is no folder on .*: make it, or name another"):
         stage_beton(path, str(disk / "no"))
     with pytest.raises(
         ConfigError, match=r"data.stage is '\$NO_SUCH_VARIABLE/x': a variable in it is not set"
@@ -115,7 +118,7 @@ def test_what_is_missing_is_named(faces: Make, write: Write, disk: Path, tmp_pat
         stage_beton(tmp_path / "none.beton", str(disk))
     (disk / "file").write_text("")
     staged_path(path, str(disk)).parent.write_text("")
-    with pytest.raises(DataError, match="data.stage cannot make this copy on .*: File exists"):
+    with pytest.raises(DataError, match=r"data.stage cannot make this copy on .*: File exists"):
         stage_beton(path, str(disk))
 
 
