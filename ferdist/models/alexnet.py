@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models import AlexNet
 
 from ferdist.errors import ConfigError
-from ferdist.models.init import start_convolutions
+from ferdist.models.init import start_for_relu
 from ferdist.models.registry import ModelConfig, Task, register
 
 _SMALLEST_IMAGENET = 63
@@ -31,7 +31,8 @@ def alexnet(config: ModelConfig, task: Task) -> nn.Module:
     else:
         stride = 2 if config.stem == "stride2" else 1
         first = nn.Conv2d(task.channels, 64, kernel_size=5, stride=stride, padding=2)
-    network: nn.Module = AlexNet(num_classes=task.classes, dropout=config.dropout)
-    network.features[0] = first  # type: ignore[operator, index]
-    start_convolutions(network)
+    torchvisions = AlexNet(num_classes=task.classes, dropout=config.dropout)
+    torchvisions.features[0] = first
+    network: nn.Module = torchvisions
+    start_for_relu(network)
     return network

@@ -1,7 +1,7 @@
 """APRNET50, a ResNet-50 with pyramid attention: a reconstruction.
 
-Known of it: ResNet-50 whose 3x3 convolutions are a pyramid of kernel sizes with attention. Its layer table is not
-public. Chosen: EPSANet-50 (Zhang et al., ACCV 2022), the closest public definition, in its "small" form.
+Known of it: a ResNet-50 whose 3x3 convolutions are a pyramid of kernel sizes with attention. Its layer table
+is not public. Chosen: the closest public definition, EPSANet-50 (Zhang et al., ACCV 2022).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PyramidAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H / stride, W / stride)."""
         scales = torch.cat([conv(x) for conv in self.convs], dim=1)
-        means = scales.mean((2, 3)).unflatten(1, (len(_KERNELS), -1))
+        means = scales.mean((2, 3)).view(len(x), len(_KERNELS), -1)
         gates = torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
         weights = gates.softmax(dim=1).flatten(1)
         return scales * weights[:, :, None, None]

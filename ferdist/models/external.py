@@ -39,9 +39,10 @@ def import_module(module: str, name: str) -> None:
     except FerdistError:
         raise
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module}.".startswith(f"{missing}."):
             raise ConfigError(
-                f"model.name is {name!r}, but there is no module {error.name!r}: "
+                f"model.name is {name!r}, but there is no module {missing!r}: "
                 f"start in the folder that holds it (this is {here}) or set PYTHONPATH"
             ) from None
         raise ConfigError(f"model.name is {name!r}: importing {module!r} fails: {_line(error)}") from error

@@ -1,9 +1,9 @@
 """The CNNs of a study of kernel sizes (Agrawal and Mittal, The Visual Computer 36, 2020): a reconstruction.
 
-Known of them: kernel size 8, the two models that the study proposes, each fully convolutional, 65 % on FER2013.
-Their layer tables are not public. Chosen: the layers (a convolution, then one with stride 2 in a pool's
-place), three of these pairs, the numbers of filters, batch norm, and a last convolution whose mean over the
-pixels gives the logits.
+Known of them: the study tries kernel sizes and numbers of filters on FER2013 and proposes two models, fully
+convolutional with kernel size 8, that reach 65 %. Their layer tables are not public. Chosen: three pairs of
+layers, the second with stride 2 in a pool's place; the numbers of filters; batch norm; a last convolution
+whose mean over the pixels gives the logits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from ferdist.models.init import start_convolutions
+from ferdist.models.init import start_for_relu
 from ferdist.models.registry import ModelConfig, Task, register
 
 _KERNEL: Final = 8
@@ -53,7 +53,7 @@ class KernelCNN(nn.Module):
 
 def _build(filters: Sequence[int], config: ModelConfig, task: Task) -> nn.Module:
     network = KernelCNN(task.channels, filters, task.classes, config.dropout)
-    start_convolutions(network)
+    start_for_relu(network, network.classifier)
     return network
 
 

@@ -2,7 +2,8 @@
 
 Known from its abstract: an Inception structure for several scales, efficient channel attention (ECA), and
 depthwise-separable convolutions. Its layer table is not public. Chosen: the layers and widths of GoogLeNet
-(Szegedy et al., CVPR 2015), each convolution larger than 1x1 made separable, an ECA after each Inception block.
+(Szegedy et al., CVPR 2015); each convolution larger than 1x1 is separable, but for the first; an ECA follows
+each Inception block.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception, InceptionAux
 
-from ferdist.models.init import start_convolutions
+from ferdist.models.init import start_for_relu
 from ferdist.models.registry import ModelConfig, Task, register
 
 
@@ -82,5 +83,5 @@ def mianet(config: ModelConfig, task: Task) -> nn.Module:
         stride = 2 if config.stem == "stride2" else 1
         network.conv1 = BasicConv2d(task.channels, 64, kernel_size=3, stride=stride, padding=1)
         network.maxpool1 = nn.Identity()
-    start_convolutions(network)
+    start_for_relu(network)
     return network

@@ -97,7 +97,7 @@ def _fit(network: nn.Module, weights: dict[str, Tensor], source: str, *, require
 
 
 def _classifier(network: nn.Module) -> str:
-    """Name of the classifier, the last linear layer (the last convolution where there is none), with a dot."""
+    """Name of the last linear layer, or else convolution, which is the classifier, with a dot."""
     for kind in (nn.Linear, nn.Conv2d):
         names: list[str] = [name for name, layer in network.named_modules() if isinstance(layer, kind)]
         if names:

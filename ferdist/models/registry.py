@@ -137,7 +137,7 @@ def build_model(config: ModelConfig, task: Task) -> nn.Module:
 
 
 def check_resolution(model: nn.Module, config: ModelConfig, task: Task, shares: Iterable[float]) -> None:
-    """Look whether a network takes the images of ``train.resolution``, the task's at ``shares`` of their side.
+    """Look whether a network takes ``train.resolution``: the task's images at ``shares`` of their side.
 
     Raises:
         ConfigError: if it does not.

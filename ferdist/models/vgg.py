@@ -7,7 +7,7 @@ from collections import OrderedDict
 from torch import nn
 from torchvision.models import vgg
 
-from ferdist.models.init import start_convolutions
+from ferdist.models.init import start_for_relu
 from ferdist.models.registry import ModelConfig, Task, register
 
 
@@ -21,13 +21,14 @@ def vgg16(config: ModelConfig, task: Task) -> nn.Module:
     """
     features = vgg.make_layers(vgg.cfgs["D"], batch_norm=True)
     features[0] = nn.Conv2d(task.channels, 64, kernel_size=3, padding=1)
+    classifier = nn.Linear(512, task.classes)
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         features=features,
         pool=nn.AdaptiveAvgPool2d(1),
         flatten=nn.Flatten(),
         dropout=nn.Dropout(config.dropout),
-        classifier=nn.Linear(512, task.classes),
+        classifier=classifier,
     )
     network = nn.Sequential(layers)
-    start_convolutions(network)
+    start_for_relu(network, classifier)
     return network

@@ -12,12 +12,21 @@ import torch
 from ferdist.config import Config
 from ferdist.errors import ConfigError
 from ferdist.evaluation.model import load_trained
-from ferdist.models import ModelConfig, Task, build_model, check_resolution, is_reconstruction, model_names, register, registry
+from ferdist.models import (
+    ModelConfig,
+    Task,
+    build_model,
+    check_resolution,
+    is_reconstruction,
+    model_names,
+    register,
+    registry,
+)
 from ferdist.training.run import run
 
 GRAY = Task(1, 48, 48, 7)
 
-SOURCE = '''
+SOURCE = """
 import torch
 from torch import nn
 from ferdist.models import ModelConfig, Task, register
@@ -38,7 +47,7 @@ def features(config, task):
 @register("strict")
 def strict(config, task):
     return nn.Linear(3, task.classes)
-'''
+"""
 
 
 @pytest.fixture
@@ -103,7 +112,7 @@ def test_what_is_wrong_is_said_in_one_line(module: Callable[..., str], name: str
 
 def test_a_module_that_cannot_be_imported_is_named_with_its_error(module: Callable[..., str]) -> None:
     module("import no_such_library\n", "needy")
-    with pytest.raises(ConfigError, match="importing 'needy' fails: ModuleNotFoundError: .*no_such_library"):
+    with pytest.raises(ConfigError, match=r"importing 'needy' fails: ModuleNotFoundError: .*no_such_library"):
         build("needy:net")
     module("def net(:\n", "broken")
     with pytest.raises(ConfigError, match="importing 'broken' fails: SyntaxError"):
@@ -155,7 +164,7 @@ def test_timms_networks_take_the_tasks_images(name: str) -> None:
 def test_a_network_of_one_size_is_refused_with_a_resolution_schedule() -> None:
     pytest.importorskip("timm")
     name = "timm:vit_tiny_patch16_224"
-    with pytest.raises(ConfigError, match=r"train.resolution has a share of 0.5 .*fails on images \(2, 1, 24"):
+    with pytest.raises(ConfigError, match=r"resolution has a share of 0.5 .*fails on images \(2, 1, 24"):
         check_resolution(build(name), ModelConfig(name=name), GRAY, [0.5])
 
 
@@ -171,7 +180,9 @@ def test_what_timm_does_not_have_or_cannot_do_is_said_in_one_line(monkeypatch: p
         build("timm:resnet18x")
     with pytest.raises(ConfigError, match="timm cannot build it: RuntimeError: Invalid pretrained tag"):
         build("timm:resnet18.no_such_tag")
-    with pytest.raises(ConfigError, match=r"'timm:inception_v4': it fails on images \(2, 1, 48, 48\)") as caught:
+    with pytest.raises(
+        ConfigError, match=r"'timm:inception_v4': it fails on images \(2, 1, 48, 48\)"
+    ) as caught:
         build("timm:inception_v4")
     assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "timm", None)

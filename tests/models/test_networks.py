@@ -68,7 +68,7 @@ def test_parameters_and_multiply_adds(name: str) -> None:
     assert network.training
 
 
-@pytest.mark.parametrize(("name", "stem", "task", "parameters"), PUBLISHED, ids=lambda value: str(value))
+@pytest.mark.parametrize(("name", "stem", "task", "parameters"), PUBLISHED, ids=str)
 def test_published_parameter_counts(name: str, stem: str, task: Task, parameters: int) -> None:
     assert parameter_count(build(name, task, stem=stem)) == parameters
 
@@ -170,7 +170,10 @@ def test_a_compiled_network_is_the_same_function(name: str) -> None:
     images = torch.randn(2, 1, 48, 48)
     with torch.no_grad():
         torch.testing.assert_close(
-            torch.compile(network, fullgraph=True, dynamic=False)(images), network(images), rtol=1e-3, atol=1e-4
+            torch.compile(network, fullgraph=True, dynamic=False)(images),
+            network(images),
+            rtol=1e-3,
+            atol=1e-4,
         )
 
 
@@ -188,7 +191,7 @@ def test_an_image_that_is_too_small_is_refused_with_the_limit() -> None:
 def test_a_resolution_that_is_too_small_is_refused_with_the_limit() -> None:
     network, config = build("vgg16"), ModelConfig(name="vgg16")
     check_resolution(network, config, GRAY, [1.0, 0.667])
-    with pytest.raises(ConfigError, match="train.resolution has a share of 0.5 .* 32x32 pixels .* not 24x24"):
+    with pytest.raises(ConfigError, match=r"resolution has a share of 0.5 .* 32x32 pixels .* not 24x24"):
         check_resolution(network, config, GRAY, [1.0, 0.5])
 
 
