@@ -61,8 +61,8 @@ class PyramidBottleneck(Bottleneck):  # type: ignore[misc]
 def aprnet50(config: ModelConfig, task: Task) -> nn.Module:
     """EPSANet-50 with the stem that ``model.stem`` asks for.
 
-    Each block starts as the identity (Goyal et al., 2017, section 5.1), without which the sum of sixteen
-    blocks is so large that the first steps at a learning rate of 0.1 raise the loss.
+    Each block starts as the identity (Goyal et al., 2017, section 5.1), which keeps the sum of sixteen blocks
+    small at the start, and with it the first losses.
     """
     network = ResNet(PyramidBottleneck, [3, 4, 6, 3], num_classes=task.classes, zero_init_residual=True)
     return fit(network, config, task)
