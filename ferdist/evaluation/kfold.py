@@ -47,6 +47,7 @@ class FoldRun:
             "data": beton.manifest.name,
             "split": "val",
             "fold": self.fold,
+            "inner_fold": None,
             "tta": tta,
             "occlusion": None,
             "checkpoint": default_checkpoint(self.config),
@@ -121,6 +122,8 @@ def _read(runs: Sequence[Path], beton: Beton) -> list[FoldRun]:
         fold = config.data.fold
         if fold is None:
             raise RunError(f"{path}: this run holds no fold out: train it with data.fold=0 and so on")
+        if config.data.inner_fold is not None:
+            raise RunError(f"{path}: this run was scored on an inner fold: it has no prediction for fold {fold}")
         if folder.stored_environment().get("beton_sha256") != beton.manifest.sha256:
             raise RunError(f"{path}: this run was trained on other data than {beton.path}")
         run = FoldRun(folder, config, fold, config.seed)

@@ -62,6 +62,8 @@ def count(number: int, noun: str = "") -> str:
 
 def place(evaluation: Evaluation) -> str:
     """Where an evaluation was made: the split, and the fold that was held out."""
+    if evaluation.inner_fold is not None:
+        return f"{evaluation.split}, inner fold {evaluation.inner_fold} without fold {evaluation.fold}"
     return evaluation.split if evaluation.fold is None else f"{evaluation.split}, fold {evaluation.fold}"
 
 

@@ -153,11 +153,11 @@ class _Job:
 
     def __init__(self, config: Config, beton: Beton, world: World, folder: RunFolder) -> None:
         self.config, self.beton, self.world, self.folder = config, beton, world, folder
-        fold = config.data.fold
+        folds = config.data.fold, config.data.inner_fold
         self.labels = labels_of(beton, config.data.labels)
-        self.train_indices = self.labels.learnable(beton.indices("train", fold))
-        self.val_indices = self.labels.scorable(beton.indices("val", fold))
-        mean, std = beton.normalisation(fold)
+        self.train_indices = self.labels.learnable(beton.indices("train", *folds))
+        self.val_indices = self.labels.scorable(beton.indices("val", *folds))
+        mean, std = beton.normalisation(*folds)
         image, classes = beton.manifest.image, self.labels.classes
         self.task = Task(image["channels"], image["height"], image["width"], len(classes))
         self.card = ModelCard(config, self.task, classes, tuple(mean), tuple(std), beton.manifest.sha256)
