@@ -15,13 +15,15 @@ from pathlib import Path
 
 from ferdist.beton import Beton
 from ferdist.errors import DataError
-from ferdist.evaluation.kfold import shared_config, summarise
+from ferdist.evaluation.kfold import summarise
+from ferdist.evaluation.pool import shared_config
 from ferdist.files import write_json, write_text
 from ferdist.reporting.kfold import kfold_markdown
 from launch.executor import read_options
 from launch.experiment import (
     Cell,
     Experiment,
+    Part,
     Standing,
     carry_out,
     claim,
@@ -48,18 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _launch(arguments: argparse.Namespace) -> int:
     options = read_options(arguments)
-    config, beton = read_config(arguments, _OWN_KEYS)
+    config, beton = read_config(arguments.config, arguments.overrides, _OWN_KEYS)
     if not beton.manifest.folds:
         raise DataError(f"{beton.path}: it has no folds: prepare the data with --folds")
     folder = arguments.out or default_folder(arguments.config, "kfold")
     seeds = range(config.seed, config.seed + arguments.seeds)
     cells = [Cell(int(fold), seed) for fold in beton.manifest.folds for seed in seeds]
-    shared = shared_config(config), beton.manifest.sha256
+    parts = {"": Part(shared_config(config), beton.manifest.sha256)}
     if arguments.dry_run:
-        print_script(Experiment(folder, *shared, cells), options, retry=arguments.retry)
+        print_script(Experiment(folder, parts, cells), options, retry=arguments.retry)
         return 0
     with claim(folder):
-        experiment = Experiment(folder, *shared, cells)
+        experiment = Experiment(folder, parts, cells)
         standings = carry_out(experiment, options, retry=arguments.retry, wait=arguments.wait)
         print(write_summary(experiment, beton, standings))
     return int(count_failed(standings) > 0)

@@ -15,6 +15,7 @@ from launch.executor import read_options
 from launch.experiment import (
     Cell,
     Experiment,
+    Part,
     carry_out,
     claim,
     count_failed,
@@ -40,15 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _launch(arguments: argparse.Namespace) -> int:
     options = read_options(arguments)
-    config, beton = read_config(arguments, _OWN_KEYS)
+    config, beton = read_config(arguments.config, arguments.overrides, _OWN_KEYS)
     folder = arguments.out or default_folder(arguments.config, "seeds")
     cells = [Cell(None, seed) for seed in range(config.seed, config.seed + arguments.seeds)]
-    shared = replace(config, seed=0, run_dir=""), beton.manifest.sha256
+    parts = {"": Part(replace(config, seed=0, run_dir=""), beton.manifest.sha256)}
     if arguments.dry_run:
-        print_script(Experiment(folder, *shared, cells), options, retry=arguments.retry)
+        print_script(Experiment(folder, parts, cells), options, retry=arguments.retry)
         return 0
     with claim(folder):
-        experiment = Experiment(folder, *shared, cells)
+        experiment = Experiment(folder, parts, cells)
         standings = carry_out(experiment, options, retry=arguments.retry, wait=arguments.wait)
     for standing in standings:
         print(experiment.run_dir(standing.cell))

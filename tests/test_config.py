@@ -77,7 +77,7 @@ def test_no_epoch_is_picked_on_a_fold_that_is_scored() -> None:
     assert "\n" not in str(caught.value)
     chosen = load_config(base, ["data.fold=0", "data.inner_fold=1", "train.select=best"])
     assert chosen.run_dir == "runs/configs/base-fold0-inner1"
-    with pytest.raises(ConfigError, match="data.inner_fold is 1 and data.fold is 1"):
+    with pytest.raises(ConfigError, match=r"data\.inner_fold is 1 and data.fold is 1"):
         load_config(base, ["data.fold=1", "data.inner_fold=1"])
 
 

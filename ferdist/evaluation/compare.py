@@ -159,9 +159,7 @@ def mcnemar(first: Predictions, second: Predictions) -> McNemar:
         RunError: if they are of different data or samples.
     """
     _check_same(first.beton_sha256, first.index, second.beton_sha256, second.index)
-    right: list[npt.NDArray[np.bool_]] = [
-        p.probabilities.argmax(axis=1) == p.label for p in (first, second)
-    ]
+    right: list[npt.NDArray[np.bool_]] = [p.probabilities.argmax(axis=1) == p.label for p in (first, second)]
     only_first, only_second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     discordant = only_first + only_second
     p = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0

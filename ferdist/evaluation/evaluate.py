@@ -156,12 +156,11 @@ def entries_of(
     that have a copy in the parts that it may have learned from; per image and, where there are sequences, per
     sequence. Covered images are scored with all samples, per image.
     """
-    subject = beton.subject[predictions.index]
-    cluster = subject if (subject >= 0).all() else beton.copy_group[predictions.index]
+    cluster = cluster_of(beton, predictions.index)
     sequence = beton.sequence[predictions.index]
     if key["occlusion"] is not None:
         return [_entry(predictions, cluster, key, "all", "image")]
-    subsets = {"all": np.ones(len(subject), dtype=bool)}
+    subsets = {"all": np.ones(len(cluster), dtype=bool)}
     if own_data and key["split"] != "train":
         part = key["split"], key["fold"], key["inner_fold"]
         subsets["no_copies"] = ~has_copy(beton, predictions.index, *part)
@@ -185,6 +184,13 @@ def has_copy(
     if split == "test" and (beton.split == 1).any():
         learned.append(beton.indices("val", fold))
     return np.isin(beton.copy_group[index], beton.copy_group[np.concatenate(learned)])
+
+
+def cluster_of(beton: Beton, index: Integers) -> Integers:
+    """What intervals and tests take together, int64 (N,): subjects or, where some are unknown, copies."""
+    subject = beton.subject[index]
+    cluster: Integers = subject if (subject >= 0).all() else beton.copy_group[index]
+    return cluster
 
 
 def check_fit(card: ModelCard, beton: Beton, labels: Labels) -> None:

@@ -137,7 +137,7 @@ def test_the_interval_is_the_bootstrap_of_the_difference() -> None:
 
 def test_different_data_and_different_samples_are_refused_in_a_line() -> None:
     right = [True, False, True]
-    with pytest.raises(RunError, match="different data .* aaaaaaaaaaaa and bbbbbbbbbbbb") as refused:
+    with pytest.raises(RunError, match=r"different data .* aaaaaaaaaaaa and bbbbbbbbbbbb") as refused:
         count_hits([predictions(right), predictions(right, sha256="b" * 64)])
     assert "\n" not in str(refused.value)
     one, moved = count_hits([predictions(right)]), count_hits([predictions(right, first=1)])

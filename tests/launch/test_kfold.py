@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from ferdist.beton import open_beton
-from ferdist.evaluation.kfold import shared_config
 from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.pool import shared_config
 from ferdist.training.folder import RunFolder
 from launch import experiment
 from launch import kfold as launcher
-from launch.experiment import Cell, Experiment, claim
+from launch.experiment import Cell, Experiment, Part, claim
 from tests.conftest import ROOT
 from tests.faults.processes import small_config, status_of
 from tests.launch.conftest import Launch, command
@@ -94,7 +94,7 @@ def finished(two_folds: Path, place: Path) -> Path:
     folder = place / "experiment"
     config = shared_config(small_config(two_folds, place))
     sha256 = open_beton(two_folds).manifest.sha256
-    one = Experiment(folder, config, sha256, [Cell(0, 0), Cell(1, 0)])
+    one = Experiment(folder, {"": Part(config, sha256)}, [Cell(0, 0), Cell(1, 0)])
     for cell in one.cells:
         run = RunFolder(one.run_dir(cell))
         run.path.mkdir(parents=True)
@@ -175,7 +175,7 @@ def test_where_an_experiment_goes_by_default() -> None:
 
 def test_a_run_differs_from_the_experiment_in_fold_seed_and_folder(two_folds: Path, place: Path) -> None:
     config = small_config(two_folds, place)
-    one = Experiment(place / "x", config, "0" * 64, [Cell(1, 7), Cell(0, 7)])
+    one = Experiment(place / "x", {"": Part(config, "0" * 64)}, [Cell(1, 7), Cell(0, 7)])
     assert [cell.name for cell in one.cells] == ["fold-00-seed-7", "fold-01-seed-7"]
     run = one.run_config(Cell(1, 7))
     assert (run.data.fold, run.seed, run.run_dir) == (1, 7, str(place / "x" / "fold-01-seed-7"))
@@ -188,7 +188,7 @@ def test_a_broken_experiment_file_is_told(two_folds: Path, place: Path) -> None:
     from ferdist.errors import RunError
 
     with pytest.raises(RunError, match="not an experiment that can be read"):
-        Experiment(place / "x", small_config(two_folds, place), "0" * 64, [])
+        Experiment(place / "x", {"": Part(small_config(two_folds, place), "0" * 64)}, [])
 
 
 def test_a_debugged_fold_runs_in_the_launcher(two_folds: Path, place: Path) -> None:
