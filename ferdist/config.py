@@ -50,8 +50,8 @@ class DataConfig:
     Attributes:
         path: the beton file.
         fold: the fold that is held out as val, or nothing where the data's own splits are used.
-        inner_fold: a second fold, held out as val in place of ``fold``, which nothing reads then: for choosing
-            settings without the fold that will be scored (docs/protocol.md).
+        inner_fold: a second fold, held out as val in place of ``fold``, which nothing reads then: for
+            choosing settings without the fold that will be scored (docs/protocol.md).
         batch_size: samples in a step, over all ranks and micro-batches together.
         workers: loader threads per rank.
         timeout: seconds after which a loader that gives nothing is an error.

@@ -182,7 +182,7 @@ class Experiment:
         config = self.parts[cell.part].config
         data = replace(config.data, path=str(Path(config.data.path).absolute()))
         if cell.fold is not None:
-            data = replace(data, fold=cell.fold)
+            data = replace(data, **{"fold" if data.fold is None else "inner_fold": cell.fold})
         return replace(config, data=data, seed=cell.seed, run_dir=str(self.run_dir(cell)))
 
     def submit(self, cells: Sequence[Cell], options: Options) -> None:

@@ -15,7 +15,7 @@ from ferdist.evaluation import metrics
 from ferdist.evaluation.evaluate import cluster_of
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.model import default_checkpoint
-from ferdist.evaluation.pool import FIGURES, Pool, SeedFold, join, over_seeds, pools, read_runs
+from ferdist.evaluation.pool import FIGURES, Pool, SeedFold, folds_of, join, over_seeds, pools, read_runs
 
 SCHEMA: Final = 1
 
@@ -31,7 +31,8 @@ def summarise(runs: Sequence[Path], beton: Beton) -> dict[str, Any]:
         beton: that they were trained on.
 
     Returns:
-        ``schema, data, beton_sha256, classes, folds, seeds, checkpoint, config`` (what all runs share),
+        ``schema, data, beton_sha256, classes, folds, inner_of`` (the fold that was left out where these are
+        inner folds), ``seeds, checkpoint, config`` (what all runs share),
         ``interval_over`` (subject or copy_group: what the intervals resample), ``subjects_in_several_folds``
         and ``evaluations``: one entry per ``tta``, ``subset`` (all; no_copies where there are copies) and
         ``unit`` (image; sequence where there are sequences), with
@@ -60,7 +61,8 @@ def summarise(runs: Sequence[Path], beton: Beton) -> dict[str, Any]:
         "data": beton.manifest.name,
         "beton_sha256": beton.manifest.sha256,
         "classes": list(labels_of(beton, config.data.labels).classes) if config else beton.manifest.classes,
-        "folds": sorted(map(int, beton.manifest.folds)),
+        "folds": folds_of(beton, config) if config else sorted(map(int, beton.manifest.folds)),
+        "inner_of": config.data.fold if config and config.data.inner_fold is not None else None,
         "seeds": sorted({run.config.seed for run in read}),
         "checkpoint": default_checkpoint(config) if config else None,
         "config": _without_places(config) if config else None,

@@ -112,6 +112,16 @@ def shared_config(config: Config) -> Config:
     return replace(config, data=data, seed=0, run_dir="")
 
 
+def folds_of(beton: Beton, config: Config) -> list[int]:
+    """The folds that runs of a config hold out in turn; none where they go by the data's own splits."""
+    fold, inner_fold = config.data.fold, config.data.inner_fold
+    if fold is None:
+        return []
+    return [
+        number for number in sorted(map(int, beton.manifest.folds)) if inner_fold is None or number != fold
+    ]
+
+
 def read_runs(runs: Sequence[Path], beton: Beton) -> list[SavedRun]:
     """Finished runs in the order of seeds and folds.
 
@@ -122,24 +132,19 @@ def read_runs(runs: Sequence[Path], beton: Beton) -> list[SavedRun]:
     for path in runs:
         folder = RunFolder(path)
         run = SavedRun(folder, folder.stored_config())
-        if run.config.data.inner_fold is not None:
-            raise RunError(
-                f"{path}: this run was scored on an inner fold, which is for choosing settings only"
-            )
         if folder.stored_environment().get("beton_sha256") != beton.manifest.sha256:
             raise RunError(f"{path}: this run was trained on other data than {beton.path}")
         known = read.setdefault(run.key, run)
         if known is not run:
             seed, fold = run.key
-            part = "a run" if fold is None else f"fold {fold}"
+            part = "the run" if fold is None else f"fold {fold}"
             raise RunError(f"{path}: {part} with seed {seed} is in {known.folder.path} too")
-        first = next(iter(read.values())).config
-        different = differences(shared_config(first), shared_config(run.config))
-        if (first.data.fold is None) != (run.config.data.fold is None):
-            different.append("a fold held out in one of them only")
+        first = next(iter(read.values()))
+        different = differences(shared_config(first.config), shared_config(run.config))
+        if (first.key[1] is None) != (run.key[1] is None):
+            different.append("one of them holds a fold out")
         if different:
-            other = next(iter(read.values())).folder.path
-            raise RunError(f"{path}: its config is not that of {other} ({'; '.join(different)})")
+            raise RunError(f"{path}: its config is not that of {first.folder.path} ({'; '.join(different)})")
     return [run for _, run in sorted(read.items(), key=lambda item: (item[0][0], item[0][1] or 0))]
 
 
@@ -155,12 +160,12 @@ def pools(runs: Sequence[SavedRun], beton: Beton, split: str, tta: str) -> Itera
     if not runs:
         return
     whole = {run.key: run.predictions(beton, split, tta) for run in runs}
-    copied = {key: has_copy(beton, part.index, split, key[1]) for key, part in whole.items()}
+    copied = {run.key: has_copy(beton, whole[run.key].index, split, *run.folds) for run in runs}
     subsets = {"all": whole}
     if any(flags.any() for flags in copied.values()):
         subsets["no_copies"] = {key: part.select(~copied[key]) for key, part in whole.items()}
     sequences = all((beton.sequence[part.index] >= 0).all() for part in whole.values())
-    folds = 1 if runs[0].config.data.fold is None else len(beton.manifest.folds)
+    folds = len(folds_of(beton, runs[0].config)) or 1
     for subset, parts in subsets.items():
         yield Pool(split, tta, subset, "image", parts, folds)
         if sequences:
