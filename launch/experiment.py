@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import logging
 import os
 import sys
@@ -23,9 +22,10 @@ from rich.text import Text
 from submitit.core.utils import JobPaths
 
 from ferdist.beton import Beton, open_beton
-from ferdist.config import Config, differences, from_dict, load_config, to_dict
+from ferdist.config import Config, differences, load_config, to_dict
 from ferdist.errors import ConfigError, FerdistError, Preempted, RunError
 from ferdist.files import write_json
+from ferdist.training.experiment import FILE, SCHEMA, Cell, Part, read_experiment
 from ferdist.training.folder import RunFolder
 from launch.executor import (
     Options,
@@ -37,8 +37,9 @@ from launch.executor import (
     submit,
 )
 
-SCHEMA: Final = 1
 _LONGEST_POLL: Final = 30.0
+"""Seconds between two looks at SLURM; this host is asked more often: there the next job waits for it."""
+_LOCAL_POLL: Final = 1.0
 
 
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
@@ -84,40 +85,6 @@ def read_config(path: Path, overrides: Sequence[str], own_keys: Mapping[str, str
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of an experiment.
-
-    Attributes:
-        fold: that is held out, where folds are held out in turn.
-        seed: of the run.
-        part: what the experiment calls the config that the run has.
-    """
-
-    fold: int | None
-    seed: int
-    part: str = ""
-
-    @property
-    def name(self) -> str:
-        """Of the run's folder, seen from the experiment's."""
-        name = f"seed-{self.seed}" if self.fold is None else f"fold-{self.fold:02d}-seed-{self.seed}"
-        return f"{self.part}/{name}" if self.part else name
-
-
-@dataclass(frozen=True)
-class Part:
-    """What some runs of an experiment share.
-
-    Attributes:
-        config: with seed 0 and no run_dir (nor fold, where the cells have folds).
-        beton_sha256: checksum of the data.
-    """
-
-    config: Config
-    beton_sha256: str
-
-
-@dataclass(frozen=True)
 class Standing:
     """How a cell stands.
 
@@ -153,9 +120,9 @@ class Experiment:
         self.parts = dict(parts)
         known: list[Cell] = []
         if self._file.exists():
-            stored, known = self._read()
-            self._check(stored)
-            self.parts = {**stored, **parts}
+            stored = read_experiment(self.folder)
+            self._check(stored.parts)
+            self.parts, known, self._jobs = {**stored.parts, **parts}, stored.cells, stored.jobs
         place = {name: number for number, name in enumerate(self.parts)}
         self.cells = sorted({*cells, *known}, key=lambda cell: (cell.seed, place[cell.part], cell.fold or 0))
 
@@ -171,7 +138,7 @@ class Experiment:
 
     @property
     def _file(self) -> Path:
-        return self.folder / "experiment.json"
+        return self.folder / FILE
 
     def run_dir(self, cell: Cell) -> Path:
         """The run's folder."""
@@ -182,7 +149,8 @@ class Experiment:
         config = self.parts[cell.part].config
         data = replace(config.data, path=str(Path(config.data.path).absolute()))
         if cell.fold is not None:
-            data = replace(data, **{"fold" if data.fold is None else "inner_fold": cell.fold})
+            inner = data.fold is not None
+            data = replace(data, inner_fold=cell.fold) if inner else replace(data, fold=cell.fold)
         return replace(config, data=data, seed=cell.seed, run_dir=str(self.run_dir(cell)))
 
     def submit(self, cells: Sequence[Cell], options: Options) -> None:
@@ -256,27 +224,6 @@ class Experiment:
         alive = self._alive()
         taken = {jobs[-1]["slot"] for jobs in self._jobs.values() if jobs[-1]["id"] in alive}
         return next(slot for slot in range(len(taken) + 1) if slot not in taken)
-
-    def _read(self) -> tuple[dict[str, Part], list[Cell]]:
-        """Take over the jobs of earlier launches; the parts and cells that they had.
-
-        Raises:
-            RunError: if the file cannot be read.
-        """
-        try:
-            stored = json.loads(self._file.read_text(encoding="utf-8"))
-            if stored["schema"] != SCHEMA:
-                raise ValueError(f"its schema is {stored['schema']}, and this version reads {SCHEMA}")
-            parts = {
-                name: Part(from_dict(part["config"], self._file), part["beton_sha256"])
-                # A file from before there were parts holds the only one's values itself.
-                for name, part in stored.get("parts", {"": stored}).items()
-            }
-            cells = [Cell(**cell) for cell in stored["cells"].values()]
-            self._jobs = stored["jobs"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self._file}: not an experiment that can be read: {error}") from None
-        return parts, cells
 
     def _check(self, stored: Mapping[str, Part]) -> None:
         """Compare what is launched with what the folder holds.
@@ -360,7 +307,7 @@ def carry_out(experiment: Experiment, options: Options, *, retry: bool, wait: bo
         experiment.submit(queue, options)
         print(f"ferdist: submitted {len(queue)} jobs", file=sys.stderr)
         queue = []
-    begun = time.monotonic()
+    begun, longest = time.monotonic(), _LONGEST_POLL if options.cluster == "slurm" else _LOCAL_POLL
     with _display() as show:
         while True:
             standings = experiment.standings()
@@ -371,7 +318,7 @@ def carry_out(experiment: Experiment, options: Options, *, retry: bool, wait: bo
             elif not active or not (wait or queue or options.cluster == "local"):
                 return standings
             else:
-                time.sleep(min(_LONGEST_POLL, max(0.5, (time.monotonic() - begun) / 20)))
+                time.sleep(min(longest, max(0.5, (time.monotonic() - begun) / 20)))
 
 
 @contextmanager

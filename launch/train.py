@@ -11,11 +11,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ferdist.training.experiment import Cell, Part
 from launch.executor import read_options
 from launch.experiment import (
-    Cell,
     Experiment,
-    Part,
     carry_out,
     claim,
     count_failed,

@@ -25,12 +25,14 @@ class Hits:
 
     Attributes:
         index: int64 (N,), sample numbers in the beton, ascending.
+        label: int64 (N,), what they are recognised as.
         count: int64 (N,), 0 to ``models``.
         models: number of models.
         beton_sha256: of the file that the samples came from.
     """
 
     index: Integers
+    label: Integers
     count: Integers
     models: int
     beton_sha256: str
@@ -75,9 +77,11 @@ def count_hits(predictions: Sequence[Predictions]) -> Hits:
     """
     first = predictions[0]
     for other in predictions[1:]:
-        _check_same(first.beton_sha256, first.index, other.beton_sha256, other.index)
+        _check_same(first, other)
     hits = np.stack([p.probabilities.argmax(axis=1) == p.label for p in predictions])
-    return Hits(first.index, hits.sum(axis=0, dtype=np.int64), len(predictions), first.beton_sha256)
+    return Hits(
+        first.index, first.label, hits.sum(axis=0, dtype=np.int64), len(predictions), first.beton_sha256
+    )
 
 
 def compare(first: Hits, second: Hits, cluster: Integers) -> Difference:
@@ -90,7 +94,7 @@ def compare(first: Hits, second: Hits, cluster: Integers) -> Difference:
     Raises:
         RunError: if they were scored on different data or samples.
     """
-    _check_same(first.beton_sha256, first.index, second.beton_sha256, second.index)
+    _check_same(first, second)
     # A common denominator keeps the differences whole, and the test exact.
     difference = first.count * second.models - second.count * first.models
     share = difference / (first.models * second.models)
@@ -158,7 +162,7 @@ def mcnemar(first: Predictions, second: Predictions) -> McNemar:
     Raises:
         RunError: if they are of different data or samples.
     """
-    _check_same(first.beton_sha256, first.index, second.beton_sha256, second.index)
+    _check_same(first, second)
     right: list[npt.NDArray[np.bool_]] = [p.probabilities.argmax(axis=1) == p.label for p in (first, second)]
     only_first, only_second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     discordant = only_first + only_second
@@ -166,14 +170,17 @@ def mcnemar(first: Predictions, second: Predictions) -> McNemar:
     return McNemar(only_first, only_second, p)
 
 
-def _check_same(sha256: str, index: Integers, other_sha256: str, other_index: Integers) -> None:
-    if sha256 != other_sha256:
+def _check_same(first: Hits | Predictions, second: Hits | Predictions) -> None:
+    if first.beton_sha256 != second.beton_sha256:
         raise RunError(
-            f"not to be compared: scored on different data (beton sha256 {sha256[:12]} and "
-            f"{other_sha256[:12]}): evaluate both on the same file"
+            f"not to be compared: scored on different data (beton sha256 {first.beton_sha256[:12]} and "
+            f"{second.beton_sha256[:12]}): evaluate both on the same file"
         )
-    if not np.array_equal(index, other_index):
+    if not np.array_equal(first.index, second.index):
+        common = len(np.intersect1d(first.index, second.index))
         raise RunError(
-            f"not to be compared: scored on different samples ({len(index)} and {len(other_index)}, "
-            f"{len(np.intersect1d(index, other_index))} of them common): evaluate both on the same split"
+            f"not to be compared: scored on different samples ({len(first.index)} and {len(second.index)}, "
+            f"{common} of them common): evaluate both on the same split"
         )
+    if not np.array_equal(first.label, second.label):
+        raise RunError("not to be compared: scored by different labels: train both with the same data.labels")

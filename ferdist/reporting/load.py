@@ -67,6 +67,10 @@ class Evaluation:
     recall: tuple[float | None, ...]
     confusion: Integers
     """int64 (K, K): rows are the true classes, columns the predicted ones."""
+    folds: int = 0
+    """How many held-out folds are pooled in it; 0 where it is of one split or fold."""
+    seeds: int = 1
+    """Over how many seeds the rates are means; the confusion matrix counts each sample once for each."""
 
     @property
     def conditions(self) -> tuple[str | int | None, ...]:

@@ -57,15 +57,15 @@ def run(config: Config) -> Path:
     with join_world(config.device) as world, catch_stop_signals() as request:
         beton = open_beton(Path(config.data.path), checksum=True)
         with (
-            _claimed(config, beton, world) as folder,
-            closing(_Job(config, beton, world, folder)) as job,
+            claimed(config, beton, world) as folder,
+            closing(Job(config, beton, world, folder)) as job,
         ):
             _loop(job, request)
             return job.finish()
 
 
 @contextmanager
-def _claimed(config: Config, beton: Beton, world: World) -> Iterator[RunFolder]:
+def claimed(config: Config, beton: Beton, world: World) -> Iterator[RunFolder]:
     """The run's folder, taken by rank 0 for all; how the run ends badly goes into its status.json."""
     with ExitStack() as stack:
         refusal: FerdistError | None = None
@@ -111,7 +111,7 @@ def _note_end(folder: RunFolder, error: BaseException) -> None:
             folder.set_status(state, reason, **folder.progress())
 
 
-def _loop(job: _Job, request: StopRequest) -> None:
+def _loop(job: Job, request: StopRequest) -> None:
     config, engine, plan = job.config, job.engine, job.plan
     agreement, watch = Agreement(job.world), Stopwatch()
     if engine.step and engine.step % plan.steps_per_epoch == 0:
@@ -148,7 +148,7 @@ def _loop(job: _Job, request: StopRequest) -> None:
     agreement.close()
 
 
-class _Job:
+class Job:
     """What the loop needs beside the engine: data, validation, checkpoints, monitoring."""
 
     def __init__(self, config: Config, beton: Beton, world: World, folder: RunFolder) -> None:

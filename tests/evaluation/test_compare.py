@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,7 +128,7 @@ def test_seeds_are_averaged_and_their_number_may_differ() -> None:
 def test_the_interval_is_the_bootstrap_of_the_difference() -> None:
     drawn = np.random.default_rng(2)
     index = np.arange(400)
-    hits = [Hits(index, (drawn.random(400) < rate).astype(np.int64), 1, "a" * 64) for rate in (0.9, 0.7)]
+    hits = [Hits(index, index, (drawn.random(400) < rate).astype(np.int64), 1, "") for rate in (0.9, 0.7)]
     result = compare(hits[0], hits[1], index)
     difference = (hits[0].count - hits[1].count).astype(np.float64)
     assert result.interval == accuracy_interval(difference, index)
@@ -143,5 +144,8 @@ def test_different_data_and_different_samples_are_refused_in_a_line() -> None:
     one, moved = count_hits([predictions(right)]), count_hits([predictions(right, first=1)])
     with pytest.raises(RunError, match=r"different samples \(3 and 3, 2 of them common\)"):
         compare(one, moved, np.arange(3))
+    relabelled = replace(one, label=np.ones(3, np.int64))
+    with pytest.raises(RunError, match="different labels"):
+        compare(one, relabelled, np.arange(3))
     with pytest.raises(RunError, match="different samples"):
         mcnemar(predictions(right), predictions(right[:2]))

@@ -13,10 +13,11 @@ import pytest
 from ferdist.beton import open_beton
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.pool import shared_config
+from ferdist.training.experiment import Cell, Part
 from ferdist.training.folder import RunFolder
 from launch import experiment
 from launch import kfold as launcher
-from launch.experiment import Cell, Experiment, Part, claim
+from launch.experiment import Experiment, claim
 from tests.conftest import ROOT
 from tests.faults.processes import small_config, status_of
 from tests.launch.conftest import Launch, command
