@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    options = read_options(arguments)
+    options = read_options(arguments, for_script=arguments.dry_run)
     config, beton = read_config(arguments.config, arguments.overrides, _OWN_KEYS)
     if not beton.manifest.folds:
         raise DataError(f"{beton.path}: it has no folds: prepare the data with --folds")

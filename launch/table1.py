@@ -85,7 +85,9 @@ def _launch(arguments: argparse.Namespace) -> int:
         if todo:
             finished = [standing.cell for standing in standings if standing.state == "finished"]
             print(estimate(experiment, finished, todo, options))
-        if options.cluster == "slurm" or not todo:
+        else:
+            print("ferdist: there is nothing to submit", file=sys.stderr)
+        if options.cluster == "slurm" and todo:
             print_script(experiment, options, retry=arguments.retry)
         return 0
     with claim(folder):

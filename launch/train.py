@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    options = read_options(arguments)
+    options = read_options(arguments, for_script=arguments.dry_run)
     config, beton = read_config(arguments.config, arguments.overrides, _OWN_KEYS)
     folder = arguments.out or default_folder(arguments.config, "seeds")
     cells = [Cell(None, seed) for seed in range(config.seed, config.seed + arguments.seeds)]

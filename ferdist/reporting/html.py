@@ -22,7 +22,7 @@ from ferdist.reporting.figures import Series
 from ferdist.reporting.load import Evaluation, Floats, Run, load_runs, predictions_of
 from ferdist.reporting.networks import Pair, compare_runs, is_experiment, load_networks
 from ferdist.reporting.pooled import pooled_run
-from ferdist.reporting.tables import Table, count, percent
+from ferdist.reporting.tables import Table, count, percent, place
 
 TRAIN_POINTS: Final = 150
 """Points that a curve of training has at most; more lines of metrics.jsonl are averaged."""
@@ -89,13 +89,15 @@ class Content:
 
     Attributes:
         title: of the page.
-        runs: what it is about; the runs of a network in an experiment count as one.
+        headlines: what was measured, in sentences.
+        remarks: what a reader must know before believing it.
         sections: of the page, in order.
         table1: text of table1.md.
     """
 
     title: str
-    runs: list[Run]
+    headlines: list[Markup]
+    remarks: list[str]
     sections: list[Section]
     table1: str
 
@@ -146,24 +148,39 @@ def of_runs(folders: Sequence[Path]) -> Content:
     if len(runs) > 1:
         pairs, remarks = compare_runs(folders)
         sections.insert(1, _paired_section(pairs, remarks))
-        text += table1.pairs_markdown("##", pairs, remarks)
+        text += "\n" + table1.pairs_markdown("##", pairs, remarks)
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
-    return Content(title, runs, sections, text)
+    headlines = [headline(run, named=len(runs) > 1) for run in runs]
+    return Content(title, headlines, _remarks(runs), sections, text)
 
 
 def of_networks(folders: Sequence[Path]) -> Content:
     """A report on the networks of experiments, data set by data set."""
     groups = table1.group_by_data(load_networks(folders))
+    several = len(groups) > 1
     runs: list[Run] = []
+    headlines: list[Markup] = []
     sections: list[Section] = []
     for group in groups:
         pooled = [run for run in map(pooled_run, group.networks) if run is not None]
-        runs += pooled
         sections.append(_table1_section(group))
-        parts = build_sections(pooled) if pooled else []
-        sections += [_of_data(part, group.data) if len(groups) > 1 else part for part in parts]
+        if pooled:
+            headlines.append(_group_headline(group.data, pooled))
+            parts = build_sections(pooled)
+            sections += [_of_data(part, group.data) for part in parts] if several else parts
+        runs += [replace(run, name=f"{group.data}/{run.name}") if several else run for run in pooled]
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
-    return Content(title, runs, sections, table1.networks_markdown(groups))
+    return Content(title, headlines, _remarks(runs), sections, table1.networks_markdown(groups))
+
+
+def _group_headline(data: str, runs: Sequence[Run]) -> Markup:
+    """The networks on one data set and what each recognises, in the order of the table."""
+    figures = [
+        Markup("{} <strong>{} %</strong> ({})").format(run.name, percent(run.main.accuracy), place(run.main))
+        for run in runs
+        if run.main is not None
+    ]
+    return Markup("<b>{}</b>: {}.").format(data, Markup(", ").join(figures))
 
 
 def _of_data(section: Section, data: str) -> Section:
@@ -232,8 +249,8 @@ def render(content: Content, pictures: dict[str, Markup]) -> str:
     environment.filters["unbroken"] = _unbroken
     return environment.get_template("report.html.j2").render(
         title=content.title,
-        headlines=[headline(run, named=len(content.runs) > 1) for run in content.runs],
-        remarks=_remarks(content.runs),
+        headlines=content.headlines,
+        remarks=content.remarks,
         sections=content.sections,
         pictures=pictures,
         version=ferdist.__version__,

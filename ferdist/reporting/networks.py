@@ -250,10 +250,17 @@ def compare_runs(folders: Sequence[Path]) -> tuple[list[Pair], list[str]]:
             networks.append(_network("", group, ()))
         except FerdistError as error:
             remarks.append(f"{group[0].name}: not compared: {error}.")
+    remarks += [
+        f"{network.name}: not compared: no seed of it has all {network.folds} folds."
+        for network in networks
+        if network.main is None
+    ]
     pairs, refused = compare_pairs(networks)
     names = dict.fromkeys(network.data for network in networks)
     if len(names) > 1:
-        refused.append(f"Runs on different data are not compared: {', '.join(names)}.")
+        remarks.append(f"Runs on different data are not compared: {', '.join(names)}.")
+    if len(groups) == 1:
+        remarks.append("The runs differ in fold and seed only, so they are one network.")
     return pairs, remarks + refused
 
 

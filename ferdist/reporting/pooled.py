@@ -21,8 +21,8 @@ _CURVES = ("train/loss", "train/accuracy", "train/lr", "val/loss", "val/accuracy
 def pooled_run(network: Network) -> Run | None:
     """The finished runs of a network as one; None where there is none.
 
-    Predictions are pooled over the folds and put side by side over the seeds, so a confusion matrix counts each
-    sample once per seed. Learning curves are means over the runs, by epoch.
+    Predictions are pooled over the folds and put side by side over the seeds, so a confusion matrix counts
+    each sample once per seed. Learning curves are means over the runs, by epoch.
     """
     runs = [load_run(run.folder.path) for run in network.runs]
     if not runs:

@@ -22,8 +22,8 @@ PUBLISHED: Final[dict[str, dict[str, float]]] = {
         "vgg16": 0.9065,
     },
 }
-"""Accuracy by data set and network. ``resnet18_cbam`` is the paper's own; it collected the others from five papers,
-and gives no protocol for any: neither folds, nor how the epoch was chosen, nor a deviation."""
+"""Accuracy by data set and network. ``resnet18_cbam`` is the paper's own; it collected the others from five
+papers, and gives no protocol for any: neither folds, nor how the epoch was chosen, nor a deviation."""
 
 _RECONSTRUCTIONS: Final = frozenset({"kernel_cnn", "mianet", "aprnet50"})
 

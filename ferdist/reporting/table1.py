@@ -1,9 +1,10 @@
-"""Table 1: networks side by side, what was published beside what was measured, and their paired comparisons."""
+"""Table 1: networks side by side, what was published beside what was measured, and paired comparisons."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from ferdist.errors import RunError
@@ -57,7 +58,7 @@ def group_by_data(networks: Sequence[Network]) -> list[DataGroup]:
 
 
 def networks_markdown(groups: Sequence[DataGroup]) -> str:
-    """table1.md of experiments: for each data set the table, all figures, the comparisons, what is missing."""
+    """table1.md of experiments: for each data set the table, all figures, comparisons, what is missing."""
     lines = ["# Table 1", "", "Accuracy in percent.", ""]
     for group in groups:
         lines += [f"## {escape(group.data)}", "", published_table(group).markdown()]
@@ -153,7 +154,7 @@ def protocol(network: Network) -> str:
     else:
         words = f"val, {picked}"
     if network.config.model.pretrained:
-        words += f"; from {network.config.model.pretrained}"
+        words += f"; started from {Path(network.config.model.pretrained).name}"
     return f"{words}; {state}" if unfinished else words
 
 
@@ -274,24 +275,24 @@ def protocol_sentences(group: DataGroup) -> Iterator[str]:
     networks = group.networks
     if group.data in PUBLISHED:
         yield (
-            "Published: Table 1 of the paper, which collected all but its own figure (resnet18_cbam) from five "
-            "other papers and gives no protocol: neither folds, nor how the epoch was chosen, nor a deviation. "
-            "Where data or protocol differ, published and measured are no comparison."
+            "Published: Table 1 of the paper, which collected all but its own figure (resnet18_cbam) from "
+            "five other papers and gives no protocol: neither folds, nor how the epoch was chosen, nor a "
+            "deviation. Where the protocol differs, published and measured are no comparison."
         )
     measured = [network for network in networks if network.main is not None]
     if not measured:
         return
     yield (
-        f"95 % interval: bootstrap over {_cluster_name(measured[0])}s of the accuracy, averaged over the seeds. "
-        "It says nothing of what another seed would give: that is the seed sd, the standard deviation over "
-        "the seeds."
+        f"95 % interval: bootstrap over {_cluster_name(measured[0])}s of the accuracy, averaged over the "
+        "seeds. It says nothing of what another seed would give: that is the seed sd, the standard deviation "
+        "over the seeds."
     )
     if measured[0].folds:
         poolings = sum(len(one.main.figures["seeds"]) for one in measured if one.main and one.main.figures)
         yield (
-            "Every fold is held out once by models that were trained without it, and a seed's predictions are "
-            "pooled and scored once. No epoch is chosen. This report knows of "
-            f"{count(poolings, 'pooled run')}; tries outside of it are to be stated by whoever quotes it."
+            "Every fold is held out once by models that were trained without it, and a seed's predictions "
+            "are pooled and scored once. This table rests on "
+            f"{count(poolings, 'pooled run')}; whoever quotes it states how many more were made."
         )
     if any(not network.folds and network.main and network.main.pool.split == "val" for network in measured):
         yield (
@@ -300,7 +301,7 @@ def protocol_sentences(group: DataGroup) -> Iterator[str]:
         )
     often = [f"{one.name} ({one.test_scorings} times)" for one in networks if one.test_scorings > 1]
     if often:
-        yield f"Test was scored more than once by a run of {', '.join(often)}: no independent figure any more."
+        yield f"Test was scored more than once by a run of {', '.join(often)}: not independent any more."
     elif not measured[0].folds:
         most = max(one.test_scorings for one in measured)
         yield f"Test was scored {'at most once by any run' if most else 'by no run'}."

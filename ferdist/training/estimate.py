@@ -1,4 +1,4 @@
-"""`python -m ferdist.training.estimate CONFIG OUT`: what a run would cost here, by doing a little of each part.
+"""`python -m ferdist.training.estimate CONFIG OUT`: what a run would cost here, by doing a little of it.
 
 It is started as a run is, also by torchrun; OUT gets the seconds of each part as JSON. The run folder that
 the config names is written as a run writes it and is of no further use.
