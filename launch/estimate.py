@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Final
 
+import torch
 import yaml
 
 from ferdist.config import Config
@@ -22,6 +24,8 @@ from ferdist.training.experiment import Cell
 from ferdist.training.folder import RunFolder
 from launch.executor import Options, training_job
 from launch.experiment import Experiment
+
+MEASURED: Final = "measured here"
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def measure(config: Config, options: Options) -> Cost:
         costs = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
     parts = ("open", "train", "validate", "save", "finish")
     start = wall - costs["inside"]
-    return Cost(start + sum(costs[part] for part in parts), costs["images_per_second"], "measured here")
+    return Cost(start + sum(costs[part] for part in parts), costs["images_per_second"], MEASURED)
 
 
 def _spent(run: RunFolder) -> float:
@@ -160,6 +164,9 @@ def _as_text(costs: Mapping[str, Cost], cells: Sequence[Cell], options: Options)
         f"about {_clock(max(longest, total / parallel))} with {parallel} at a time, without waiting in a "
         f"queue; {cores} {'core' if cores == 1 else 'cores'} a run"
     )
+    measured = any(cost.source == MEASURED for cost in costs.values())
+    if measured and options.cluster == "slurm" and options.gpus and not torch.cuda.is_available():
+        lines.append("this host has no GPU, but the jobs will: measure on a node like theirs (srun --pty)")
     return "\n".join(lines)
 
 

@@ -147,9 +147,24 @@ def test_a_dry_run_shows_what_is_left_to_submit(
     assert not (finished / "jobs").exists()
 
 
+def test_inner_folds_leave_one_fold_out_of_every_run(
+    place: Path, beton_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = arguments_of(beton_path, place / "x", "--inner-of", "3")
+    assert launcher.main([*arguments, "--dry-run"]) == 0
+    assert "#SBATCH --array=0-8%" in capsys.readouterr().out, "ten folds but that one"
+    config = shared_config(small_config(beton_path, place, "data.fold=3", "data.inner_fold=0"))
+    assert (config.data.fold, config.data.inner_fold) == (3, None)
+    run = Experiment(place / "x", {"": Part(config, "0" * 64)}, [Cell(5, 1)]).run_config(Cell(5, 1))
+    assert (run.data.fold, run.data.inner_fold, run.seed) == (3, 5, 1)
+    assert launcher.main(arguments_of(beton_path, place / "x", "--inner-of", "10")) == 1
+    assert "there is no fold 10: it has 0 to 9" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (("data.inner_fold=1",), "data.inner_fold=1: the launcher sets this key itself: give --inner-of"),
         (("data.fold=1",), "data.fold=1: the launcher sets this key itself: every fold"),
         (("run_dir=x",), "run_dir=x: the launcher sets this key itself: give --out"),
         (("data.path=''",), "data.path is not set"),
