@@ -122,12 +122,11 @@ def is_experiment(folder: Path) -> bool:
 def _of_experiment(folder: Path) -> Iterator[Network]:
     stored = read_experiment(folder)
     for name, part in stored.parts.items():
-        if part.config.data.fold is not None and any(c.fold is not None for c in stored.cells):
+        cells = [cell for cell in stored.cells if cell.part == name]
+        if part.config.data.fold is not None and any(cell.fold is not None for cell in cells):
             raise RunError(f"{folder}: inner folds are for choosing settings: see its summary.md")
         finished, unfinished = [], []
-        for cell in stored.cells:
-            if cell.part != name:
-                continue
+        for cell in cells:
             run = RunFolder(folder / cell.name)
             state = run.state() or "not started"
             if state == "finished" and run.results.exists():
@@ -158,7 +157,9 @@ def _groups(runs: Sequence[Path]) -> list[list[Path]]:
 def _network(
     name: str, runs: Sequence[Path], unfinished: Sequence[OpenRun], config: Config | None = None
 ) -> Network:
-    config = config or RunFolder(runs[0]).stored_config()
+    if runs:  # an experiment's own config may name the data from another folder
+        config = RunFolder(runs[0]).stored_config()
+    assert config is not None
     beton = open_beton(Path(config.data.path))
     read = read_runs(runs, beton)
     for run in read:

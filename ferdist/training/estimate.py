@@ -16,13 +16,12 @@ from typing import Final
 
 import torch
 
-from ferdist.beton import open_beton
 from ferdist.cli import is_main_rank, leave
 from ferdist.config import Config, load_config
 from ferdist.errors import FerdistError
 from ferdist.files import write_json
 from ferdist.training.distributed import World, join_world
-from ferdist.training.run import Job, claimed
+from ferdist.training.run import Job, claimed, open_data
 
 WARMUP: Final = 3
 """Steps before the timed ones: compilation, the loader's start, the choice of kernels."""
@@ -44,7 +43,7 @@ def measure(config: Config) -> dict[str, float]:
     # The rate has no influence on the time; a tiny one keeps the weights finite wherever the steps begin.
     config = replace(config, train=replace(config.train, lr=1e-9))
     with join_world(config.device) as world:
-        beton = open_beton(Path(config.data.path), checksum=True)
+        beton = open_data(config, world)
         with claimed(config, beton, world) as folder, closing(Job(config, beton, world, folder)) as job:
             opened = time.perf_counter() - began
             total = job.plan.total_steps
