@@ -401,7 +401,8 @@ def _recall_chart(name: str, group: Sequence[tuple[Run, Evaluation]]) -> Chart:
         for run, evaluation in group
     ]
     where = "; ".join(dict.fromkeys(tables.place(evaluation) for evaluation in evaluations))
-    counts = " The number of samples stands in brackets." if same else ""
+    per_seed = ", counted once for each seed," if any(e.seeds > 1 for e in evaluations) else ""
+    counts = f" The number of samples{per_seed} stands in brackets." if same else ""
     return Chart(
         name,
         caption=f"Recall of each class on {where}.{counts}",
@@ -415,10 +416,11 @@ def _recall_chart(name: str, group: Sequence[tuple[Run, Evaluation]]) -> Chart:
 
 def _confusion_chart(name: str, run: Run, main: Evaluation) -> Chart:
     mistakes = f"Most frequent mistakes: {'; '.join(tables.worst_confusions(main, run.classes)) or 'none'}."
+    counts = "the count" if main.seeds == 1 else "the count over all seeds"
     return Chart(
         name,
         caption=f"Confusion matrix of {run.name} on {tables.place(main)}: of each true class (row), "
-        f"the percentage that was taken for each class, and the count below it. {mistakes}",
+        f"the percentage that was taken for each class, and {counts} below it. {mistakes}",
         alt=f"Confusion matrix of {len(run.classes)} classes; the diagonal holds {percent(main.accuracy)} % "
         f"of {count(main.samples, main.unit)}. {mistakes}",
         figure=figures.confusion_chart(main.confusion, run.classes),

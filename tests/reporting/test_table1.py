@@ -191,6 +191,7 @@ def test_the_report_of_an_experiment(kfold: Path, tmp_path: Path) -> None:
     assert "Table 1: synthetic" in page
     assert "resnet18_cbam <strong>85.0\u00a0%</strong> (10 folds pooled, mean of 2 seeds)" in page
     assert "1 of 20 runs are not finished and left out." in page
+    assert "and the count over all seeds below it" in page
     figures = {path.name for path in (tmp_path / "report" / "figures").glob("*.svg")}
     assert {"recall.svg", "confusion-1.svg", "confusion-2.svg", "calibration.svg", "loss.svg"} <= figures
     assert "| First | Second |" in (tmp_path / "report" / "table1.md").read_text()
