@@ -181,7 +181,9 @@ def evaluate(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN...")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders, or folders of experiments.", metavar="RUN...")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the report.", metavar="DIR")],
 ) -> None:
     """Write report.html (self-contained), table1.md and figures."""

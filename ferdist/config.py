@@ -51,6 +51,8 @@ class DataConfig:
     Attributes:
         path: the beton file.
         fold: the fold that is held out as val, or nothing where the data's own splits are used.
+        inner_fold: a second fold, held out as val in place of ``fold``, which nothing reads then: for
+            choosing settings without the fold that will be scored (docs/protocol.md).
         batch_size: samples in a step, over all ranks and micro-batches together.
         workers: loader threads per rank.
         timeout: seconds after which a loader that gives nothing is an error.
@@ -62,6 +64,7 @@ class DataConfig:
 
     path: str = ""
     fold: int | None = None
+    inner_fold: int | None = None
     batch_size: int = 128
     workers: int = 1
     timeout: float = 300.0
@@ -73,8 +76,14 @@ class DataConfig:
         for key, number in (("batch_size", self.batch_size), ("workers", self.workers)):
             if number < 1:
                 raise ConfigError(f"data.{key} is {number}: it must be at least 1")
-        if self.fold is not None and self.fold < 0:
-            raise ConfigError(f"data.fold is {self.fold}: it must be 0 or more, or null")
+        for key, fold in (("fold", self.fold), ("inner_fold", self.inner_fold)):
+            if fold is not None and fold < 0:
+                raise ConfigError(f"data.{key} is {fold}: it must be 0 or more, or null")
+        if self.inner_fold is not None and self.fold in (None, self.inner_fold):
+            raise ConfigError(
+                f"data.inner_fold is {self.inner_fold} and data.fold is {self.fold}: "
+                "an inner fold is another fold than the one that data.fold leaves out"
+            )
         for key, value, allowed in (("labels", self.labels, LABELS), ("cache", self.cache, CACHES)):
             if value not in allowed:
                 raise ConfigError(f"data.{key} is {value!r}: it must be one of {', '.join(allowed)}")
@@ -105,6 +114,11 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed is {self.seed}: it must lie in 0..2147483647")
+        if self.train.select == "best" and self.data.fold is not None and self.data.inner_fold is None:
+            raise ConfigError(
+                "train.select is best and data.fold is set: that would pick an epoch on the fold that is "
+                "scored; leave it at auto, or choose a schedule with data.inner_fold (docs/protocol.md)"
+            )
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -122,7 +136,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     for origin, values in [*_yaml_chain(path), *_parse_overrides(overrides)]:
         merged = _merge(merged, values, origin)
     if not merged.run_dir:
-        fold = "" if merged.data.fold is None else f"-fold{merged.data.fold}"
+        data = merged.data
+        fold = "" if data.fold is None else f"-fold{data.fold}"
+        fold += "" if data.inner_fold is None else f"-inner{data.inner_fold}"
         merged.run_dir = str(Path("runs") / path.resolve().parent.name / f"{path.stem}{fold}")
     return _to_config(merged, path)
 

@@ -122,8 +122,12 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_options(arguments: argparse.Namespace) -> Options:
+def read_options(arguments: argparse.Namespace, *, for_script: bool = False) -> Options:
     """The options as they were given, with their defaults.
+
+    Args:
+        arguments: of the command line.
+        for_script: they are for an sbatch script that is only shown, whatever there is on this host.
 
     Raises:
         ConfigError: if they do not go together.
@@ -132,7 +136,7 @@ def read_options(arguments: argparse.Namespace) -> Options:
     tasks = arguments.cpu or arguments.gpus or 1
     parallel = arguments.array_parallelism
     cpus = arguments.cpus or _CPUS
-    if cluster != "slurm" and not arguments.dry_run:
+    if cluster != "slurm" and not for_script:
         if arguments.nodes > 1:
             raise ConfigError(f"--nodes {arguments.nodes} needs SLURM, and the cluster is {cluster}")
         if cluster == "debug" and tasks > 1:

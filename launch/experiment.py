@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import logging
 import os
 import sys
@@ -23,9 +22,10 @@ from rich.text import Text
 from submitit.core.utils import JobPaths
 
 from ferdist.beton import Beton, open_beton
-from ferdist.config import Config, differences, from_dict, load_config, to_dict
+from ferdist.config import Config, differences, load_config, to_dict
 from ferdist.errors import ConfigError, FerdistError, Preempted, RunError
 from ferdist.files import write_json
+from ferdist.training.experiment import FILE, SCHEMA, Cell, Part, read_experiment
 from ferdist.training.folder import RunFolder
 from launch.executor import (
     Options,
@@ -37,57 +37,51 @@ from launch.executor import (
     submit,
 )
 
-SCHEMA: Final = 1
 _LONGEST_POLL: Final = 30.0
+"""Seconds between two looks at SLURM; this host is asked more often: there the next job waits for it."""
+_LOCAL_POLL: Final = 1.0
 
 
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """The arguments that all launchers take."""
+    """The arguments of a launcher of one config."""
     parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
+    add_options(parser, "in runs/, by the config")
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser, default_folder: str) -> None:
+    """The arguments that all launchers take; where the experiment goes by default is said in the help."""
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the training config")
     parser.add_argument(
         "--seeds", type=positive, default=1, metavar="N", help="N seeds, from the config's on (default 1)"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="the experiment's folder (default: in runs/, by the config)"
+        "--out", type=Path, metavar="DIR", help=f"the experiment's folder (default: {default_folder})"
     )
     parser.add_argument("--retry", action="store_true", help="submit again what failed")
     add_cluster_options(parser)
-    return parser
 
 
-def read_config(arguments: argparse.Namespace, own_keys: Mapping[str, str]) -> tuple[Config, Beton]:
-    """The training config that the arguments give, and its beton.
+def read_config(path: Path, overrides: Sequence[str], own_keys: Mapping[str, str]) -> tuple[Config, Beton]:
+    """A training config and its beton.
 
     Args:
-        arguments: what a parser of `make_parser` gave.
+        path: of the config.
+        overrides: ``key=value``.
         own_keys: keys that the launcher sets itself, with the reason.
 
     Raises:
         ConfigError: if one of those is given, or no beton.
         DataError: if the beton cannot be opened.
     """
-    for override in arguments.overrides:
+    for override in overrides:
         if reason := own_keys.get(override.partition("=")[0]):
             raise ConfigError(f"{override}: the launcher sets this key itself: {reason}")
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(path, overrides)
     if not config.data.path:
         raise ConfigError("data.path is not set: give the beton file, data.path=DIR/NAME.beton")
     return config, open_beton(Path(config.data.path))
-
-
-@dataclass(frozen=True, order=True)
-class Cell:
-    """One run of an experiment: its seed and, where folds are held out in turn, its fold."""
-
-    fold: int | None
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Name of the run's folder in the experiment's."""
-        return f"seed-{self.seed}" if self.fold is None else f"fold-{self.fold:02d}-seed-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -111,20 +105,26 @@ class Standing:
 
 
 class Experiment:
-    """The runs of one config and what is known of their jobs.
+    """The runs of one config, or of several, and what is known of their jobs.
 
     Attributes:
         folder: of the experiment; absolute, since jobs may start elsewhere.
-        config: that the runs share, with seed 0 and no run_dir (nor fold, where the cells have folds).
-        cells: its runs, those of earlier launches included.
+        parts: its configs by name, those of earlier launches included; an only one is called "".
+        cells: its runs, those of earlier launches included: all of the first seed, then all of the next.
+        asked: the runs of this launch.
     """
 
-    def __init__(self, folder: Path, config: Config, beton_sha256: str, cells: Sequence[Cell]) -> None:
-        self.folder, self.config = folder.absolute(), config
-        self._beton_sha256 = beton_sha256
+    def __init__(self, folder: Path, parts: Mapping[str, Part], cells: Sequence[Cell]) -> None:
+        self.folder, self.asked = folder.absolute(), frozenset(cells)
         self._jobs: dict[str, list[dict[str, Any]]] = {}
-        known = self._read()
-        self.cells = sorted({*cells, *known}, key=lambda cell: (cell.seed, cell.fold or 0))
+        self.parts = dict(parts)
+        known: list[Cell] = []
+        if self._file.exists():
+            stored = read_experiment(self.folder)
+            self._check(stored.parts)
+            self.parts, known, self._jobs = {**stored.parts, **parts}, stored.cells, stored.jobs
+        place = {name: number for number, name in enumerate(self.parts)}
+        self.cells = sorted({*cells, *known}, key=lambda cell: (cell.seed, place[cell.part], cell.fold or 0))
 
     @property
     def jobs_folder(self) -> Path:
@@ -138,7 +138,7 @@ class Experiment:
 
     @property
     def _file(self) -> Path:
-        return self.folder / "experiment.json"
+        return self.folder / FILE
 
     def run_dir(self, cell: Cell) -> Path:
         """The run's folder."""
@@ -146,10 +146,12 @@ class Experiment:
 
     def run_config(self, cell: Cell) -> Config:
         """The whole config of a cell's run."""
-        data = replace(self.config.data, path=str(Path(self.config.data.path).absolute()))
+        config = self.parts[cell.part].config
+        data = replace(config.data, path=str(Path(config.data.path).absolute()))
         if cell.fold is not None:
-            data = replace(data, fold=cell.fold)
-        return replace(self.config, data=data, seed=cell.seed, run_dir=str(self.run_dir(cell)))
+            inner = data.fold is not None
+            data = replace(data, inner_fold=cell.fold) if inner else replace(data, fold=cell.fold)
+        return replace(config, data=data, seed=cell.seed, run_dir=str(self.run_dir(cell)))
 
     def submit(self, cells: Sequence[Cell], options: Options) -> None:
         """Send the jobs of cells, and note their numbers before anything else happens."""
@@ -166,9 +168,13 @@ class Experiment:
         """Write experiment.json."""
         stored = {
             "schema": SCHEMA,
-            "beton_sha256": self._beton_sha256,
-            "config": to_dict(self.config),
-            "cells": {cell.name: {"fold": cell.fold, "seed": cell.seed} for cell in self.cells},
+            "parts": {
+                name: {"beton_sha256": part.beton_sha256, "config": to_dict(part.config)}
+                for name, part in self.parts.items()
+            },
+            "cells": {
+                cell.name: {"fold": cell.fold, "seed": cell.seed, "part": cell.part} for cell in self.cells
+            },
             "jobs": self._jobs,
         }
         write_json(self._file, stored)
@@ -219,34 +225,27 @@ class Experiment:
         taken = {jobs[-1]["slot"] for jobs in self._jobs.values() if jobs[-1]["id"] in alive}
         return next(slot for slot in range(len(taken) + 1) if slot not in taken)
 
-    def _read(self) -> list[Cell]:
-        """Take over what an earlier launch wrote; its cells.
+    def _check(self, stored: Mapping[str, Part]) -> None:
+        """Compare what is launched with what the folder holds.
 
         Raises:
             RunError: if the folder is another experiment's.
         """
-        if not self._file.exists():
-            return []
-        try:
-            stored = json.loads(self._file.read_text(encoding="utf-8"))
-            if stored["schema"] != SCHEMA:
-                raise ValueError(f"its schema is {stored['schema']}, and this version reads {SCHEMA}")
-            cells = [Cell(value["fold"], value["seed"]) for value in stored["cells"].values()]
-            jobs, sha256 = stored["jobs"], stored["beton_sha256"]
-            config = from_dict(stored["config"], self._file)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self._file}: not an experiment that can be read: {error}") from None
-        different = differences(config, self.config)
-        if sha256 != self._beton_sha256:
-            path = self.config.data.path
-            different.append(f"content of {path}: {sha256[:12]} -> {self._beton_sha256[:12]}")
-        if different:
+        if stored and self.parts and ("" in stored) != ("" in self.parts):
             raise RunError(
-                f"{self.folder}: this folder holds the experiment of another config "
-                f"({'; '.join(different)}): choose another one with --out"
+                f"{self.folder}: the experiment of another launcher: choose another one with --out"
             )
-        self._jobs = jobs
-        return cells
+        for name in stored.keys() & self.parts.keys():
+            old, new = stored[name], self.parts[name]
+            different = differences(old.config, new.config)
+            if old.beton_sha256 != new.beton_sha256:
+                path = new.config.data.path
+                different.append(f"content of {path}: {old.beton_sha256[:12]} -> {new.beton_sha256[:12]}")
+            if different:
+                raise RunError(
+                    f"{self.folder / name}: this folder holds the experiment of another config "
+                    f"({'; '.join(different)}): choose another one with --out"
+                )
 
 
 @contextmanager
@@ -280,15 +279,15 @@ def default_folder(config: Path, kind: str) -> Path:
     return Path("runs") / config.resolve().parent.name / f"{config.stem}-{kind}"
 
 
-def wanted(standings: Sequence[Standing], *, retry: bool) -> list[Cell]:
-    """The cells to submit: those that never were and, with ``retry``, those that failed."""
+def wanted(experiment: Experiment, standings: Sequence[Standing], *, retry: bool) -> list[Cell]:
+    """The cells to submit of those asked for: the ones that never were and, with ``retry``, that failed."""
     states = ("new", "failed") if retry else ("new",)
-    return [standing.cell for standing in standings if standing.state in states]
+    return [s.cell for s in standings if s.state in states and s.cell in experiment.asked]
 
 
 def print_script(experiment: Experiment, options: Options, *, retry: bool) -> None:
     """Print the script that `carry_out` would hand to sbatch."""
-    jobs = len(wanted(experiment.standings(), retry=retry))
+    jobs = len(wanted(experiment, experiment.standings(), retry=retry))
     if jobs:
         print(sbatch_text(options, experiment.jobs_folder, experiment.job_name, jobs))
     else:
@@ -302,13 +301,13 @@ def carry_out(experiment: Experiment, options: Options, *, retry: bool, wait: bo
     jobs of this host are always waited for.
     """
     standings = experiment.standings()
-    queue = wanted(standings, retry=retry)
+    queue = wanted(experiment, standings, retry=retry)
     experiment.write()
     if options.cluster == "slurm" and queue:
         experiment.submit(queue, options)
         print(f"ferdist: submitted {len(queue)} jobs", file=sys.stderr)
         queue = []
-    begun = time.monotonic()
+    begun, longest = time.monotonic(), _LONGEST_POLL if options.cluster == "slurm" else _LOCAL_POLL
     with _display() as show:
         while True:
             standings = experiment.standings()
@@ -319,7 +318,7 @@ def carry_out(experiment: Experiment, options: Options, *, retry: bool, wait: bo
             elif not active or not (wait or queue or options.cluster == "local"):
                 return standings
             else:
-                time.sleep(min(_LONGEST_POLL, max(0.5, (time.monotonic() - begun) / 20)))
+                time.sleep(min(longest, max(0.5, (time.monotonic() - begun) / 20)))
 
 
 @contextmanager

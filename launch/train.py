@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ferdist.training.experiment import Cell, Part
 from launch.executor import read_options
 from launch.experiment import (
-    Cell,
     Experiment,
     carry_out,
     claim,
@@ -39,16 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    options = read_options(arguments)
-    config, beton = read_config(arguments, _OWN_KEYS)
+    options = read_options(arguments, for_script=arguments.dry_run)
+    config, beton = read_config(arguments.config, arguments.overrides, _OWN_KEYS)
     folder = arguments.out or default_folder(arguments.config, "seeds")
     cells = [Cell(None, seed) for seed in range(config.seed, config.seed + arguments.seeds)]
-    shared = replace(config, seed=0, run_dir=""), beton.manifest.sha256
+    parts = {"": Part(replace(config, seed=0, run_dir=""), beton.manifest.sha256)}
     if arguments.dry_run:
-        print_script(Experiment(folder, *shared, cells), options, retry=arguments.retry)
+        print_script(Experiment(folder, parts, cells), options, retry=arguments.retry)
         return 0
     with claim(folder):
-        experiment = Experiment(folder, *shared, cells)
+        experiment = Experiment(folder, parts, cells)
         standings = carry_out(experiment, options, retry=arguments.retry, wait=arguments.wait)
     for standing in standings:
         print(experiment.run_dir(standing.cell))

@@ -68,6 +68,7 @@ def test_a_config_survives_yaml(tmp_path: Path) -> None:
         ("model.reduction=0", "model.reduction is 0: it must be at least 1"),
         ("data.batch_size=0", "data.batch_size is 0: it must be at least 1"),
         ("data.fold=-1", "data.fold is -1: it must be 0 or more, or null"),
+        ("data.inner_fold=2", "data.inner_fold is 2 and data.fold is None: an inner fold is another fold"),
         ("data.timeout=0", "data.timeout is 0.0: it must be more than 0 seconds"),
         ("seed=-1", "seed is -1: it must lie in 0..2147483647"),
         ("model=resnet", "model is a section with keys of its own"),
@@ -82,6 +83,17 @@ def test_a_wrong_override_names_the_key_and_the_remedy(override: str, message: s
         load_config(ROOT / "configs" / "base.yaml", [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_no_epoch_is_picked_on_a_fold_that_is_scored() -> None:
+    base = ROOT / "configs" / "base.yaml"
+    with pytest.raises(ConfigError, match="would pick an epoch on the fold that is scored") as caught:
+        load_config(base, ["data.fold=0", "train.select=best"])
+    assert "\n" not in str(caught.value)
+    chosen = load_config(base, ["data.fold=0", "data.inner_fold=1", "train.select=best"])
+    assert chosen.run_dir == "runs/configs/base-fold0-inner1"
+    with pytest.raises(ConfigError, match=r"data\.inner_fold is 1 and data.fold is 1"):
+        load_config(base, ["data.fold=1", "data.inner_fold=1"])
 
 
 @pytest.mark.parametrize(

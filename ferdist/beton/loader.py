@@ -72,13 +72,14 @@ class Beton:
     sequence: Integers
     copy_group: Integers
 
-    def indices(self, split: str, fold: int | None) -> Integers:
+    def indices(self, split: str, fold: int | None, inner_fold: int | None = None) -> Integers:
         """The samples of a split, ascending.
 
         Args:
             split: "train", "val" or "test".
             fold: None to go by the beton's splits; a number to train on all other folds and validate on that
                 one. Samples without a fold are in neither.
+            inner_fold: another fold, to validate on in place of ``fold``, whose samples are then in neither.
 
         Returns:
             int64 (M,), M > 0.
@@ -93,20 +94,28 @@ class Beton:
         elif split == "test":
             raise DataError(f"{self.path}: fold {fold} has no test split; it has train and val")
         else:
-            self._check_fold(fold)
-            chosen = self.fold == fold if split == "val" else (self.fold >= 0) & (self.fold != fold)
+            left_out = [fold] if inner_fold is None else [fold, inner_fold]
+            for number in left_out:
+                self._check_fold(number)
+            if split == "val":
+                chosen = self.fold == left_out[-1]
+            else:
+                chosen = (self.fold >= 0) & ~np.isin(self.fold, left_out)
         indices: Integers = np.flatnonzero(chosen).astype(np.int64)
         if len(indices) == 0:
             place = "" if fold is None else f" beside fold {fold}"
             raise DataError(f"{self.path}: there is no {split} sample{place}; it has {self._parts()}")
         return indices
 
-    def normalisation(self, fold: int | None) -> tuple[list[float], list[float]]:
+    def normalisation(
+        self, fold: int | None, inner_fold: int | None = None
+    ) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the training pixels, per channel, in units where 255 is 1.
 
         Args:
             fold: None for the train split (for all samples where there is no split at all); a number for all
                 folds but that one.
+            inner_fold: a second fold to leave out.
 
         Returns:
             Mean and standard deviation, C numbers each, the latter above 0.
@@ -120,6 +129,9 @@ class Beton:
         else:
             self._check_fold(fold)
             moments = statistics["without_fold"].get(str(fold))
+            if inner_fold is not None:
+                self._check_fold(inner_fold)
+                moments = self.manifest.moments_without(fold, inner_fold)
         if moments is None:
             raise DataError(f"{self.path}: there is no train sample to normalise by; it has {self._parts()}")
         if min(moments["std"]) <= 0:

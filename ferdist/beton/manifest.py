@@ -94,6 +94,30 @@ class Manifest:
         """(C, H, W) of each image."""
         return self.image["channels"], self.image["height"], self.image["width"]
 
+    def moments_without(self, *left_out: int) -> Moments | None:
+        """Moments of the pixels of all folds but those given, from the moments that leave out one fold each.
+
+        With the sums over all K folds S and over fold k S_k, the sums without one fold, S - S_k, add up to
+        (K - 1) S: so each S_k is known, without reading a pixel.
+
+        Returns:
+            None where no fold is left.
+        """
+        folds = [str(number) for number in sorted(map(int, self.folds))]
+        if len(folds) <= len(left_out):
+            return None
+        counts = np.array([self.folds[number]["samples"] for number in folds], dtype=np.float64)
+        rest = [self.statistics["without_fold"][number] for number in folds]
+        mean, std = (np.array([moments[name] for moments in rest]) for name in ("mean", "std"))
+        outside = (counts.sum() - counts)[:, None]
+        sums = np.stack([outside * mean, outside * (std**2 + mean**2)])  # (2, K, C), without each fold
+        whole = sums.sum(axis=1) / (len(folds) - 1)
+        parts = whole[:, None] - sums
+        kept = [position for position, number in enumerate(folds) if int(number) not in left_out]
+        first, second = parts[:, kept].sum(axis=1) / counts[kept].sum()
+        deviation = np.sqrt(np.maximum(second - first**2, 0.0))
+        return {"mean": first.tolist(), "std": deviation.tolist()}
+
     def to_json(self) -> str:
         """The text of the JSON file: the schema version, then the keys in the order of the attributes."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False) + "\n"

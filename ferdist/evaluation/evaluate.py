@@ -82,8 +82,8 @@ def evaluate_trained(
     configure_kernels(card.config.train.deterministic, card.config.train.precision)
     # A fold is a part of the data that the run trained on; other data are taken as their splits say.
     own_data = beton.manifest.sha256 == card.beton_sha256
-    fold = card.config.data.fold if own_data else None
-    indices = beton.indices(split, fold)
+    folds = (card.config.data.fold, card.config.data.inner_fold) if own_data else (None, None)
+    indices = beton.indices(split, *folds)
     loader = BetonLoader(
         beton,
         batch_size=BATCH_SIZE,
@@ -122,7 +122,8 @@ def evaluate_trained(
             "data": beton.manifest.name,
             "beton_sha256": beton.manifest.sha256,
             "split": split,
-            "fold": fold,
+            "fold": folds[0],
+            "inner_fold": folds[1],
             "tta": tta,
             "occlusion": cell,
             "checkpoint": trained.checkpoint,
@@ -155,14 +156,14 @@ def entries_of(
     that have a copy in the parts that it may have learned from; per image and, where there are sequences, per
     sequence. Covered images are scored with all samples, per image.
     """
-    subject = beton.subject[predictions.index]
-    cluster = subject if (subject >= 0).all() else beton.copy_group[predictions.index]
+    cluster = cluster_of(beton, predictions.index)
     sequence = beton.sequence[predictions.index]
     if key["occlusion"] is not None:
         return [_entry(predictions, cluster, key, "all", "image")]
-    subsets = {"all": np.ones(len(subject), dtype=bool)}
+    subsets = {"all": np.ones(len(cluster), dtype=bool)}
     if own_data and key["split"] != "train":
-        subsets["no_copies"] = ~has_copy(beton, predictions.index, key["split"], key["fold"])
+        part = key["split"], key["fold"], key["inner_fold"]
+        subsets["no_copies"] = ~has_copy(beton, predictions.index, *part)
     entries = []
     for subset, keep in subsets.items():
         if not keep.any():
@@ -176,13 +177,20 @@ def entries_of(
 
 
 def has_copy(
-    beton: Beton, index: Integers, split: str, fold: int | None
+    beton: Beton, index: Integers, split: str, fold: int | None, inner_fold: int | None = None
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which samples, bool (N,), have an exact copy in train (of ``val``) or in train or val (of ``test``)."""
-    learned = [beton.indices("train", fold)]
+    learned = [beton.indices("train", fold, inner_fold)]
     if split == "test" and (beton.split == 1).any():
         learned.append(beton.indices("val", fold))
     return np.isin(beton.copy_group[index], beton.copy_group[np.concatenate(learned)])
+
+
+def cluster_of(beton: Beton, index: Integers) -> Integers:
+    """What intervals and tests take together, int64 (N,): subjects or, where some are unknown, copies."""
+    subject = beton.subject[index]
+    cluster: Integers = subject if (subject >= 0).all() else beton.copy_group[index]
+    return cluster
 
 
 def check_fit(card: ModelCard, beton: Beton, labels: Labels) -> None:
@@ -219,12 +227,14 @@ def predictions_name(key: dict[str, Any], *, own_data: bool = True) -> str:
     """Name of the file in ``predictions/`` that the evaluation with this key writes.
 
     Args:
-        key: data, split, fold, tta, occlusion and checkpoint as in results.json.
+        key: data, split, fold, inner_fold, tta, occlusion and checkpoint as in results.json.
         own_data: whether the run was trained on these data.
     """
     parts = [key["data"] if own_data else f"{key['data']}-{key['beton_sha256'][:8]}", key["split"]]
     if key["fold"] is not None:
         parts.append(f"fold{key['fold']}")
+    if key["inner_fold"] is not None:
+        parts.append(f"inner{key['inner_fold']}")
     if key["tta"] != "none":
         parts.append(key["tta"])
     if key["occlusion"] is not None:

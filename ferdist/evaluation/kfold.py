@@ -2,69 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from ferdist.beton import Beton, labels_of
-from ferdist.config import Config, differences, to_dict
-from ferdist.datasets.record import Integers
+from ferdist.config import Config, to_dict
 from ferdist.errors import RunError
 from ferdist.evaluation import metrics
-from ferdist.evaluation.evaluate import has_copy, predictions_name
+from ferdist.evaluation.evaluate import cluster_of
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.model import default_checkpoint
-from ferdist.training.folder import RunFolder
+from ferdist.evaluation.pool import FIGURES, Pool, SeedFold, folds_of, join, over_seeds, pools, read_runs
 
 SCHEMA: Final = 1
-FIGURES: Final = ("accuracy", "balanced_accuracy", "macro_f1")
-"""The figures that are given per fold and as mean and standard deviation over the seeds."""
-
-SeedFold = tuple[int, int]
-"""What names a run of an experiment: its seed and the fold that it holds out."""
-
-
-@dataclass(frozen=True)
-class FoldRun:
-    """A finished run with a fold held out, and what it says of that fold's samples."""
-
-    folder: RunFolder
-    config: Config
-    fold: int
-    seed: int
-
-    def predictions(self, beton: Beton, tta: str) -> Predictions:
-        """The saved predictions for the fold.
-
-        Raises:
-            RunError: if they are missing, or not one for each sample of the fold.
-        """
-        key = {
-            "data": beton.manifest.name,
-            "split": "val",
-            "fold": self.fold,
-            "tta": tta,
-            "occlusion": None,
-            "checkpoint": default_checkpoint(self.config),
-        }
-        path = self.folder.predictions / predictions_name(key)
-        found = Predictions.load(path)
-        labels = labels_of(beton, self.config.data.labels)
-        expected = labels.scorable(beton.indices("val", self.fold))
-        if not np.array_equal(found.index, expected) or found.beton_sha256 != beton.manifest.sha256:
-            raise RunError(
-                f"{path}: not the predictions for fold {self.fold} of {beton.path}: train it again"
-            )
-        return found
-
-
-def shared_config(config: Config) -> Config:
-    """A run's config without what differs between the runs of an experiment: fold, seed and folder."""
-    return replace(config, data=replace(config.data, fold=None), seed=0, run_dir="")
 
 
 def summarise(runs: Sequence[Path], beton: Beton) -> dict[str, Any]:
@@ -78,7 +31,8 @@ def summarise(runs: Sequence[Path], beton: Beton) -> dict[str, Any]:
         beton: that they were trained on.
 
     Returns:
-        ``schema, data, beton_sha256, classes, folds, seeds, checkpoint, config`` (what all runs share),
+        ``schema, data, beton_sha256, classes, folds, inner_of`` (the fold that was left out where these are
+        inner folds), ``seeds, checkpoint, config`` (what all runs share),
         ``interval_over`` (subject or copy_group: what the intervals resample), ``subjects_in_several_folds``
         and ``evaluations``: one entry per ``tta``, ``subset`` (all; no_copies where there are copies) and
         ``unit`` (image; sequence where there are sequences), with
@@ -92,7 +46,12 @@ def summarise(runs: Sequence[Path], beton: Beton) -> dict[str, Any]:
         RunError: if two runs have the same fold and seed, or differ in config or beton, or a run has no
             predictions for its fold.
     """
-    read = _read(runs, beton)
+    read = read_runs(runs, beton)
+    for run in read:
+        if run.config.data.fold is None:
+            raise RunError(
+                f"{run.folder.path}: this run holds no fold out: train it with data.fold=0 and so on"
+            )
     subjects = beton.subject >= 0
     held = np.unique(np.column_stack([beton.subject, beton.fold])[subjects & (beton.fold >= 0)], axis=0)
     config = read[0].config if read else None
@@ -102,35 +61,19 @@ def summarise(runs: Sequence[Path], beton: Beton) -> dict[str, Any]:
         "data": beton.manifest.name,
         "beton_sha256": beton.manifest.sha256,
         "classes": list(labels_of(beton, config.data.labels).classes) if config else beton.manifest.classes,
-        "folds": sorted(map(int, beton.manifest.folds)),
-        "seeds": sorted({run.seed for run in read}),
+        "folds": folds_of(beton, config) if config else sorted(map(int, beton.manifest.folds)),
+        "inner_of": config.data.fold if config and config.data.inner_fold is not None else None,
+        "seeds": sorted({run.config.seed for run in read}),
         "checkpoint": default_checkpoint(config) if config else None,
         "config": _without_places(config) if config else None,
         "interval_over": "subject" if subjects[beton.fold >= 0].all() else "copy_group",
         "subjects_in_several_folds": int((np.unique(held[:, 0], return_counts=True)[1] > 1).sum()),
-        "evaluations": [entry for tta in dict.fromkeys(views) for entry in _evaluations(read, beton, tta)],
+        "evaluations": [
+            {"tta": tta, "subset": pool.subset, "unit": pool.unit, **_figures(pool, beton)}
+            for tta in dict.fromkeys(views)
+            for pool in pools(read, beton, "val", tta)
+        ],
     }
-
-
-def _read(runs: Sequence[Path], beton: Beton) -> list[FoldRun]:
-    """The runs in the order of seeds and folds; all of one experiment."""
-    read: dict[tuple[int, int], FoldRun] = {}
-    for path in runs:
-        folder = RunFolder(path)
-        config = folder.stored_config()
-        fold = config.data.fold
-        if fold is None:
-            raise RunError(f"{path}: this run holds no fold out: train it with data.fold=0 and so on")
-        if folder.stored_environment().get("beton_sha256") != beton.manifest.sha256:
-            raise RunError(f"{path}: this run was trained on other data than {beton.path}")
-        run = FoldRun(folder, config, fold, config.seed)
-        known = read.setdefault((run.seed, fold), run)
-        if known is not run:
-            raise RunError(f"{path}: fold {fold} with seed {run.seed} is in {known.folder.path} too")
-        first = next(iter(read.values()))
-        if different := differences(shared_config(first.config), shared_config(config)):
-            raise RunError(f"{path}: its config is not that of {first.folder.path} ({'; '.join(different)})")
-    return [read[key] for key in sorted(read)]
 
 
 def _without_places(config: Config) -> dict[str, Any]:
@@ -139,39 +82,20 @@ def _without_places(config: Config) -> dict[str, Any]:
     return values
 
 
-def _evaluations(runs: Sequence[FoldRun], beton: Beton, tta: str) -> Iterator[dict[str, Any]]:
-    whole = {(run.seed, run.fold): run.predictions(beton, tta) for run in runs}
-    copied = {key: has_copy(beton, part.index, "val", key[1]) for key, part in whole.items()}
-    subsets = {"all": whole}
-    if any(flags.any() for flags in copied.values()):
-        subsets["no_copies"] = {key: part.select(~copied[key]) for key, part in whole.items()}
-    sequences = all((beton.sequence[part.index] >= 0).all() for part in whole.values())
-    for subset, parts in subsets.items():
-        yield {"tta": tta, "subset": subset, "unit": "image", **_figures(parts, beton)}
-        if sequences:
-            joined = {
-                key: metrics.by_sequence(part, beton.sequence[part.index]) for key, part in parts.items()
-            }
-            yield {"tta": tta, "subset": subset, "unit": "sequence", **_figures(joined, beton)}
-
-
-def _figures(parts: Mapping[SeedFold, Predictions], beton: Beton) -> dict[str, Any]:
+def _figures(pool: Pool, beton: Beton) -> dict[str, Any]:
     """Per fold, pooled per seed, and over the seeds."""
-    pooled, complete = [], []
-    for seed in sorted({seed for seed, _ in parts}):
-        of_seed = [part for key, part in parts.items() if key[0] == seed]
-        together = _pool(of_seed)
+    pooled = []
+    for seed, parts in pool.by_seed().items():
+        together = join(parts)
         if not len(together.index):  # every sample has a copy in another fold
             continue
-        whole = len(of_seed) == len(beton.manifest.folds)
-        scores = metrics.score(together, _cluster(beton, together.index))
-        pooled.append({"seed": seed, "folds": len(of_seed), "complete": whole, **scores})
-        if whole:
-            complete.append(together)
+        scores = metrics.score(together, cluster_of(beton, together.index))
+        complete = len(parts) == pool.folds
+        pooled.append({"seed": seed, "folds": len(parts), "complete": complete, **scores})
     return {
-        "per_fold": [_fold_figures(key, part, beton) for key, part in parts.items() if len(part.index)],
+        "per_fold": [_fold_figures(key, part, beton) for key, part in pool.parts.items() if len(part.index)],
         "pooled": pooled,
-        "over_seeds": _over_seeds([p for p in pooled if p["complete"]], complete, beton),
+        "over_seeds": over_seeds(pool.complete(), beton),
     }
 
 
@@ -185,45 +109,3 @@ def _fold_figures(key: SeedFold, part: Predictions, beton: Beton) -> dict[str, A
         "subjects": len(subject) if (subject >= 0).all() else None,
         **{name: scores[name] for name in FIGURES},
     }
-
-
-def _over_seeds(
-    pooled: Sequence[dict[str, Any]], predictions: Sequence[Predictions], beton: Beton
-) -> dict[str, Any] | None:
-    if not predictions:
-        return None
-
-    def spread(name: str) -> dict[str, float | None]:
-        values = [entry[name] for entry in pooled]
-        return {
-            "mean": float(np.mean(values)),
-            "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        }
-
-    hits = np.stack([p.probabilities.argmax(1) == p.label for p in predictions])
-    right: npt.NDArray[np.float64] = hits.mean(axis=0)
-    interval = metrics.accuracy_interval(right, _cluster(beton, predictions[0].index))
-    return {
-        "seeds": [entry["seed"] for entry in pooled],
-        "samples": len(right),
-        **{name: spread(name) for name in FIGURES},
-        "accuracy_ci95": list(interval),
-    }
-
-
-def _pool(parts: Sequence[Predictions]) -> Predictions:
-    """The predictions of several folds as one, by ascending index."""
-    index = np.concatenate([part.index for part in parts])
-    order = np.argsort(index)
-    return Predictions(
-        index[order],
-        np.concatenate([part.label for part in parts])[order],
-        np.concatenate([part.probabilities for part in parts])[order],
-        parts[0].beton_sha256,
-    )
-
-
-def _cluster(beton: Beton, index: Integers) -> Integers:
-    """What the intervals resample: subjects, or groups of copies where not every sample has a subject."""
-    known = (beton.subject[beton.fold >= 0] >= 0).all()
-    return (beton.subject if known else beton.copy_group)[index]

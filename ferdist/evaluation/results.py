@@ -10,7 +10,18 @@ from ferdist.errors import RunError
 from ferdist.files import write_json
 
 SCHEMA: Final = 1
-KEY: Final = ("data", "beton_sha256", "split", "fold", "subset", "unit", "tta", "occlusion", "checkpoint")
+KEY: Final = (
+    "data",
+    "beton_sha256",
+    "split",
+    "fold",
+    "inner_fold",
+    "subset",
+    "unit",
+    "tta",
+    "occlusion",
+    "checkpoint",
+)
 """What makes an evaluation the same as another: doing it again replaces the entry."""
 
 
@@ -68,6 +79,7 @@ def as_text(results: dict[str, Any]) -> str:
     ]
     for entry in results["evaluations"]:
         fold = "" if entry["fold"] is None else f" fold {entry['fold']}"
+        fold += "" if entry.get("inner_fold") is None else f"/{entry['inner_fold']}"
         cell = entry["occlusion"]
         cover = "none" if cell is None else f"{cell['kind']} {cell['severity']}"
         low, high = entry["accuracy_ci95"]

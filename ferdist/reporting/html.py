@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,16 +17,18 @@ from matplotlib.figure import Figure
 
 import ferdist
 from ferdist.errors import RunError
-from ferdist.reporting import figures, tables
+from ferdist.reporting import figures, table1, tables
 from ferdist.reporting.figures import Series
 from ferdist.reporting.load import Evaluation, Floats, Run, load_runs, predictions_of
-from ferdist.reporting.tables import Table, count, percent
+from ferdist.reporting.networks import Pair, compare_runs, is_experiment, load_networks
+from ferdist.reporting.pooled import pooled_run
+from ferdist.reporting.tables import Table, count, percent, place
 
 TRAIN_POINTS: Final = 150
 """Points that a curve of training has at most; more lines of metrics.jsonl are averaged."""
 
 _FIGURE_FILE: Final = re.compile(
-    r"(recall|confusion|occlusion|calibration|loss|accuracy|learning-rate)(-\d+)?\.(svg|png)"
+    r"(.+-)?(recall|confusion|occlusion|calibration|loss|accuracy|learning-rate)(-\d+)?\.(svg|png)"
 )
 
 
@@ -81,11 +83,30 @@ class Section:
         return len(self.charts) == 1 and [len(table.rows) <= 15 for table in self.charts[0].tables] == [True]
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a report consists of.
+
+    Attributes:
+        title: of the page.
+        headlines: what was measured, in sentences.
+        remarks: what a reader must know before believing it.
+        sections: of the page, in order.
+        table1: text of table1.md.
+    """
+
+    title: str
+    headlines: list[Markup]
+    remarks: list[str]
+    sections: list[Section]
+    table1: str
+
+
 def write_report(runs: Sequence[Path], out: Path) -> Path:
-    """Write a report on one run, or on several in comparison.
+    """Write a report on one run, on several in comparison, or on the networks of an experiment.
 
     Args:
-        runs: run folders, each with a results.json.
+        runs: run folders, each with a results.json, and folders of experiments.
         out: the folder for report.html, table1.md and figures/*.svg and *.png; made if it is not there. An
             earlier report in it is replaced; other files stay.
 
@@ -95,9 +116,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     Raises:
         RunError: if a run cannot be read or the folder cannot be written; nothing is written then.
     """
-    records = load_runs(runs)
-    sections = build_sections(records)
-    charts = [chart for section in sections for chart in section.charts]
+    content = of_networks(runs) if any(map(is_experiment, runs)) else of_runs(runs)
+    charts = [chart for section in content.sections for chart in section.charts]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -109,8 +129,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
                 (draft / "figures" / f"{chart.name}.svg").write_bytes(svg)
                 (draft / "figures" / f"{chart.name}.png").write_bytes(figures.png_bytes(chart.figure))
                 pictures[chart.name] = Markup(figures.inline_svg(svg, chart.name, chart.alt))
-            (draft / "table1.md").write_text(tables.table1_markdown(records), encoding="utf-8")
-            (draft / "report.html").write_text(render(records, sections, pictures), encoding="utf-8")
+            (draft / "table1.md").write_text(content.table1, encoding="utf-8")
+            (draft / "report.html").write_text(render(content, pictures), encoding="utf-8")
             _publish(draft, out)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -119,6 +139,81 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
             f"{out}: the report cannot be written: {error.strerror}; choose another --out"
         ) from None
     return out / "report.html"
+
+
+def of_runs(folders: Sequence[Path]) -> Content:
+    """A report on runs as they are, with paired comparisons where there are several."""
+    runs = load_runs(folders)
+    sections, text = build_sections(runs), tables.table1_markdown(runs)
+    if len(runs) > 1:
+        pairs, remarks = compare_runs(folders)
+        sections.insert(1, _paired_section(pairs, remarks))
+        text += "\n" + table1.pairs_markdown("##", pairs, remarks)
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared"
+    headlines = [headline(run, named=len(runs) > 1) for run in runs]
+    return Content(title, headlines, _remarks(runs), sections, text)
+
+
+def of_networks(folders: Sequence[Path]) -> Content:
+    """A report on the networks of experiments, data set by data set."""
+    groups = table1.group_by_data(load_networks(folders))
+    several = len(groups) > 1
+    runs: list[Run] = []
+    headlines: list[Markup] = []
+    sections: list[Section] = []
+    for group in groups:
+        pooled = [run for run in map(pooled_run, group.networks) if run is not None]
+        sections.append(_table1_section(group))
+        if pooled:
+            headlines.append(_group_headline(group.data, pooled))
+            parts = build_sections(pooled)
+            sections += [_of_data(part, group.data) for part in parts] if several else parts
+        runs += [replace(run, name=f"{group.data}/{run.name}") if several else run for run in pooled]
+    title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
+    return Content(title, headlines, _remarks(runs), sections, table1.networks_markdown(groups))
+
+
+def _group_headline(data: str, runs: Sequence[Run]) -> Markup:
+    """The networks on one data set and what each recognises, in the order of the table."""
+    figures = [
+        Markup("{} <strong>{} %</strong> ({})").format(run.name, percent(run.main.accuracy), place(run.main))
+        for run in runs
+        if run.main is not None
+    ]
+    return Markup("<b>{}</b>: {}.").format(data, Markup(", ").join(figures))
+
+
+def _of_data(section: Section, data: str) -> Section:
+    """A section in a page that has one of the kind for each data set."""
+    charts = tuple(replace(chart, name=f"{data}-{chart.name}") for chart in section.charts)
+    return replace(section, name=f"{data}-{section.name}", title=f"{section.title}: {data}", charts=charts)
+
+
+def _table1_section(group: table1.DataGroup) -> Section:
+    paired = table1.pair_table(group.pairs)
+    return Section(
+        f"table1-{group.data}",
+        f"Table 1: {group.data}",
+        tables=(table1.published_table(group), *((paired,) if paired.rows else ())),
+        folded_tables=(table1.figures_table(group.networks),),
+        points=(
+            *table1.protocol_sentences(group),
+            *table1.pair_sentences(group.pairs),
+            *group.refused,
+            *table1.open_sentences(group.networks),
+        ),
+    )
+
+
+def _paired_section(pairs: Sequence[Pair], remarks: Sequence[str]) -> Section:
+    paired = table1.pair_table(pairs)
+    return Section(
+        "paired",
+        "Paired comparisons",
+        tables=(paired,) if paired.rows else (),
+        missing=tuple(remarks),
+        points=tuple(table1.pair_sentences(pairs)),
+    )
 
 
 def _publish(draft: Path, out: Path) -> None:
@@ -134,12 +229,11 @@ def _publish(draft: Path, out: Path) -> None:
         (draft / name).replace(out / name)
 
 
-def render(runs: Sequence[Run], sections: Sequence[Section], pictures: dict[str, Markup]) -> str:
+def render(content: Content, pictures: dict[str, Markup]) -> str:
     """The page.
 
     Args:
-        runs: what it is about.
-        sections: its parts, in order.
+        content: what it shows.
         pictures: the svg element of each chart, by its name.
 
     Returns:
@@ -154,10 +248,10 @@ def render(runs: Sequence[Run], sections: Sequence[Section], pictures: dict[str,
     )
     environment.filters["unbroken"] = _unbroken
     return environment.get_template("report.html.j2").render(
-        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
-        headlines=[headline(run, named=len(runs) > 1) for run in runs],
-        remarks=_remarks(runs),
-        sections=sections,
+        title=content.title,
+        headlines=content.headlines,
+        remarks=content.remarks,
+        sections=content.sections,
         pictures=pictures,
         version=ferdist.__version__,
     )
@@ -183,7 +277,7 @@ def headline(run: Run, *, named: bool = False) -> Markup:
     if main is None:
         sentence = Markup("{} on {} has no evaluation of uncovered faces in results.json yet.")
         return start + sentence.format(run.model, run.data)
-    tested = main.fold is None or run.test_scorings > 0
+    tested = (main.fold is None and not main.folds) or run.test_scorings > 0
     return start + Markup("{} recognises <strong>{}</strong> ({}) of the {} in {} of {}{}; {}{}.").format(
         run.model if main.data == run.data else f"{run.model}, trained on {run.data},",
         "an unknown share" if main.accuracy is None else f"{percent(main.accuracy)} %",
@@ -191,12 +285,20 @@ def headline(run: Run, *, named: bool = False) -> Markup:
         if main.interval
         else "without an interval",
         count(main.samples, main.unit),
-        f"the {main.split} split" if main.fold is None else f"held-out fold {main.fold} ({main.split})",
+        _where(main),
         main.data,
         "" if main.subset == "all" else f", {tables.SUBSETS.get(main.subset, main.subset)}",
         tables.selection(run, main),
         f", and {tables.scorings(run.test_scorings)}" if tested else "",
     )
+
+
+def _where(main: Evaluation) -> str:
+    seeds = "" if main.seeds == 1 else f" (mean of {main.seeds} seeds)"
+    if main.folds:
+        return f"{count(main.folds, 'held-out fold')}{seeds}"
+    split = f"the {main.split} split" if main.fold is None else f"held-out fold {main.fold} ({main.split})"
+    return f"{split}{seeds}"
 
 
 def _remarks(runs: Sequence[Run]) -> list[str]:
@@ -299,7 +401,8 @@ def _recall_chart(name: str, group: Sequence[tuple[Run, Evaluation]]) -> Chart:
         for run, evaluation in group
     ]
     where = "; ".join(dict.fromkeys(tables.place(evaluation) for evaluation in evaluations))
-    counts = " The number of samples stands in brackets." if same else ""
+    per_seed = ", counted once for each seed," if any(e.seeds > 1 for e in evaluations) else ""
+    counts = f" The number of samples{per_seed} stands in brackets." if same else ""
     return Chart(
         name,
         caption=f"Recall of each class on {where}.{counts}",
@@ -313,10 +416,11 @@ def _recall_chart(name: str, group: Sequence[tuple[Run, Evaluation]]) -> Chart:
 
 def _confusion_chart(name: str, run: Run, main: Evaluation) -> Chart:
     mistakes = f"Most frequent mistakes: {'; '.join(tables.worst_confusions(main, run.classes)) or 'none'}."
+    counts = "the count" if main.seeds == 1 else "the count over all seeds"
     return Chart(
         name,
         caption=f"Confusion matrix of {run.name} on {tables.place(main)}: of each true class (row), "
-        f"the percentage that was taken for each class, and the count below it. {mistakes}",
+        f"the percentage that was taken for each class, and {counts} below it. {mistakes}",
         alt=f"Confusion matrix of {len(run.classes)} classes; the diagonal holds {percent(main.accuracy)} % "
         f"of {count(main.samples, main.unit)}. {mistakes}",
         figure=figures.confusion_chart(main.confusion, run.classes),

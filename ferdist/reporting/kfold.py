@@ -18,11 +18,12 @@ def kfold_markdown(summary: Mapping[str, Any]) -> str:
     Returns:
         Markdown: the pooled figures, a table per fold, and the runs that are not finished with their reason.
     """
-    folds, seeds = summary["folds"], summary["seeds"]
+    folds, seeds, outer = summary["folds"], summary["seeds"], summary["inner_of"]
     finished = sum(cell["state"] == "finished" for cell in summary["cells"])
     lines = [
-        f"# {summary['data']}, {len(folds)} folds",
+        f"# {summary['data']}, {len(folds)} folds{'' if outer is None else f' without fold {outer}'}",
         "",
+        *(() if outer is None else (f"For choosing settings: fold {outer} was read by no run.", "")),
         f"{finished} of {count(len(summary['cells']), 'run')} finished; "
         f"seeds {', '.join(map(str, seeds)) or MISSING}; beton {summary['beton_sha256'][:12]}.",
         "",
@@ -131,11 +132,10 @@ def _definitions(summary: Mapping[str, Any]) -> Iterator[str]:
         f"The 95 % interval is that of the accuracy, or of its mean over the seeds: a bootstrap over {over}. "
         "It knows nothing of what another seed would give."
     )
-    checkpoint = summary["checkpoint"]
-    if checkpoint == "last":
+    if summary["checkpoint"] == "last":
         yield "The checkpoint is the last one of the schedule, chosen on no split."
     else:
-        yield f"The checkpoint is {checkpoint!r}, chosen on the fold itself: the figures lean upward."
+        yield "The checkpoint was chosen on the inner fold itself: the figures lean upward."
     shared = summary["subjects_in_several_folds"]
     if shared:
         yield f"The folds are not subject-independent: {count(shared, 'subject')} in several of them."

@@ -52,6 +52,7 @@ class Evaluation:
     """Name of the data that were scored."""
     split: str
     fold: int | None
+    inner_fold: int | None
     subset: str
     unit: str
     tta: str
@@ -66,11 +67,16 @@ class Evaluation:
     recall: tuple[float | None, ...]
     confusion: Integers
     """int64 (K, K): rows are the true classes, columns the predicted ones."""
+    folds: int = 0
+    """How many held-out folds are pooled in it; 0 where it is of one split or fold."""
+    seeds: int = 1
+    """Over how many seeds the rates are means; the confusion matrix counts each sample once for each."""
 
     @property
-    def conditions(self) -> tuple[str, str, int | None, str, str, str, str]:
+    def conditions(self) -> tuple[str | int | None, ...]:
         """All that defines the measurement except the occlusion."""
-        return self.data, self.split, self.fold, self.subset, self.unit, self.tta, self.checkpoint
+        folds = self.fold, self.inner_fold
+        return self.data, self.split, *folds, self.subset, self.unit, self.tta, self.checkpoint
 
 
 @dataclass(frozen=True)
@@ -322,13 +328,14 @@ def _evaluation(entry: Any, classes: int | None, where: str) -> Evaluation:
     recall = _typed(entry, "per_class_recall", list, where)
     if len(recall) != len(confusion):
         raise RunError(f"{where}: {len(recall)} recalls for {len(confusion)} classes; evaluate the run again")
-    fold = entry.get("fold")
-    if fold is not None:
-        fold = _typed(entry, "fold", int, where)
+    fold, inner_fold = (
+        None if entry.get(key) is None else _typed(entry, key, int, where) for key in ("fold", "inner_fold")
+    )
     return Evaluation(
         data=str(entry.get("data", "")),
         split=_typed(entry, "split", str, where),
         fold=fold,
+        inner_fold=inner_fold,
         subset=_typed(entry, "subset", str, where),
         unit=_typed(entry, "unit", str, where),
         tta=_typed(entry, "tta", str, where),

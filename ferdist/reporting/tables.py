@@ -41,7 +41,7 @@ class Table:
         """The table in GitHub's markdown."""
         rules = ["---:" if letter == "r" else ":---" for letter in self.align]
         lines = [self.head, tuple(rules), *self.rows]
-        escaped = [[_markdown(cell) if line is not lines[1] else cell for cell in line] for line in lines]
+        escaped = [[escape(cell) if line is not lines[1] else cell for cell in line] for line in lines]
         return "\n".join(f"| {' | '.join(line)} |" for line in escaped) + "\n"
 
 
@@ -50,9 +50,9 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     return MISSING if fraction is None or np.isnan(fraction) else f"{100 * fraction:.{digits}f}"
 
 
-def percent_interval(bounds: tuple[float, float] | None) -> str:
+def percent_interval(bounds: tuple[float, float] | None, digits: int = 1) -> str:
     """An interval of fractions in percent, without the sign; a dash where there is none."""
-    return MISSING if bounds is None else f"{percent(bounds[0])}–{percent(bounds[1])}"
+    return MISSING if bounds is None else f"{percent(bounds[0], digits)}–{percent(bounds[1], digits)}"
 
 
 def count(number: int, noun: str = "") -> str:
@@ -61,8 +61,14 @@ def count(number: int, noun: str = "") -> str:
 
 
 def place(evaluation: Evaluation) -> str:
-    """Where an evaluation was made: the split, and the fold that was held out."""
-    return evaluation.split if evaluation.fold is None else f"{evaluation.split}, fold {evaluation.fold}"
+    """Where an evaluation was made: the split, the folds that were held out, and over how many seeds."""
+    seeds = "" if evaluation.seeds == 1 else f", mean of {evaluation.seeds} seeds"
+    if evaluation.folds:
+        return f"{count(evaluation.folds, 'fold')} pooled{seeds}"
+    if evaluation.inner_fold is not None:
+        return f"{evaluation.split}, inner fold {evaluation.inner_fold} without fold {evaluation.fold}"
+    fold = "" if evaluation.fold is None else f", fold {evaluation.fold}"
+    return f"{evaluation.split}{fold}{seeds}"
 
 
 def scorings(times: int) -> str:
@@ -151,8 +157,8 @@ def table1_markdown(runs: Sequence[Run]) -> str:
             if main
             else "no evaluation; "
         )
-        lines.append(f"- {_markdown(run.name)}: {_markdown(how + scorings(run.test_scorings))}.")
-    lines += ["", *(f"- {_markdown(sentence)}" for sentence in definitions()), ""]
+        lines.append(f"- {escape(run.name)}: {escape(how + scorings(run.test_scorings))}.")
+    lines += ["", *(f"- {escape(sentence)}" for sentence in definitions()), ""]
     return "\n".join(lines)
 
 
@@ -467,7 +473,7 @@ def _cell(value: Any) -> str:
     return count(value) if isinstance(value, int) and value >= 10_000 else str(value)
 
 
-def _markdown(text: str) -> str:
+def escape(text: str) -> str:
     """Text that markdown shows as it is: no html, no table rules, one line."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{letter}" if letter in "\\`*_|[]" else letter for letter in text)

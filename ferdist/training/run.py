@@ -64,16 +64,16 @@ def run(config: Config) -> Path:
     if not config.data.path:
         raise ConfigError("data.path is not set: give the beton file, data.path=DIR/NAME.beton")
     with join_world(config.device) as world, catch_stop_signals() as request:
-        beton = _opened(config, world)
+        beton = open_data(config, world)
         with (
-            _claimed(config, beton, world) as folder,
-            closing(_Job(config, beton, world, folder)) as job,
+            claimed(config, beton, world) as folder,
+            closing(Job(config, beton, world, folder)) as job,
         ):
             _loop(job, request)
             return job.finish()
 
 
-def _opened(config: Config, world: World) -> Beton:
+def open_data(config: Config, world: World) -> Beton:
     """The beton, or its copy on this host's own disk, which the host's local rank 0 makes for all."""
     path, folder = Path(config.data.path), config.data.stage
     if folder:
@@ -90,7 +90,7 @@ def _opened(config: Config, world: World) -> Beton:
 
 
 @contextmanager
-def _claimed(config: Config, beton: Beton, world: World) -> Iterator[RunFolder]:
+def claimed(config: Config, beton: Beton, world: World) -> Iterator[RunFolder]:
     """The run's folder, taken by rank 0 for all; how the run ends badly goes into its status.json."""
     with ExitStack() as stack:
         refusal: FerdistError | None = None
@@ -136,7 +136,7 @@ def _note_end(folder: RunFolder, error: BaseException) -> None:
             folder.set_status(state, reason, **folder.progress())
 
 
-def _loop(job: _Job, request: StopRequest) -> None:
+def _loop(job: Job, request: StopRequest) -> None:
     config, engine, plan = job.config, job.engine, job.plan
     agreement, watch = Agreement(job.world), Stopwatch()
     if engine.step and engine.step % plan.steps_per_epoch == 0:
@@ -173,16 +173,16 @@ def _loop(job: _Job, request: StopRequest) -> None:
     agreement.close()
 
 
-class _Job:
+class Job:
     """What the loop needs beside the engine: data, validation, checkpoints, monitoring."""
 
     def __init__(self, config: Config, beton: Beton, world: World, folder: RunFolder) -> None:
         self.config, self.beton, self.world, self.folder = config, beton, world, folder
-        fold = config.data.fold
+        folds = config.data.fold, config.data.inner_fold
         self.labels = labels_of(beton, config.data.labels)
-        self.train_indices = self.labels.learnable(beton.indices("train", fold))
-        self.val_indices = self.labels.scorable(beton.indices("val", fold))
-        mean, std = beton.normalisation(fold)
+        self.train_indices = self.labels.learnable(beton.indices("train", *folds))
+        self.val_indices = self.labels.scorable(beton.indices("val", *folds))
+        mean, std = beton.normalisation(*folds)
         image, classes = beton.manifest.image, self.labels.classes
         self.task = Task(image["channels"], image["height"], image["width"], len(classes))
         self.card = ModelCard(config, self.task, classes, tuple(mean), tuple(std), beton.manifest.sha256)

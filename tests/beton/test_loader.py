@@ -128,6 +128,23 @@ def test_normalisation_is_that_of_the_training_part(faces: Make, videos: Make, w
         beton.normalisation(9)
 
 
+def test_an_inner_fold_takes_the_place_of_the_fold(videos: Make, write: Write) -> None:
+    dataset = videos()
+    beton = open_beton(write(dataset))
+    train, val = beton.indices("train", 1, 2), beton.indices("val", 1, 2)
+    assert set(beton.fold[val].tolist()) == {2}
+    assert set(beton.fold[train].tolist()) == set(np.unique(beton.fold).tolist()) - {-1, 1, 2}
+    assert not set(beton.subject[train].tolist()) & set(beton.subject[val].tolist())
+    pixels = dataset.images[train] / 255
+    mean, std = beton.normalisation(1, 2)
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-9)
+    np.testing.assert_allclose(std, pixels.std(axis=(0, 2, 3)), rtol=1e-9)
+    with pytest.raises(DataError, match="no fold 9"):
+        beton.indices("train", 1, 9)
+    with pytest.raises(DataError, match="no fold 9"):
+        beton.normalisation(1, 9)
+
+
 def test_normalisation_of_constant_images(faces: Make, write: Write) -> None:
     dataset = faces(8)
     beton = open_beton(write(replace(dataset, images=np.full_like(dataset.images, 9))))

@@ -129,6 +129,26 @@ def test_figures_per_fold_and_per_sequence(beton: Beton, tmp_path: Path) -> None
     assert sequence["over_seeds"]["accuracy"]["sd"] is None, "one seed has no deviation"
 
 
+def test_inner_folds_are_pooled_without_the_fold_that_was_left_out(beton: Beton, tmp_path: Path) -> None:
+    runs = []
+    for inner in range(FOLDS):
+        if inner == 4:
+            continue
+        run = RunFolder(write_run(beton, tmp_path, inner, 0))
+        own = ("data.fold=4", f"data.inner_fold={inner}")
+        run.write_config(config_of(beton, run.path, 4, 0, *own), {"beton_sha256": beton.manifest.sha256})
+        (run.predictions / f"synthetic-val-fold{inner}-last.npz").rename(
+            run.predictions / f"synthetic-val-fold4-inner{inner}-last.npz"
+        )
+        runs.append(run.path)
+    summary = summarise(runs, beton)
+    assert (summary["inner_of"], summary["folds"]) == (4, [0, 1, 2, 3, 5, 6, 7, 8, 9])
+    over = entry_of(summary, "image")["over_seeds"]
+    assert over["samples"] == (beton.fold != 4).sum()
+    with pytest.raises(RunError, match="its config is not that of"):
+        summarise([*runs, write_run(beton, tmp_path, 4, 0)], beton)
+
+
 def test_a_seed_without_all_folds_does_not_count(beton: Beton, tmp_path: Path) -> None:
     runs = [*write_runs(beton, tmp_path, [0]), *write_runs(beton, tmp_path, [1], range(4))]
     entry = entry_of(summarise(runs, beton), "image")

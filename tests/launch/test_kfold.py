@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from ferdist.beton import open_beton
-from ferdist.evaluation.kfold import shared_config
 from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.pool import shared_config
+from ferdist.training.experiment import Cell, Part
 from ferdist.training.folder import RunFolder
 from launch import experiment
 from launch import kfold as launcher
-from launch.experiment import Cell, Experiment, claim
+from launch.experiment import Experiment, claim
 from tests.conftest import ROOT
 from tests.faults.processes import small_config, status_of
 from tests.launch.conftest import Launch, command
@@ -94,7 +95,7 @@ def finished(two_folds: Path, place: Path) -> Path:
     folder = place / "experiment"
     config = shared_config(small_config(two_folds, place))
     sha256 = open_beton(two_folds).manifest.sha256
-    one = Experiment(folder, config, sha256, [Cell(0, 0), Cell(1, 0)])
+    one = Experiment(folder, {"": Part(config, sha256)}, [Cell(0, 0), Cell(1, 0)])
     for cell in one.cells:
         run = RunFolder(one.run_dir(cell))
         run.path.mkdir(parents=True)
@@ -146,9 +147,24 @@ def test_a_dry_run_shows_what_is_left_to_submit(
     assert not (finished / "jobs").exists()
 
 
+def test_inner_folds_leave_one_fold_out_of_every_run(
+    place: Path, beton_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = arguments_of(beton_path, place / "x", "--inner-of", "3")
+    assert launcher.main([*arguments, "--dry-run"]) == 0
+    assert "#SBATCH --array=0-8%" in capsys.readouterr().out, "ten folds but that one"
+    config = shared_config(small_config(beton_path, place, "data.fold=3", "data.inner_fold=0"))
+    assert (config.data.fold, config.data.inner_fold) == (3, None)
+    run = Experiment(place / "x", {"": Part(config, "0" * 64)}, [Cell(5, 1)]).run_config(Cell(5, 1))
+    assert (run.data.fold, run.data.inner_fold, run.seed) == (3, 5, 1)
+    assert launcher.main(arguments_of(beton_path, place / "x", "--inner-of", "10")) == 1
+    assert "there is no fold 10: it has 0 to 9" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        (("data.inner_fold=1",), "data.inner_fold=1: the launcher sets this key itself: give --inner-of"),
         (("data.fold=1",), "data.fold=1: the launcher sets this key itself: every fold"),
         (("run_dir=x",), "run_dir=x: the launcher sets this key itself: give --out"),
         (("data.path=''",), "data.path is not set"),
@@ -175,7 +191,7 @@ def test_where_an_experiment_goes_by_default() -> None:
 
 def test_a_run_differs_from_the_experiment_in_fold_seed_and_folder(two_folds: Path, place: Path) -> None:
     config = small_config(two_folds, place)
-    one = Experiment(place / "x", config, "0" * 64, [Cell(1, 7), Cell(0, 7)])
+    one = Experiment(place / "x", {"": Part(config, "0" * 64)}, [Cell(1, 7), Cell(0, 7)])
     assert [cell.name for cell in one.cells] == ["fold-00-seed-7", "fold-01-seed-7"]
     run = one.run_config(Cell(1, 7))
     assert (run.data.fold, run.seed, run.run_dir) == (1, 7, str(place / "x" / "fold-01-seed-7"))
@@ -188,7 +204,7 @@ def test_a_broken_experiment_file_is_told(two_folds: Path, place: Path) -> None:
     from ferdist.errors import RunError
 
     with pytest.raises(RunError, match="not an experiment that can be read"):
-        Experiment(place / "x", small_config(two_folds, place), "0" * 64, [])
+        Experiment(place / "x", {"": Part(small_config(two_folds, place), "0" * 64)}, [])
 
 
 def test_a_debugged_fold_runs_in_the_launcher(two_folds: Path, place: Path) -> None:

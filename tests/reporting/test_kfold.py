@@ -34,6 +34,7 @@ def summary(**changes: Any) -> dict[str, Any]:
         "data": "ckplus",
         "beton_sha256": "ab" * 32,
         "folds": [0, 1],
+        "inner_of": None,
         "seeds": [0, 1],
         "checkpoint": "last",
         "interval_over": "subject",
@@ -66,8 +67,12 @@ def test_deviations_are_shown_where_there_are_several_seeds() -> None:
 
 
 def test_it_says_what_makes_the_figures_lean() -> None:
-    text = kfold_markdown(summary(checkpoint="best", subjects_in_several_folds=2, interval_over="copy_group"))
-    assert "chosen on the fold itself: the figures lean upward" in text
+    changed = {"checkpoint": "best", "inner_of": 7, "subjects_in_several_folds": 2}
+    text = kfold_markdown(summary(interval_over="copy_group", **changed))
+    assert "chosen on the inner fold itself: the figures lean upward" in text
+    assert text.startswith(
+        "# ckplus, 2 folds without fold 7\n\nFor choosing settings: fold 7 was read by no run"
+    )
     assert "The folds are not subject-independent: 2 subjects in several of them." in text
     assert "a bootstrap over groups of exact copies" in text
 

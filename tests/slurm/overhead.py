@@ -14,9 +14,10 @@ from pathlib import Path
 
 from ferdist.beton import open_beton
 from ferdist.datasets import prepare
-from ferdist.evaluation.kfold import shared_config
+from ferdist.evaluation.pool import shared_config
+from ferdist.training.experiment import Cell, Part
 from launch.executor import Options
-from launch.experiment import Cell, Experiment
+from launch.experiment import Experiment
 from tests.faults.processes import small_config
 from tests.slurm.launchers import Launcher, has_begun, wait_for
 
@@ -41,7 +42,7 @@ def submission(faces: Path, folder: Path, jobs: int) -> float:
     beton = open_beton(faces)
     cells = [Cell(number % 10, number // 10) for number in range(jobs)]
     config = shared_config(small_config(faces, folder))
-    experiment = Experiment(folder, config, beton.manifest.sha256, cells)
+    experiment = Experiment(folder, {"": Part(config, beton.manifest.sha256)}, cells)
     folder.mkdir()
     begun = time.monotonic()
     experiment.submit(cells, Options("slurm", gpus=0, cpus=1, sbatch={"hold": True}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ferdist.beton import Batch, open_beton
+from ferdist.beton import Batch, BetonLoader, open_beton
 from ferdist.config import Config, load_config
 from ferdist.errors import ConfigError, RunError
 from ferdist.evaluation.metrics import Predictions
@@ -239,6 +239,32 @@ def test_a_fold_is_held_out_and_its_last_epoch_counts(tiny: Tiny, beton_path: Pa
     stored = Predictions.load(Path(config.run_dir) / "predictions" / "synthetic-val-fold3-last.npz")
     beton = open_beton(beton_path)
     assert np.array_equal(stored.index, np.flatnonzero(beton.fold == 3))
+
+
+def test_with_an_inner_fold_the_fold_to_be_scored_is_read_by_nothing(
+    tiny: Tiny, beton_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every sample that any loader gives out, in training and in scoring, lies in another fold."""
+    read: list[np.ndarray[Any, Any]] = []
+    batches = BetonLoader.batches
+
+    def watched(self: BetonLoader, order: np.ndarray[Any, Any]) -> Iterator[Batch]:
+        for batch in batches(self, order):
+            read.append(batch.index.cpu().numpy().copy())
+            yield batch
+
+    monkeypatch.setattr(BetonLoader, "batches", watched)
+    config = tiny("data.fold=3", "data.inner_fold=5", "train.epochs=2", "train.select=best")
+    run(config)
+    beton = open_beton(beton_path)
+    folds = set(beton.fold[np.concatenate(read)].tolist())
+    assert folds == set(range(10)) - {3}
+    folder = Path(config.run_dir)
+    results = json.loads((folder / "results.json").read_text())
+    keys = {(e["fold"], e["inner_fold"], e["checkpoint"]) for e in results["evaluations"]}
+    assert keys == {(3, 5, "best")}
+    stored = Predictions.load(folder / "predictions" / "synthetic-val-fold3-inner5-best.npz")
+    assert np.array_equal(stored.index, np.flatnonzero(beton.fold == 5))
 
 
 @pytest.mark.parametrize(

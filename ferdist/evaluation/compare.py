@@ -1,0 +1,186 @@
+"""Two networks on the same samples: differences, intervals and paired tests from their saved predictions.
+
+A network is what its seeds are on average, so the unit of comparison is how many of a network's models
+recognise a sample. Samples of one person, or copies of one image, are no independent evidence: intervals and
+tests take them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binomtest
+
+from ferdist.datasets.record import Integers
+from ferdist.errors import RunError
+from ferdist.evaluation.metrics import Predictions, accuracy_interval
+
+
+@dataclass(frozen=True)
+class Hits:
+    """How many of a network's models, one per seed, recognise each sample.
+
+    Attributes:
+        index: int64 (N,), sample numbers in the beton, ascending.
+        label: int64 (N,), what they are recognised as.
+        count: int64 (N,), 0 to ``models``.
+        models: number of models.
+        beton_sha256: of the file that the samples came from.
+    """
+
+    index: Integers
+    label: Integers
+    count: Integers
+    models: int
+    beton_sha256: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first network against the second.
+
+    Attributes:
+        samples: that both were scored on.
+        clusters: subjects or groups of copies among them.
+        accuracy: difference of the accuracies, each the mean over the network's seeds; -1 to 1.
+        interval: 95 % interval of it, a bootstrap over the clusters.
+        p: of the paired permutation test, see `permutation_p`.
+    """
+
+    samples: int
+    clusters: int
+    accuracy: float
+    interval: tuple[float, float]
+    p: float
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Exact McNemar test: samples that only the first or only the second model recognises, and p."""
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+def count_hits(predictions: Sequence[Predictions]) -> Hits:
+    """The hits of one network.
+
+    Args:
+        predictions: of its models on the same samples, at least one.
+
+    Raises:
+        RunError: if they are of different data or samples.
+    """
+    first = predictions[0]
+    for other in predictions[1:]:
+        _check_same(first, other)
+    hits = np.stack([p.probabilities.argmax(axis=1) == p.label for p in predictions])
+    return Hits(
+        first.index, first.label, hits.sum(axis=0, dtype=np.int64), len(predictions), first.beton_sha256
+    )
+
+
+def compare(first: Hits, second: Hits, cluster: Integers) -> Difference:
+    """Compare two networks on the samples that both were scored on.
+
+    Args:
+        first, second: the networks; the number of their seeds may differ.
+        cluster: int64 (N,), the subject or copy group of each sample.
+
+    Raises:
+        RunError: if they were scored on different data or samples.
+    """
+    _check_same(first, second)
+    # A common denominator keeps the differences whole, and the test exact.
+    difference = first.count * second.models - second.count * first.models
+    share = difference / (first.models * second.models)
+    return Difference(
+        samples=len(share),
+        clusters=len(np.unique(cluster)),
+        accuracy=float(share.mean()),
+        interval=accuracy_interval(share, cluster),
+        p=permutation_p(difference, cluster),
+    )
+
+
+def permutation_p(difference: Integers, cluster: Integers) -> float:
+    """Exact two-sided p of the paired permutation test by cluster.
+
+    If the two networks were exchangeable, swapping them on all samples of a cluster would change nothing but
+    the sign of the cluster's difference, so each of the 2^C sign assignments would be equally likely
+    (Fisher, The Design of Experiments, 1935, section 21; Good, Permutation, Parametric and Bootstrap Tests,
+    2005, section 3.5). Differences are whole numbers, so the distribution of their signed sum is a
+    convolution of C two-point distributions: it is computed in full, without drawing.
+
+    Args:
+        difference: int64 (N,), hits of the first network minus those of the second, on a common scale.
+        cluster: int64 (N,), the subject or copy group of each sample.
+
+    Returns:
+        The probability of a sum that is at least as far from 0 as the one observed.
+    """
+    _, group = np.unique(cluster, return_inverse=True)
+    sums = np.zeros(group.max(initial=-1) + 1, dtype=np.int64)
+    np.add.at(sums, group, difference)
+    sizes = np.abs(sums[sums != 0])
+    sizes //= np.gcd.reduce(sizes, initial=0) or 1
+    observed, bound = abs(int(np.sign(sums[sums != 0]) @ sizes)), int(sizes.sum())
+    probability = np.zeros(2 * bound + 1)  # of the sums -bound to bound
+    probability[bound] = 1.0
+    for size in sizes.tolist():
+        moved = np.zeros_like(probability)
+        moved[size:] += probability[: len(probability) - size] / 2
+        moved[: len(probability) - size] += probability[size:] / 2
+        probability = moved
+    return min(1.0, float(probability[np.abs(np.arange(-bound, bound + 1)) >= observed].sum()))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values adjusted for their number, in the order given.
+
+    Rejecting where the adjusted value is at most alpha keeps the probability of any false rejection at or
+    below alpha, however the tests depend on each other (Holm, Scandinavian Journal of Statistics 6, 1979).
+    """
+    order = np.argsort(p, kind="stable")
+    factors = np.arange(len(p), 0, -1)
+    stepped = np.minimum(1.0, np.maximum.accumulate(np.asarray(p, dtype=np.float64)[order] * factors))
+    adjusted = np.empty(len(p))
+    adjusted[order] = stepped
+    return [float(value) for value in adjusted]
+
+
+def mcnemar(first: Predictions, second: Predictions) -> McNemar:
+    """Exact McNemar test of two models, one of each network (Dietterich, Neural Computation 10, 1998).
+
+    It takes the samples as independent and two single models as they are: it knows nothing of people, copies
+    or seeds. For FER2013, where there are no subjects.
+
+    Raises:
+        RunError: if they are of different data or samples.
+    """
+    _check_same(first, second)
+    right: list[npt.NDArray[np.bool_]] = [p.probabilities.argmax(axis=1) == p.label for p in (first, second)]
+    only_first, only_second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    discordant = only_first + only_second
+    p = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return McNemar(only_first, only_second, p)
+
+
+def _check_same(first: Hits | Predictions, second: Hits | Predictions) -> None:
+    if first.beton_sha256 != second.beton_sha256:
+        raise RunError(
+            f"not to be compared: scored on different data (beton sha256 {first.beton_sha256[:12]} and "
+            f"{second.beton_sha256[:12]}): evaluate both on the same file"
+        )
+    if not np.array_equal(first.index, second.index):
+        common = len(np.intersect1d(first.index, second.index))
+        raise RunError(
+            f"not to be compared: scored on different samples ({len(first.index)} and {len(second.index)}, "
+            f"{common} of them common): evaluate both on the same split"
+        )
+    if not np.array_equal(first.label, second.label):
+        raise RunError("not to be compared: scored by different labels: train both with the same data.labels")

@@ -1,0 +1,215 @@
+"""The runs of one config together: their saved predictions by seed, pooled over folds that are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ferdist.beton import Beton, labels_of
+from ferdist.config import Config, differences
+from ferdist.errors import RunError
+from ferdist.evaluation import metrics
+from ferdist.evaluation.evaluate import cluster_of, has_copy, predictions_name
+from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.model import default_checkpoint
+from ferdist.training.folder import RunFolder
+
+FIGURES: Final = ("accuracy", "balanced_accuracy", "macro_f1")
+"""The figures that are given as mean and standard deviation over the seeds."""
+
+SeedFold = tuple[int, int | None]
+"""What names a run among those of one config: its seed and the fold that it holds out, if it does."""
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A finished run."""
+
+    folder: RunFolder
+    config: Config
+
+    @property
+    def folds(self) -> tuple[int | None, int | None]:
+        """The fold that it leaves out, and the inner fold that it holds out in place of that one."""
+        return self.config.data.fold, self.config.data.inner_fold
+
+    @property
+    def key(self) -> SeedFold:
+        """Its seed, and the fold that it is scored on."""
+        fold, inner_fold = self.folds
+        return self.config.seed, fold if inner_fold is None else inner_fold
+
+    def path(self, beton: Beton, split: str, tta: str) -> Path:
+        """Where the run's predictions for a split are, or would be."""
+        key = {
+            "data": beton.manifest.name,
+            "split": split,
+            "fold": self.folds[0],
+            "inner_fold": self.folds[1],
+            "tta": tta,
+            "occlusion": None,
+            "checkpoint": default_checkpoint(self.config),
+        }
+        return self.folder.predictions / predictions_name(key)
+
+    def predictions(self, beton: Beton, split: str, tta: str) -> Predictions:
+        """The saved predictions for a split, which is the fold's samples where a fold is held out.
+
+        Raises:
+            RunError: if they are missing, or not one for each sample.
+        """
+        path = self.path(beton, split, tta)
+        found = Predictions.load(path)
+        expected = labels_of(beton, self.config.data.labels).scorable(beton.indices(split, *self.folds))
+        if not np.array_equal(found.index, expected) or found.beton_sha256 != beton.manifest.sha256:
+            part = split if self.key[1] is None else f"fold {self.key[1]}"
+            raise RunError(f"{path}: not the predictions for {part} of {beton.path}: train it again")
+        return found
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What the runs of one config say of the same samples.
+
+    Attributes:
+        split: ``val`` (the held-out folds, where there are folds) or ``test``.
+        tta: views of each image.
+        subset: ``all`` or ``no_copies``.
+        unit: ``image`` or ``sequence``.
+        parts: the predictions of each run.
+        folds: how many runs a seed has when it is complete.
+    """
+
+    split: str
+    tta: str
+    subset: str
+    unit: str
+    parts: Mapping[SeedFold, Predictions]
+    folds: int
+
+    def by_seed(self) -> dict[int, list[Predictions]]:
+        """The predictions of each seed's runs."""
+        seeds: dict[int, list[Predictions]] = {}
+        for (seed, _), part in self.parts.items():
+            seeds.setdefault(seed, []).append(part)
+        return seeds
+
+    def complete(self) -> dict[int, Predictions]:
+        """The pooled predictions of each seed that has all its runs."""
+        pooled = {seed: join(parts) for seed, parts in self.by_seed().items() if len(parts) == self.folds}
+        return {seed: whole for seed, whole in pooled.items() if len(whole.index)}
+
+
+def shared_config(config: Config) -> Config:
+    """A run's config without what differs between the runs of one config: seed, folder and held-out fold."""
+    inner = config.data.inner_fold is not None
+    data = replace(config.data, inner_fold=None) if inner else replace(config.data, fold=None)
+    return replace(config, data=data, seed=0, run_dir="")
+
+
+def folds_of(beton: Beton, config: Config) -> list[int]:
+    """The folds that runs of a config hold out in turn; none where they go by the data's own splits."""
+    fold, inner_fold = config.data.fold, config.data.inner_fold
+    if fold is None:
+        return []
+    return [
+        number for number in sorted(map(int, beton.manifest.folds)) if inner_fold is None or number != fold
+    ]
+
+
+def read_runs(runs: Sequence[Path], beton: Beton) -> list[SavedRun]:
+    """Finished runs in the order of seeds and folds.
+
+    Raises:
+        RunError: if two have the same fold and seed, or they differ in config or beton.
+    """
+    read: dict[SeedFold, SavedRun] = {}
+    for path in runs:
+        folder = RunFolder(path)
+        run = SavedRun(folder, folder.stored_config())
+        if folder.stored_environment().get("beton_sha256") != beton.manifest.sha256:
+            raise RunError(f"{path}: this run was trained on other data than {beton.path}")
+        known = read.setdefault(run.key, run)
+        if known is not run:
+            seed, fold = run.key
+            part = "the run" if fold is None else f"fold {fold}"
+            raise RunError(f"{path}: {part} with seed {seed} is in {known.folder.path} too")
+        first = next(iter(read.values()))
+        different = differences(shared_config(first.config), shared_config(run.config))
+        if (first.key[1] is None) != (run.key[1] is None):
+            different.append("one of them holds a fold out")
+        if different:
+            raise RunError(f"{path}: its config is not that of {first.folder.path} ({'; '.join(different)})")
+    return [run for _, run in sorted(read.items(), key=lambda item: (item[0][0], item[0][1] or 0))]
+
+
+def pools(runs: Sequence[SavedRun], beton: Beton, split: str, tta: str) -> Iterator[Pool]:
+    """What runs of one config say of a split.
+
+    All samples and, where there are copies, without them; per image and, where there are sequences, per
+    sequence.
+
+    Raises:
+        RunError: if a run has no predictions for it.
+    """
+    if not runs:
+        return
+    whole = {run.key: run.predictions(beton, split, tta) for run in runs}
+    copied = {run.key: has_copy(beton, whole[run.key].index, split, *run.folds) for run in runs}
+    subsets = {"all": whole}
+    if any(flags.any() for flags in copied.values()):
+        subsets["no_copies"] = {key: part.select(~copied[key]) for key, part in whole.items()}
+    sequences = all((beton.sequence[part.index] >= 0).all() for part in whole.values())
+    folds = len(folds_of(beton, runs[0].config)) or 1
+    for subset, parts in subsets.items():
+        yield Pool(split, tta, subset, "image", parts, folds)
+        if sequences:
+            joined = {
+                key: metrics.by_sequence(part, beton.sequence[part.index]) for key, part in parts.items()
+            }
+            yield Pool(split, tta, subset, "sequence", joined, folds)
+
+
+def join(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions for several parts of the data as one, by ascending index."""
+    index = np.concatenate([part.index for part in parts])
+    order = np.argsort(index)
+    return Predictions(
+        index[order],
+        np.concatenate([part.label for part in parts])[order],
+        np.concatenate([part.probabilities for part in parts])[order],
+        parts[0].beton_sha256,
+    )
+
+
+def over_seeds(seeds: Mapping[int, Predictions], beton: Beton) -> dict[str, Any] | None:
+    """Figures of several seeds on the same samples.
+
+    Returns:
+        seeds, samples; mean and sd (None for one seed) of each of ``FIGURES``; and accuracy_ci95, the 95 %
+        interval of the mean accuracy, resampling subjects or groups of copies. None where there is no seed.
+    """
+    if not seeds:
+        return None
+    scores = [metrics.quick_score(predictions) for predictions in seeds.values()]
+    hits = np.stack([p.probabilities.argmax(1) == p.label for p in seeds.values()])
+    right: npt.NDArray[np.float64] = hits.mean(axis=0)
+    interval = metrics.accuracy_interval(right, cluster_of(beton, next(iter(seeds.values())).index))
+    return {
+        "seeds": list(seeds),
+        "samples": len(right),
+        **{name: _spread([score[name] for score in scores]) for name in FIGURES},
+        "accuracy_ci95": list(interval),
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    return {
+        "mean": float(np.mean(values)),
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+    }

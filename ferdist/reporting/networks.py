@@ -1,0 +1,289 @@
+"""Networks as reports compare them: all runs of one config on one data set, and what they say together."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from ferdist.beton import Beton, labels_of, open_beton
+from ferdist.config import Config, differences
+from ferdist.errors import ConfigError, FerdistError, RunError
+from ferdist.evaluation.compare import Difference, McNemar, compare, count_hits, holm, mcnemar
+from ferdist.evaluation.evaluate import cluster_of
+from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.pool import Pool, SavedRun, folds_of, over_seeds, pools, read_runs, shared_config
+from ferdist.evaluation.predict import TTA
+from ferdist.evaluation.results import read_results
+from ferdist.models import Task, build_model
+from ferdist.models.registry import parameter_count
+from ferdist.training.experiment import FILE, read_experiment
+from ferdist.training.folder import RunFolder
+
+_ORDER: Final = {"test": 0, "val": 1, "none": 0, "all": 0, "image": 0}
+"""What comes first: test before val, one view, all samples and images before others."""
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that an experiment has and that is not finished."""
+
+    name: str
+    state: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A pool with what ``over_seeds`` gives of its complete seeds: None where there is none."""
+
+    pool: Pool
+    figures: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Network:
+    """The runs of one config on one data set.
+
+    Attributes:
+        name: what tables call it.
+        config: that its runs share.
+        beton: the data.
+        runs: those that are finished.
+        open_runs: those that are not.
+        measured: what the finished runs say of uncovered faces, the one that tables quote first.
+        test_scorings: the most that one of its runs scored the test split.
+    """
+
+    name: str
+    config: Config
+    beton: Beton
+    runs: tuple[SavedRun, ...]
+    open_runs: tuple[OpenRun, ...]
+    measured: tuple[Measurement, ...]
+    test_scorings: int
+
+    @property
+    def model(self) -> str:
+        """Its name in the registry."""
+        return self.config.model.name
+
+    @property
+    def data(self) -> str:
+        """Name of the data."""
+        return self.beton.manifest.name
+
+    @property
+    def folds(self) -> int:
+        """Number of folds that are held out in turn; 0 where the data's own splits are used."""
+        return len(folds_of(self.beton, self.runs[0].config)) if self.runs else 0
+
+    @property
+    def main(self) -> Measurement | None:
+        """The measurement that tables quote: the first that has a complete seed."""
+        return next((found for found in self.measured if found.figures is not None), None)
+
+    def parameters(self) -> int | None:
+        """Number of its trainable parameters; None where the network cannot be built here."""
+        image, classes = self.beton.manifest.image, labels_of(self.beton, self.config.data.labels).classes
+        task = Task(image["channels"], image["height"], image["width"], len(classes))
+        try:
+            with torch.device("meta"):
+                return parameter_count(build_model(self.config.model, task))
+        except ConfigError:
+            return None
+
+
+def load_networks(folders: Sequence[Path]) -> list[Network]:
+    """The networks of experiments and of single runs; runs that differ in fold and seed only are one network.
+
+    Raises:
+        RunError, DataError: if an experiment, a run or its beton cannot be read, or there is no run.
+    """
+    found: list[Network] = []
+    single: list[Path] = []
+    for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
+        if is_experiment(folder):
+            found += _of_experiment(folder)
+        else:
+            single.append(folder)
+    return found + [_network("", group, ()) for group in _groups(single)]
+
+
+def is_experiment(folder: Path) -> bool:
+    """Whether a folder is an experiment's."""
+    return (folder / FILE).is_file()
+
+
+def _of_experiment(folder: Path) -> Iterator[Network]:
+    stored = read_experiment(folder)
+    for name, part in stored.parts.items():
+        cells = [cell for cell in stored.cells if cell.part == name]
+        if part.config.data.fold is not None and any(cell.fold is not None for cell in cells):
+            raise RunError(f"{folder}: inner folds are for choosing settings: see its summary.md")
+        finished, unfinished = [], []
+        for cell in cells:
+            run = RunFolder(folder / cell.name)
+            state = run.state() or "not started"
+            if state == "finished" and run.results.exists():
+                finished.append(run.path)
+            else:
+                unfinished.append(OpenRun(cell.name, state, run.stored_status().get("reason")))
+        yield _network(name.rpartition("/")[2], finished, unfinished, part.config)
+
+
+def _groups(runs: Sequence[Path]) -> list[list[Path]]:
+    """Runs that share config and data, each group in the order given."""
+    groups: list[list[Path]] = []
+    known: list[tuple[str, Config]] = []
+    for path in runs:
+        folder = RunFolder(path)
+        config = shared_config(folder.stored_config())
+        sha256 = str(folder.stored_environment().get("beton_sha256"))
+        for number, (data, other) in enumerate(known):
+            if data == sha256 and not differences(other, config):
+                groups[number].append(path)
+                break
+        else:
+            known.append((sha256, config))
+            groups.append([path])
+    return groups
+
+
+def _network(
+    name: str, runs: Sequence[Path], unfinished: Sequence[OpenRun], config: Config | None = None
+) -> Network:
+    if runs:  # an experiment's own config may name the data from another folder
+        config = RunFolder(runs[0]).stored_config()
+    assert config is not None
+    beton = open_beton(Path(config.data.path))
+    read = read_runs(runs, beton)
+    for run in read:
+        if run.config.data.inner_fold is not None:
+            raise RunError(f"{run.folder.path}: a run on an inner fold is for choosing settings only")
+    if not name:
+        seeds = {run.config.seed for run in read}
+        name = runs[0].name if len(runs) == 1 else f"{config.model.name}, {len(seeds)} seeds"
+    return Network(
+        name=name,
+        config=config,
+        beton=beton,
+        runs=tuple(read),
+        open_runs=tuple(unfinished),
+        measured=tuple(Measurement(pool, over_seeds(pool.complete(), beton)) for pool in _pools(read, beton)),
+        test_scorings=max((read_results(run.folder.results)["test_scorings"] for run in read), default=0),
+    )
+
+
+def _pools(runs: Sequence[SavedRun], beton: Beton) -> list[Pool]:
+    """All that the runs' predictions of uncovered faces give."""
+    splits = ("val",) if runs and runs[0].config.data.fold is not None else ("test", "val")
+    found: list[Pool] = []
+    for split, tta in itertools.product(splits, TTA):
+        scored = [run for run in runs if run.path(beton, split, tta).exists()]
+        found += pools(scored, beton, split, tta)
+    return sorted(
+        found,
+        key=lambda pool: tuple(_ORDER.get(v, 1) for v in (pool.split, pool.tta, pool.subset, pool.unit)),
+    )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A paired comparison of two networks.
+
+    Attributes:
+        first, second: the networks.
+        split: that both were scored on.
+        difference: first minus second.
+        p_holm: p, adjusted for all pairs of the table.
+        single: for data without subjects, the exact McNemar test of the two models of ``seed``.
+        seed: the first that both have; None where they have none in common.
+    """
+
+    first: Network
+    second: Network
+    split: str
+    difference: Difference
+    p_holm: float
+    single: McNemar | None
+    seed: int | None
+
+
+def compare_pairs(networks: Sequence[Network]) -> tuple[list[Pair], list[str]]:
+    """Compare all networks that were scored on the same samples of the same data, two at a time.
+
+    Returns:
+        The pairs, and a line for each two that cannot be compared though their data have one name.
+    """
+    measured = [network for network in networks if network.main is not None]
+    pairs: list[Pair] = []
+    refused: list[str] = []
+    for first, second in itertools.combinations(measured, 2):
+        if first.data != second.data:
+            continue
+        try:
+            pairs.append(_pair(first, second))
+        except FerdistError as error:
+            refused.append(f"{first.name} and {second.name}: {error}.")
+    adjusted = holm([pair.difference.p for pair in pairs])
+    return [replace(pair, p_holm=p) for pair, p in zip(pairs, adjusted, strict=True)], refused
+
+
+def compare_runs(folders: Sequence[Path]) -> tuple[list[Pair], list[str]]:
+    """Compare runs; those that differ in fold and seed only are taken together.
+
+    Returns:
+        The pairs, and a line for whatever cannot be compared.
+    """
+    networks: list[Network] = []
+    remarks: list[str] = []
+    try:
+        groups = _groups([Path(folder).resolve() for folder in dict.fromkeys(folders)])
+    except FerdistError as error:
+        return [], [f"Not compared: {error}."]
+    for group in groups:
+        try:
+            networks.append(_network("", group, ()))
+        except FerdistError as error:
+            remarks.append(f"{group[0].name}: not compared: {error}.")
+    remarks += [
+        f"{network.name}: not compared: no seed of it has all {network.folds} folds."
+        for network in networks
+        if network.main is None
+    ]
+    pairs, refused = compare_pairs(networks)
+    names = dict.fromkeys(network.data for network in networks)
+    if len(names) > 1:
+        remarks.append(f"Runs on different data are not compared: {', '.join(names)}.")
+    if len(groups) == 1:
+        remarks.append("The runs differ in fold and seed only, so they are one network.")
+    return pairs, remarks + refused
+
+
+def _pair(first: Network, second: Network) -> Pair:
+    splits = [{one.pool.split for one in network.measured if one.figures} for network in (first, second)]
+    common = sorted(splits[0] & splits[1])  # test before val
+    if not common:
+        raise RunError("not to be compared: scored on different splits: evaluate both on the same one")
+    seeds = [_plain(network, common[0]) for network in (first, second)]
+    hits = [count_hits(list(of_one.values())) for of_one in seeds]
+    index = hits[0].index
+    difference = compare(hits[0], hits[1], cluster_of(first.beton, index))
+    single, seed = None, None
+    if (first.beton.subject[index] < 0).any():
+        seed = min(seeds[0].keys() & seeds[1].keys(), default=None)
+        single = None if seed is None else mcnemar(seeds[0][seed], seeds[1][seed])
+    return Pair(first, second, common[0], difference, difference.p, single, seed)
+
+
+def _plain(network: Network, split: str) -> dict[int, Predictions]:
+    """Complete seeds on all images of a split, seen once."""
+    for pool in (one.pool for one in network.measured):
+        if (pool.split, pool.tta, pool.subset, pool.unit) == (split, "none", "all", "image"):
+            return pool.complete()
+    raise RunError("not to be compared: one of them lacks the predictions of one view: evaluate it again")

@@ -1,0 +1,151 @@
+"""Paired comparisons against enumeration, scipy, textbook examples and their own null distribution."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, kstest, permutation_test
+
+from ferdist.errors import RunError
+from ferdist.evaluation.compare import Hits, compare, count_hits, holm, mcnemar, permutation_p
+from ferdist.evaluation.metrics import Predictions, accuracy_interval
+
+
+def predictions(right: list[bool] | np.ndarray, *, sha256: str = "a" * 64, first: int = 0) -> Predictions:
+    """Two classes, all labels 0: right where asked for."""
+    wrong = 1 - np.asarray(right, dtype=np.int64)
+    rows = np.eye(2, dtype=np.float32)[wrong]
+    return Predictions(np.arange(first, first + len(wrong)), np.zeros(len(wrong), np.int64), rows, sha256)
+
+
+def enumerated(sums: list[int]) -> float:
+    """Share of all sign assignments whose sum is at least as far from 0."""
+    signs = itertools.product((1, -1), repeat=len(sums))
+    totals = [abs(sum(s * d for s, d in zip(sign, sums, strict=True))) for sign in signs]
+    return sum(total >= abs(sum(sums)) for total in totals) / len(totals)
+
+
+def test_a_case_worked_out_by_hand() -> None:
+    # Cluster sums 3, 1, -1: of the 8 signed sums +-5, +-3 (twice), +-1, six reach the observed 3.
+    p = permutation_p(np.array([2, 1, 1, -1]), np.array([7, 7, 4, 9]))
+    assert p == pytest.approx(6 / 8)
+    # All five clusters on one side: only the two assignments with equal signs reach the sum.
+    assert permutation_p(np.ones(5, np.int64), np.arange(5)) == pytest.approx(2 / 2**5)
+    assert permutation_p(np.array([1, -1, 0]), np.array([0, 0, 1])) == 1.0, "no cluster differs"
+    assert permutation_p(np.array([2, -2]), np.array([0, 1])) == 1.0, "the observed sum is 0"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_it_is_the_enumeration_of_all_signs(seed: int) -> None:
+    drawn = np.random.default_rng(seed)
+    clusters = int(drawn.integers(1, 13))
+    cluster = drawn.integers(0, clusters, 60)
+    difference = drawn.integers(-3, 4, 60)
+    sums = [int(difference[cluster == number].sum()) for number in np.unique(cluster)]
+    assert permutation_p(difference, cluster) == pytest.approx(enumerated(sums), abs=1e-12)
+
+
+def test_it_agrees_with_the_drawing_of_signs() -> None:
+    """scipy draws signs for paired samples; with 118 clusters there are too many to enumerate."""
+    drawn = np.random.default_rng(3)
+    sums = drawn.integers(-4, 6, 118)
+    result = permutation_test(
+        (sums, np.zeros(118)),
+        lambda x, y, axis: np.sum(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=40_000,
+        rng=np.random.default_rng(0),
+    )
+    assert permutation_p(sums, np.arange(118)) == pytest.approx(result.pvalue, abs=0.004)
+
+
+def test_with_single_samples_and_one_seed_it_is_the_exact_mcnemar_test() -> None:
+    drawn = np.random.default_rng(5)
+    first, second = drawn.random(3589) < 0.70, drawn.random(3589) < 0.68
+    p = permutation_p(first.astype(np.int64) - second, np.arange(3589))
+    assert p == pytest.approx(mcnemar(predictions(first), predictions(second)).p, rel=1e-9)
+
+
+def test_p_is_uniform_where_the_networks_do_not_differ() -> None:
+    """Both draw from the same chance of recognising a subject's images, which differs by subject."""
+    drawn = np.random.default_rng(11)
+    cluster = np.repeat(np.arange(60), 9)
+    values = []
+    for _ in range(400):
+        ease = np.repeat(drawn.beta(4, 1, 60), 9)
+        hits = [(drawn.random((2, 540)) < ease).sum(axis=0) for _ in range(2)]
+        values.append(permutation_p(hits[0] - hits[1], cluster))
+    assert kstest(values, "uniform").pvalue > 0.01
+    assert np.mean(np.array(values) <= 0.05) == pytest.approx(0.05, abs=0.025)
+
+
+def test_samples_of_one_subject_count_once() -> None:
+    """Nine images that are right together are one piece of evidence, not nine."""
+    difference, subject = np.repeat([1, 1, 1, -1], 9), np.repeat(np.arange(4), 9)
+    assert permutation_p(difference, subject) == pytest.approx(enumerated([9, 9, 9, -9]))
+    assert permutation_p(difference, np.arange(36)) < 0.01 < permutation_p(difference, subject)
+
+
+def test_holm_of_a_textbook_example() -> None:
+    # Four tests, as in Holm's procedure: 0.005 x 4, 0.01 x 3, 0.03 x 2, and 0.04 may not fall below 0.06.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
+
+
+def test_mcnemar_of_a_case_worked_out_by_hand() -> None:
+    # 1 against 5 discordant samples: p = 2 (C(6,0) + C(6,1)) / 2^6 = 14/64.
+    first = predictions([True, *[False] * 5, True, False])
+    second = predictions([False, *[True] * 5, True, False])
+    result = mcnemar(first, second)
+    assert (result.only_first, result.only_second) == (1, 5)
+    assert result.p == pytest.approx(14 / 64)
+    assert mcnemar(first, first).p == 1.0
+    assert binomtest(1, 6).pvalue == pytest.approx(14 / 64)
+
+
+def test_seeds_are_averaged_and_their_number_may_differ() -> None:
+    first = count_hits([predictions([1, 1, 0, 0]), predictions([1, 0, 0, 0])])
+    second = count_hits([predictions(p) for p in ([1, 1, 0, 1], [1, 1, 1, 0], [0, 1, 0, 0])])
+    assert first.count.tolist() == [2, 1, 0, 0]
+    assert second.count.tolist() == [2, 3, 1, 1]
+    by_subject = np.array([0, 0, 1, 1])
+    result = compare(first, second, by_subject)
+    # Shares 1, 1/2, 0, 0 against 2/3, 1, 1/3, 1/3.
+    assert result.accuracy == pytest.approx((1.5 - 7 / 3) / 4)
+    assert (result.samples, result.clusters) == (4, 2)
+    assert result.p == pytest.approx(enumerated([-1, -4])), "sixths: 6 - 4 + 3 - 6, 0 - 2 + 0 - 2"
+    opposite = compare(second, first, by_subject)
+    assert opposite.accuracy == pytest.approx(-result.accuracy)
+    assert opposite.p == result.p
+
+
+def test_the_interval_is_the_bootstrap_of_the_difference() -> None:
+    drawn = np.random.default_rng(2)
+    index = np.arange(400)
+    hits = [Hits(index, index, (drawn.random(400) < rate).astype(np.int64), 1, "") for rate in (0.9, 0.7)]
+    result = compare(hits[0], hits[1], index)
+    difference = (hits[0].count - hits[1].count).astype(np.float64)
+    assert result.interval == accuracy_interval(difference, index)
+    half = 1.96 * difference.std() / 20
+    assert result.interval == pytest.approx((result.accuracy - half, result.accuracy + half), abs=0.01)
+
+
+def test_different_data_and_different_samples_are_refused_in_a_line() -> None:
+    right = [True, False, True]
+    with pytest.raises(RunError, match=r"different data .* aaaaaaaaaaaa and bbbbbbbbbbbb") as refused:
+        count_hits([predictions(right), predictions(right, sha256="b" * 64)])
+    assert "\n" not in str(refused.value)
+    one, moved = count_hits([predictions(right)]), count_hits([predictions(right, first=1)])
+    with pytest.raises(RunError, match=r"different samples \(3 and 3, 2 of them common\)"):
+        compare(one, moved, np.arange(3))
+    relabelled = replace(one, label=np.ones(3, np.int64))
+    with pytest.raises(RunError, match="different labels"):
+        compare(one, relabelled, np.arange(3))
+    with pytest.raises(RunError, match="different samples"):
+        mcnemar(predictions(right), predictions(right[:2]))

@@ -1,0 +1,165 @@
+"""`launch.table1` with real jobs of this host: the grid, what it costs, what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ferdist.beton import open_beton
+from ferdist.config import load_config
+from ferdist.datasets import prepare
+from ferdist.evaluation.pool import shared_config
+from ferdist.training.experiment import Cell, Part
+from ferdist.training.folder import RunFolder
+from launch import table1 as launcher
+from launch.estimate import _start_seconds, cost_of_finished, estimate
+from launch.executor import Options
+from launch.experiment import Experiment, wanted
+from tests.conftest import start
+from tests.faults.processes import SMALL, status_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+LOCAL = ("--cluster", "local", "--cpu", "1", "--cpus", "1")
+NAMES = ("fer2013/resnet18/seed-0", "ckplus/resnet18/fold-00-seed-0", "ckplus/resnet18/fold-01-seed-0")
+
+
+@pytest.fixture(scope="module")
+def configs(two_folds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """DATASET/resnet18.yaml for drawn faces in the layouts of FER2013 (splits) and CK+ (two folds)."""
+    place = tmp_path_factory.mktemp("grid")
+    raw = prepare.synthetic(place / "raw", images=140, seed=3, format="fer2013-csv")
+    fer2013 = prepare.fer2013(raw, place)
+    for data, beton, fold in (("fer2013", fer2013, None), ("ckplus", two_folds, 0)):
+        (place / "configs" / data).mkdir(parents=True)
+        values = {
+            "data": {"path": str(beton), "fold": fold, "batch_size": 16},
+            "model": {"name": "resnet18", "stem": "imagenet", "width": 8},
+            "train": {"epochs": 2, "precision": "fp32", "lr": 0.02, "resolution": [[0, 0.5], [0.5, 1]]},
+            "device": "cpu",
+        }
+        (place / "configs" / data / "resnet18.yaml").write_text(yaml.safe_dump(values))
+    return place / "configs"
+
+
+def grid(configs: Path, out: Path, *arguments: str) -> list[str]:
+    places = ("--configs", str(configs), "--out", str(out), "--models", "resnet18")
+    return ["launch.table1", *places, *LOCAL, *arguments]
+
+
+def test_a_grid_is_estimated_run_once_and_reported(configs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid"
+    dry = start(*grid(configs, out, "--dry-run"))
+    assert dry.returncode == 0, dry.stderr
+    assert not out.exists()
+    rows = {line.split()[0]: line.split() for line in dry.stdout.splitlines() if line.strip()}
+    assert [rows[name][1] for name in ("fer2013/resnet18", "ckplus/resnet18", "together")] == ["1", "2", "3"]
+    assert rows["fer2013/resnet18"][-2:] == ["measured", "here"]
+    assert "with 1 at a time" in dry.stdout
+
+    done = start(*grid(configs, out))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out}/table1.md\n"
+    jobs = json.loads((out / "experiment.json").read_text())["jobs"]
+    assert {name: len(attempts) for name, attempts in jobs.items()} == dict.fromkeys(NAMES, 1)
+    assert [status_of(out / name)["state"] for name in NAMES] == ["finished"] * 3
+    assert RunFolder(out / NAMES[2]).stored_config().data.fold == 1
+    text = (out / "table1.md").read_text()
+    assert "| resnet18 | – |" in text
+    assert "2 folds by subject, last of 2 epochs |" in text
+    assert "val, on which the best of 2 epochs was picked: leans upward |" in text
+
+    again = start(*grid(configs, out))
+    assert again.returncode == 0, again.stderr
+    assert json.loads((out / "experiment.json").read_text())["jobs"] == jobs
+    assert start(*grid(configs, out, "--dry-run")).stderr == "ferdist: there is nothing to submit\n"
+
+    more = start(*grid(configs, out, "--seeds", "2", "--dry-run"))
+    assert more.returncode == 0, more.stderr
+    assert more.stderr == "", "nothing is measured where there are finished runs"
+    assert "2 finished runs" in more.stdout
+
+    report = start("ferdist.cli", "report", str(out), "--out", str(tmp_path / "report"))
+    assert report.returncode == 0, report.stderr
+    assert (tmp_path / "report" / "figures" / "ckplus-confusion.svg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--models", "resnet19"), "resnet19.yaml: there is no such config file"),
+        (("--datasets", "affectnet"), "affectnet/resnet18.yaml: there is no such config file"),
+        (("data.fold=1",), "data.fold=1: the launcher sets this key itself: every fold"),
+        (("model.name=x",), "model.name=x: the launcher sets this key itself: give --models"),
+        (("data.path=x.beton",), "data.path=x.beton: the data sets have a beton each"),
+        (("train.select=best",), "would pick an epoch on the fold that is scored"),
+    ],
+)
+def test_what_cannot_be_launched_is_told_in_a_line(
+    configs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], reason: str
+) -> None:
+    assert launcher.main(grid(configs, tmp_path / "x", *arguments)[1:]) == 1
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def experiment(configs: Path, tmp_path: Path) -> Experiment:
+    """Two configs of the same data, two folds each, of which nothing was run."""
+    config = load_config(configs / "ckplus" / "resnet18.yaml", SMALL)
+    part = Part(shared_config(config), open_beton(Path(config.data.path)).manifest.sha256)
+    cells = [Cell(fold, 0, name) for name in ("a", "b") for fold in (0, 1)]
+    return Experiment(tmp_path / "x", {"a": part, "b": part}, cells)
+
+
+def finish(experiment: Experiment, cell: Cell, seconds: float, rate: float) -> Path:
+    """Leave a run's files as if it had trained for so long and been evaluated for 4 seconds more."""
+    run = RunFolder(experiment.run_dir(cell))
+    run.path.mkdir(parents=True)
+    run.write_config(experiment.run_config(cell), {"date": "2026-01-01T00:00:00Z"})
+    run.results.write_text("{}")
+    run.metrics.write_text(json.dumps({"step": 1, "time": seconds, "rate/images_per_second": rate}) + "\n")
+    minutes, rest = divmod(round(seconds) + 4, 60)
+    status = {"state": "finished", "reason": None, "updated": f"2026-01-01T00:{minutes:02d}:{rest:02d}Z"}
+    run.status.write_text(json.dumps(status))
+    return run.path
+
+
+def test_finished_runs_tell_the_cost_of_the_others(experiment: Experiment) -> None:
+    a, b = ([cell for cell in experiment.cells if cell.part == part] for part in ("a", "b"))
+    runs = [
+        finish(experiment, cell, *figures) for cell, figures in zip(a, ((100, 50), (200, 40)), strict=True)
+    ]
+    cost = cost_of_finished(runs)
+    assert cost.seconds == pytest.approx(154 + _start_seconds(), rel=0.2)
+    assert cost.images_per_second == 45
+    done = [replace(cell, part="b") for cell in a]
+    for cell in done[:1]:
+        finish(experiment, cell, 300, 10)
+    options = Options("slurm", tasks=2, gpus=2, cpus=4, parallel=1)
+    text = estimate(experiment, done[:1], b[1:], options)
+    line = next(line.split() for line in text.splitlines() if line.startswith("b "))
+    assert line[1:3] == ["1", "10"]
+    hours, minutes, seconds = map(int, line[3].split(":"))
+    whole = 3600 * hours + 60 * minutes + seconds
+    assert whole >= 304
+    assert float(line[4]) == pytest.approx(8 * whole / 3600, abs=0.01)
+    assert float(line[5]) == pytest.approx(2 * whole / 3600, abs=0.01)
+
+
+def test_only_what_is_asked_for_is_submitted(experiment: Experiment) -> None:
+    experiment.folder.mkdir()
+    experiment.write()
+    part = experiment.parts["a"]
+    later = Experiment(experiment.folder, {"a": part}, [Cell(0, 0, "a"), Cell(0, 1, "a")])
+    assert len(later.cells) == 5
+    assert [cell.name for cell in wanted(later, later.standings(), retry=False)] == [
+        "a/fold-00-seed-0",
+        "a/fold-00-seed-1",
+    ]
