@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from ferdist.errors import RunError
 from ferdist.evaluation.metrics import Predictions, expected_calibration_error
-from ferdist.evaluation.occlusion import KINDS, SIDES, covered_fraction
 from ferdist.evaluation.results import SCHEMA
 
 Floats = npt.NDArray[np.float64]
@@ -31,17 +30,16 @@ class Occlusion:
         kind: shape, e.g. ``square``.
         severity: 1 (least) to 5 (most).
         fill: what the covered pixels were replaced by.
+        covered: fraction of the image, 0 to 1; None where nothing is covered or the fraction is unknown.
+        seen: whether training showed such occlusion: ``seen``, ``unseen size`` or ``unseen kind``; "" where
+            it is not recorded.
     """
 
     kind: str
     severity: int
     fill: str
-
-    @property
-    def covered(self) -> float | None:
-        """Covered fraction of the image, 0 to 1; None where the kind has no known fraction."""
-        known = self.kind in KINDS and 1 <= self.severity <= len(SIDES)
-        return covered_fraction(self.severity) if known else None
+    covered: float | None = None
+    seen: str = ""
 
 
 @dataclass(frozen=True)
@@ -364,6 +362,8 @@ def _occlusion(entry: Mapping[str, Any], where: str) -> Occlusion | None:
         kind=_typed(occlusion, "kind", str, f"{where}: occlusion"),
         severity=_typed(occlusion, "severity", int, f"{where}: occlusion"),
         fill=str(occlusion.get("fill")),
+        covered=_fraction(occlusion.get("covered"), f"{where}: occlusion: covered"),
+        seen=str(occlusion.get("seen", "")),
     )
 
 
