@@ -15,15 +15,17 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
 
-from ferdist.augment.config import AugmentConfig
 from ferdist.datasets.record import Images, Integers
 from ferdist.errors import ConfigError, DataError
+
+if TYPE_CHECKING:  # its package imports torch, which a report does without
+    from ferdist.augment.config import AugmentConfig
 
 Mask = npt.NDArray[np.bool_]
 Words = npt.NDArray[np.uint64]

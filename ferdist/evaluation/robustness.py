@@ -172,11 +172,9 @@ def summarise(entries: Sequence[Entry]) -> list[Entry]:
     """
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in entries:
-        if entry["subset"] == "all" and entry["unit"] == "image":
+        if entry.get("subset") == "all" and entry.get("unit") == "image":
             groups.setdefault(conditions(entry), []).append(entry)
-    return [
-        _summary(group) for group in groups.values() if any(entry["occlusion"] is not None for entry in group)
-    ]
+    return [_summary(group) for group in groups.values() if any(entry.get("occlusion") for entry in group)]
 
 
 def conditions(entry: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -185,8 +183,8 @@ def conditions(entry: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _summary(group: Sequence[Entry]) -> Entry:
-    clean = next((entry["accuracy"] for entry in group if entry["occlusion"] is None), None)
-    covered = sorted((e for e in group if e["occlusion"] is not None), key=lambda e: _place(_cell(e)))
+    clean = next((entry["accuracy"] for entry in group if not entry.get("occlusion")), None)
+    covered = sorted((e for e in group if e.get("occlusion")), key=lambda e: _place(_cell(e)))
     by_kind: dict[str, list[Entry]] = {}
     for entry in covered:
         by_kind.setdefault(entry["occlusion"]["kind"], []).append(entry)
@@ -313,7 +311,8 @@ def as_text(summary: Mapping[str, Any]) -> str:
         at = dict(zip(kind["severities"], kind["by_severity"], strict=True))
         cells = [_percent(at.get(severity)) for severity in range(1, 6)]
         lines.append(
-            f"|{label(name):<10}|" + "".join(f"{cell:>4}|" for cell in [*cells, _percent(kind["accuracy"])])
+            f"|{kind_label(name):<10}|"
+            + "".join(f"{cell:>4}|" for cell in [*cells, _percent(kind["accuracy"])])
         )
     lines += [
         "",
@@ -340,22 +339,21 @@ def comparison_as_text(comparison: Mapping[str, Any]) -> str:
     ]
     rows = [*comparison["kinds"].items(), ("mean", comparison)]
     for name, row in rows:
-        low, high = (f"{100 * bound:+.1f}" for bound in row["difference_ci95"])
-        error = row["corruption_error" if name != "mean" else "mean_corruption_error"]
-        lines.append(
-            f"|{label(name):<10}|{_percent(error):>5}|{100 * row['difference']:>+6.1f}|{f'{low} {high}':>13}|"
-        )
+        error = _percent(row["corruption_error" if name != "mean" else "mean_corruption_error"])
+        points = f"{100 * row['difference']:+.1f}"
+        interval = " ".join(f"{100 * bound:+.1f}" for bound in row["difference_ci95"])
+        lines.append(f"|{kind_label(name):<10}|{error:>5}|{points:>6}|{interval:>13}|")
     return "\n".join(lines)
 
 
-def label(kind: str) -> str:
+def kind_label(kind: str) -> str:
     """A kind's name for people."""
     return kind.removesuffix("_noise").replace("_", " ")
 
 
 def _cell(entry: Mapping[str, Any]) -> Cell:
     damage = entry["occlusion"]
-    return Cell(damage["kind"], damage["severity"], damage["fill"])
+    return Cell(damage["kind"], damage["severity"], str(damage.get("fill")))
 
 
 def _place(cell: Cell) -> tuple[int, str, str, int]:
@@ -369,7 +367,7 @@ def _place(cell: Cell) -> tuple[int, str, str, int]:
 
 
 def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
+    return float(np.mean(np.array(list(values), dtype=float)))
 
 
 def _percent(fraction: float | None) -> str:

@@ -136,7 +136,14 @@ def write_run(
         for severity, covered in enumerate((0.028, 0.111, 0.25, 0.444, 0.5625), start=1):
             weaker = skill * (1 - (1.1 if kind == "square" else 0.95) * covered)
             label, probabilities = draw_predictions(samples, weaker, seed)
-            entry = {"kind": kind, "severity": severity, "fill": "zero"}
+            entry = {
+                "kind": kind,
+                "severity": severity,
+                "fill": "zero",
+                "covered": covered,
+                "seen": "seen" if covered < 0.3 else "unseen size",
+                "checksum": f"{severity}" * 64,
+            }
             evaluations.append(
                 {"split": "val", **conditions, "occlusion": entry, **measure(label, probabilities)}
             )
