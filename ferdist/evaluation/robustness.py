@@ -135,6 +135,35 @@ class GridPredictions:
             raise RunError(f"{path}: no predictions under occlusion that can be read: {error}") from None
 
 
+def pool(grids: Sequence[GridPredictions]) -> GridPredictions:
+    """The benchmark over several parts of the data, such as the folds of a k-fold experiment, as one.
+
+    Args:
+        grids: of the same cells and data, without a sample in common. A cell's checksum becomes the sha256 of
+            the parts' checksums, in the order of their first samples.
+
+    Raises:
+        RunError: if cells or data differ or a sample is there twice.
+    """
+    parts = sorted(grids, key=lambda grid: int(grid.index[0]))
+    first = parts[0]
+    index = np.concatenate([part.index for part in parts])
+    if any((part.cells, part.beton_sha256) != (first.cells, first.beton_sha256) for part in parts):
+        raise RunError("predictions for other cells or data do not pool: evaluate all parts alike")
+    if len(np.unique(index)) < len(index):
+        raise RunError("predictions for the same samples do not pool: give each part once")
+    order = np.argsort(index)
+    return GridPredictions(
+        index[order],
+        np.concatenate([part.label for part in parts])[order],
+        np.concatenate([part.cluster for part in parts])[order],
+        first.cells,
+        tuple(_joined(sums) for sums in zip(*(part.checksums for part in parts), strict=True)),
+        np.concatenate([part.probabilities for part in parts], axis=1)[:, order],
+        first.beton_sha256,
+    )
+
+
 def area_under_curve(covered: Sequence[float], accuracy: Sequence[float]) -> float:
     """Mean accuracy over the covered fraction from 0 to the largest one, by the trapezoid rule.
 
@@ -191,7 +220,6 @@ def _summary(group: Sequence[Entry]) -> Entry:
     kinds = {kind: _kind_figures(members, clean) for kind, members in by_kind.items()}
     areas = [kind["area_under_curve"] for kind in kinds.values() if kind["area_under_curve"] is not None]
     accuracy = _mean(kind["accuracy"] for kind in kinds.values())
-    checksums = "".join(str(entry["occlusion"].get("checksum")) for entry in covered)
     return {
         **dict(zip(CONDITIONS, conditions(covered[0]), strict=True)),
         "samples": covered[0]["samples"],
@@ -203,7 +231,7 @@ def _summary(group: Sequence[Entry]) -> Entry:
         "seen": _by_seen(covered),
         "kinds": kinds,
         "cells": len(covered),
-        "checksum": hashlib.sha256(checksums.encode()).hexdigest(),
+        "checksum": _joined(str(entry["occlusion"].get("checksum")) for entry in covered),
     }
 
 
@@ -364,6 +392,11 @@ def _place(cell: Cell) -> tuple[int, str, str, int]:
     fills = occlusion.KINDS[cell.kind].fills
     at = fills.index(cell.fill) if cell.fill in fills else len(fills)
     return kinds.index(cell.kind), "", str(at), cell.severity
+
+
+def _joined(checksums: Iterable[str]) -> str:
+    """One sha256 (hex) for several."""
+    return hashlib.sha256("".join(checksums).encode()).hexdigest()
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -435,7 +435,7 @@ def _occlusion_groups(
         for (kind, fill), points in graded.items():
             fills = [other for name, other in graded if name == kind]
             name = f"{run.name}, {fill}" if len(fills) > 1 else run.name
-            lines = groups.setdefault(kind_label(kind) if several else f"filled with {fill}", [])
+            lines = groups.setdefault(kind_label(kind) if several else tables.FILLS.get(fill, fill), [])
             order = len(lines)
             lines.append(
                 _occlusion_line(

@@ -19,6 +19,12 @@ MISSING: Final = "–"
 TTA: Final = {"none": "one view", "flip": "image and mirror image", "ten-crop": "ten crops"}
 FIGURES: Final = ("Accuracy", "95 % interval", "Balanced", "Macro-F1", "ECE", "Samples")
 """Columns of figures, in percent but for the last."""
+FILLS: Final = {
+    "zero": "filled with black",
+    "mean": "filled with the training data's mean",
+    "noise": "filled with noise",
+    "face": "a patch of another face",
+}
 SUBSETS: Final = {
     "all": "all",
     "no_copies": "without copies",

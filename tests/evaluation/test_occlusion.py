@@ -190,7 +190,7 @@ def test_draws_differ_between_samples_severities_kinds_and_seeds() -> None:
         for severity in (3, 4)
     }
     for masks in hidden.values():
-        assert len({mask.tobytes() for mask in masks}) > 130, "places differ between samples"
+        assert len({mask.tobytes() for mask in masks}) > 110, "places differ between samples"
     assert len({masks.tobytes() for masks in hidden.values()}) == len(hidden)
     middles = {key: masks[:, 24, 24].tobytes() for key, masks in hidden.items()}
     assert len(set(middles.values())) == len(middles), "nor is one the other at another size"

@@ -172,6 +172,32 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare(own, replace(own, cells=(Cell("glasses", 1, "drawn"),)))
 
 
+def test_folds_are_pooled() -> None:
+    cells = (Cell("mask", 1, "drawn"), Cell("glasses", 1, "drawn"))
+    whole = predictions([[1, 0, 1, 1], [0, 0, 1, 0]], cells, [4, 5, 4, 6])
+
+    def part(rows: list[int]) -> GridPredictions:
+        return replace(
+            whole,
+            index=whole.index[rows],
+            label=whole.label[rows],
+            cluster=whole.cluster[rows],
+            probabilities=whole.probabilities[:, rows],
+        )
+
+    folds = [part([1, 3]), part([0, 2])]
+    pooled = robustness.pool(folds)
+    assert np.array_equal(pooled.index, whole.index)
+    assert np.array_equal(pooled.cluster, whole.cluster)
+    assert np.array_equal(pooled.correct(), whole.correct())
+    assert pooled.checksums == robustness.pool(folds[::-1]).checksums
+    assert compare(pooled, pooled)["difference"] == 0
+    with pytest.raises(RunError, match="the same samples do not pool"):
+        robustness.pool([folds[0], folds[0]])
+    with pytest.raises(RunError, match="other cells or data do not pool"):
+        robustness.pool([folds[0], replace(folds[1], beton_sha256="1")])
+
+
 # The file
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ferdist.errors import RunError
@@ -190,10 +191,29 @@ def test_several_runs_are_compared(make_run: MakeRun, tmp_path: Path) -> None:
         assert all(f">{name}</text>" in legend for name in ("cbam", "plain"))
         assert ">fold<" not in legend
         assert f"Accuracy against the covered part of the image: {kind}." in page.text
-    assert "plain: without both runs' predictions/occlusion/ there is no paired difference." in page.text
+    assert "plain against cbam: the reference was not evaluated on the same samples" in page.text
     curves = (tmp_path / "report" / "figures" / "loss.svg").read_text()
     assert all(f">{name}</text>" in curves for name in ("cbam", "plain", "fold"))
     assert (tmp_path / "report" / "table1.md").read_text().count("\n| ") == 5
+
+
+def test_runs_on_the_same_samples_are_compared_in_pairs(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run("cbam", occlusion=True), make_run("plain", skill=2.0, occlusion=True)]
+    write_report(runs, tmp_path / "report")
+    page = Page(tmp_path / "report" / "report.html")
+    assert "Accuracy by kind of occlusion (means over the fills), in percent" in page.text
+    table = page.source.split("<caption>Accuracy under occlusion minus that of cbam, in points")[1]
+    cells = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", table.split("</table>")[0])
+    own, other = (
+        [e["accuracy"] for e in json.loads((run / "results.json").read_text())["evaluations"]] for run in runs
+    )
+    assert cells[5:8] == ["plain", "square", f"{100 * (np.mean(other[1:6]) - np.mean(own[1:6])):+.1f}"]
+    low, high = (float(bound) for bound in cells[8].split(" to "))
+    assert low < float(cells[7]) < high < 0
+    (runs[1] / "predictions" / "occlusion" / "val.npz").unlink()
+    write_report(runs, tmp_path / "report")
+    page = Page(tmp_path / "report" / "report.html")
+    assert "plain: without both runs' predictions/occlusion/ there is no paired difference." in page.text
 
 
 def test_data_that_the_run_was_not_trained_on_are_named(make_run: MakeRun, tmp_path: Path) -> None:
