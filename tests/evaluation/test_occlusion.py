@@ -191,9 +191,9 @@ def test_draws_differ_between_samples_severities_kinds_and_seeds() -> None:
     }
     for masks in hidden.values():
         assert len({mask.tobytes() for mask in masks}) > 110, "places differ between samples"
-    assert len({masks.tobytes() for masks in hidden.values()}) == len(hidden)
-    middles = {key: masks[:, 24, 24].tobytes() for key, masks in hidden.items()}
-    assert len(set(middles.values())) == len(middles), "nor is one the other at another size"
+    heights = np.array([(masks.mean(2) * np.arange(48)).sum(1) for masks in hidden.values()])
+    between = np.corrcoef(heights) - np.eye(len(hidden))
+    assert abs(between).max() < 5 / np.sqrt(200), "nor does one follow from another"
 
 
 @pytest.mark.parametrize("channels", [1, 3])
