@@ -1,12 +1,13 @@
 # `make demo` runs the main job on data that it makes itself; `make test` runs the tests; `make test-slurm` runs
 # those that need a SLURM, on one that it starts for them (as root).
-# All set up .venv first; a second run finds it as it should be and goes on at once.
+# All set up .venv first; a second run finds it as it should be and goes on at once. `make wheelhouse` gathers what a
+# host without internet needs.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.ready
 export MPLBACKEND := Agg
 
-.PHONY: demo test test-slurm lint types clean
+.PHONY: demo test test-slurm wheelhouse lint types clean
 
 demo: $(STAMP)
 	$(VENV)/bin/ferdist demo
@@ -17,6 +18,9 @@ test: $(STAMP)
 test-slurm: $(STAMP)
 	scripts/slurm-packages
 	OMP_NUM_THREADS=1 $(VENV)/bin/python slurm/onehost.py run -- $(VENV)/bin/pytest tests/slurm $(ARGS)
+
+wheelhouse:
+	PYTHON=$(PYTHON) scripts/wheelhouse $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -33,6 +33,7 @@ FREE_KEYS = (
     "data.workers",
     "data.timeout",
     "data.cache",
+    "data.stage",
     "train.checkpoint_seconds",
     "train.checkpoint_steps",
     "train.keep_checkpoints",
@@ -55,6 +56,8 @@ class DataConfig:
         timeout: seconds after which a loader that gives nothing is an error.
         labels: ``own``, ``ferplus-majority`` or ``ferplus-soft`` (see ``ferdist.beton.labels``).
         cache: ``none``, or ``device`` to read the samples once and keep them on the device.
+        stage: a folder on each host's own disk, such as ``$TMPDIR``: the beton is copied there, checked, and
+            read from there. Empty: it is read where it is.
     """
 
     path: str = ""
@@ -64,6 +67,7 @@ class DataConfig:
     timeout: float = 300.0
     labels: str = "own"
     cache: str = "none"
+    stage: str = ""
 
     def __post_init__(self) -> None:
         for key, number in (("batch_size", self.batch_size), ("workers", self.workers)):

@@ -19,6 +19,7 @@ try:
     from ferdist.beton.labels import Labels, labels_of
     from ferdist.beton.loader import Batch, Beton, BetonLoader, DeviceCache, open_beton
     from ferdist.beton.manifest import Manifest
+    from ferdist.beton.stage import stage_beton, staged_path
     from ferdist.beton.writer import write_beton
 finally:
     numba.typed.Dict = _typed_dict
@@ -34,5 +35,7 @@ __all__ = [
     "Manifest",
     "labels_of",
     "open_beton",
+    "stage_beton",
+    "staged_path",
     "write_beton",
 ]

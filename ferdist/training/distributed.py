@@ -101,9 +101,12 @@ def choose_device(name: str, local_rank: int) -> torch.device:
         return torch.device("cpu")
     if not available:
         raise ConfigError("device is cuda, but PyTorch finds no CUDA device: use device=cpu or device=auto")
-    if local_rank >= torch.cuda.device_count():
+    seen = torch.cuda.device_count()
+    if seen == 1 and os.environ.get("SLURM_LOCALID") == str(local_rank):
+        return torch.device("cuda", 0)  # SLURM may show each of its tasks its own GPU alone
+    if local_rank >= seen:
         raise ConfigError(
-            f"local rank {local_rank} has no GPU: this host has {torch.cuda.device_count()}; "
+            f"local rank {local_rank} has no GPU: this process sees {seen} of this host's; "
             "start at most that many processes on it"
         )
     return torch.device("cuda", local_rank)

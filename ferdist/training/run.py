@@ -16,7 +16,16 @@ from torch import nn
 from ferdist import environment
 from ferdist.augment import Augment, denormalise
 from ferdist.augment.grid import image_grid
-from ferdist.beton import Batch, Beton, BetonLoader, DeviceCache, labels_of, open_beton
+from ferdist.beton import (
+    Batch,
+    Beton,
+    BetonLoader,
+    DeviceCache,
+    labels_of,
+    open_beton,
+    stage_beton,
+    staged_path,
+)
 from ferdist.config import Config
 from ferdist.datasets.record import Integers
 from ferdist.errors import ConfigError, FerdistError, Preempted, RunError
@@ -24,7 +33,7 @@ from ferdist.evaluation import metrics
 from ferdist.evaluation.evaluate import evaluate_trained, main_entry
 from ferdist.evaluation.model import ModelCard, TrainedModel, default_checkpoint, load_trained
 from ferdist.evaluation.predict import predict
-from ferdist.models import Task, build_model
+from ferdist.models import Task, build_model, check_resolution
 from ferdist.models.pretrained import load_pretrained
 from ferdist.training import checkpoint, optim, seeds
 from ferdist.training.distributed import World, join_world
@@ -55,13 +64,29 @@ def run(config: Config) -> Path:
     if not config.data.path:
         raise ConfigError("data.path is not set: give the beton file, data.path=DIR/NAME.beton")
     with join_world(config.device) as world, catch_stop_signals() as request:
-        beton = open_beton(Path(config.data.path), checksum=True)
+        beton = _opened(config, world)
         with (
             _claimed(config, beton, world) as folder,
             closing(_Job(config, beton, world, folder)) as job,
         ):
             _loop(job, request)
             return job.finish()
+
+
+def _opened(config: Config, world: World) -> Beton:
+    """The beton, or its copy on this host's own disk, which the host's local rank 0 makes for all."""
+    path, folder = Path(config.data.path), config.data.stage
+    if folder:
+        refusal: FerdistError | None = None
+        if world.local_rank == 0:
+            try:
+                stage_beton(path, folder)
+            except FerdistError as error:
+                refusal = error
+        if world.any(refusal is not None):
+            raise refusal or RunError(f"{path}: a local rank 0 cannot copy it to {folder}: see its message")
+        path = staged_path(path, folder)
+    return open_beton(path, checksum=True)
 
 
 @contextmanager
@@ -193,6 +218,8 @@ class _Job:
     def _network(self) -> nn.Module:
         torch.manual_seed(seeds.derive_seed(self.config.seed, seeds.WEIGHTS))
         network = build_model(self.config.model, self.task)
+        shares = {share for _, share in self.config.train.resolution}
+        check_resolution(network, self.config.model, self.task, shares)
         load_pretrained(network, self.config.model.pretrained)
         if self.config.train.sync_batchnorm:
             if self.world.device.type != "cuda":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from ferdist.beton import open_beton
+from ferdist.beton import open_beton, staged_path
 from ferdist.cli import main
 from ferdist.config import Config, to_dict
 from ferdist.evaluation.metrics import Predictions
@@ -22,12 +23,13 @@ from ferdist.evaluation.robustness import GridPredictions
 from ferdist.training import checkpoint
 from ferdist.training.run import run
 from tests.conftest import start
+from tests.faults.processes import unequal
 
 
-def train(config: Config, processes: int) -> None:
+def train(config: Config, processes: int, **environment: str) -> None:
     path = Path(config.run_dir).with_suffix(".yaml")
     path.write_text(yaml.safe_dump(to_dict(config)))
-    done = start("ferdist.train", str(path), processes=processes)
+    done = start("ferdist.train", str(path), processes=processes, **environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str(Path(config.run_dir) / "results.json")], "rank 0 alone speaks"
 
@@ -160,6 +162,34 @@ def test_more_processes_than_samples(tiny: Callable[..., Config], tmp_path: Path
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_train_the_same_on_a_staged_copy(
+    tiny: Callable[..., Config], beton_path: Path, tmp_path: Path
+) -> None:
+    """To the bit; and it is the same run, wherever its copy is."""
+    plain = tiny("train.epochs=1", run="plain")
+    staged = tiny("train.epochs=1", "data.stage=$NODE_DISK", run="staged")
+    train(plain, processes=2)
+    train(staged, processes=2, NODE_DISK=str(tmp_path))
+    assert staged_path(beton_path, str(tmp_path)).read_bytes() == beton_path.read_bytes()
+    assert unequal(Path(plain.run_dir), Path(staged.run_dir)) == []
+    (tmp_path / "other").mkdir()
+    run(tiny("train.epochs=1", f"data.stage={tmp_path / 'other'}", run="staged"))
+    assert staged_path(beton_path, str(tmp_path / "other")).is_file()
+    assert unequal(Path(plain.run_dir), Path(staged.run_dir)) == []
+
+
+def test_a_copy_that_cannot_be_made_ends_all_ranks(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    config = tiny(f"data.stage={tmp_path / 'none'}")
+    path = Path(config.run_dir).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(to_dict(config)))
+    begun = time.monotonic()
+    done = start("ferdist.train", str(path), processes=2)
+    assert done.returncode == 1
+    assert f"ferdist: {tmp_path / 'none'}: data.stage is no folder on" in done.stderr
+    assert time.monotonic() - begun < 60
+    assert not Path(config.run_dir).exists()
 
 
 def test_every_rank_says_what_is_wrong(tiny: Callable[..., Config]) -> None:

@@ -94,6 +94,10 @@ class Job:
         """Send a signal to the job's processes, as SLURM does before a time limit."""
         ask("scancel", f"--signal={name}", self.id)
 
+    def lift_time_limit(self) -> None:
+        """Give the job an hour, in this turn and the next ones."""
+        ask("scontrol", "update", f"JobId={self.id}", "TimeLimit=60")
+
     def processes(self) -> dict[int, int]:
         """The process id of each rank that runs."""
         found = {}

@@ -211,6 +211,21 @@ def test_precision_and_device_choices() -> None:
             choose_device("cuda", 0)
 
 
+def test_a_rank_finds_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among all of a host's, or alone where SLURM shows each task only its own."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert choose_device("auto", 3) == torch.device("cuda", 3)
+    with pytest.raises(ConfigError, match="local rank 4 has no GPU: this process sees 4"):
+        choose_device("cuda", 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    assert choose_device("cuda", 3) == torch.device("cuda", 0)
+    monkeypatch.setenv("SLURM_LOCALID", "0")  # torchrun is the task: its ranks share what it sees
+    with pytest.raises(ConfigError, match="local rank 3 has no GPU"):
+        choose_device("cuda", 3)
+
+
 def test_the_last_step_of_a_short_run_has_a_rate() -> None:
     assert math.isfinite(optim.learning_rate(TrainConfig(), 1, 1))
     assert optim.learning_rate(TrainConfig(warmup=0.99), 1, 1) > 0
