@@ -11,8 +11,9 @@ from ferdist.errors import RunError
 from ferdist.evaluation.metrics import quick_score
 from ferdist.evaluation.model import default_checkpoint
 from ferdist.evaluation.pool import join
+from ferdist.models import is_reconstruction
 from ferdist.reporting.networks import Measurement, Network, Pair, compare_pairs
-from ferdist.reporting.published import PUBLISHED, is_reconstruction
+from ferdist.reporting.published import PUBLISHED
 from ferdist.reporting.tables import (
     MISSING,
     SUBSETS,
@@ -129,7 +130,7 @@ def _row(network: Network, published: float | None) -> tuple[str, ...]:
         percent(published, DIGITS),
         *measured,
         MISSING if parameters is None else count(parameters),
-        _yes_no(is_reconstruction(network.model)),
+        _yes_no(network.reconstruction()),
         protocol(network),
     )
 
@@ -305,7 +306,7 @@ def protocol_sentences(group: DataGroup) -> Iterator[str]:
     elif not measured[0].folds:
         most = max(one.test_scorings for one in measured)
         yield f"Test was scored {'at most once by any run' if most else 'by no run'}."
-    if any(is_reconstruction(network.model) for network in networks):
+    if any(network.reconstruction() for network in networks):
         yield "Reconstruction: rebuilt from a description, since no table of the network's layers is public."
 
 
@@ -331,5 +332,5 @@ def _cluster_name(network: Network) -> str:
     return "subject" if (subjects[held_out] >= 0).all() else "copy group"
 
 
-def _yes_no(value: bool) -> str:
-    return "yes" if value else "no"
+def _yes_no(value: bool | None) -> str:
+    return MISSING if value is None else "yes" if value else "no"
