@@ -64,7 +64,7 @@ def estimate(
     for part in dict.fromkeys(cell.part for cell in cells):
         done = [experiment.run_dir(cell) for cell in finished if cell.part == part]
         if done:
-            costs[part] = cost_of_finished(done)
+            costs[part] = cost_of_finished(done, _start_seconds())
             continue
         first = next(cell for cell in cells if cell.part == part)
         print(f"ferdist: measuring {part or 'the config'} on this host", file=sys.stderr, flush=True)
@@ -72,13 +72,13 @@ def estimate(
     return _as_text(costs, cells, options)
 
 
-def cost_of_finished(runs: Sequence[Path]) -> Cost:
-    """The median of what finished runs took."""
+def cost_of_finished(runs: Sequence[Path], start: float) -> Cost:
+    """The median of what finished runs took, and the seconds that a process takes to start."""
     seconds = [_spent(RunFolder(run)) for run in runs]
     rates = [rate for run in runs for rate in _rates(RunFolder(run))]
     word = "run" if len(runs) == 1 else "runs"
     return Cost(
-        statistics.median(seconds) + _start_seconds(),
+        statistics.median(seconds) + start,
         statistics.median(rates) if rates else None,
         f"{len(runs)} finished {word}",
     )

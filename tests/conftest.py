@@ -54,14 +54,16 @@ def tiny(beton_path: Path, tmp_path: Path) -> Callable[..., Config]:
     return make
 
 
-def start(*arguments: str, processes: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+def start(
+    *arguments: str, processes: int = 0, seconds: float = 240, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run ``python -m ARGUMENTS``, under torchrun where ``processes`` is given; what it printed."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     return subprocess.run(
         [sys.executable, "-m", *(launcher if processes else []), *arguments],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=seconds,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         check=False,
