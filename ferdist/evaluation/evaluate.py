@@ -16,6 +16,7 @@ from ferdist.config import to_dict
 from ferdist.datasets.record import Integers
 from ferdist.errors import ConfigError, DataError
 from ferdist.evaluation import metrics, occlusion
+from ferdist.evaluation.board import show_robustness
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.model import ModelCard, TrainedModel, default_checkpoint, load_trained
 from ferdist.evaluation.occlusion import Benchmark, Cell
@@ -133,6 +134,13 @@ def evaluate_trained(
             },
             comparison=comparison,
         )
+        if covered is not None:
+            same = [
+                entry
+                for entry in results["evaluations"]
+                if entry["occlusion"] and all(entry[name] == value for name, value in scoring.key.items())
+            ]
+            show_robustness(folder.tensorboard / OCCLUSION / path.stem, same)
     world.barrier()
     return results
 
