@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ferdist.errors import FerdistError, Preempted
+from ferdist.errors import FerdistError, Preempted, tell
 
 app = typer.Typer(
     help="Train and exactly evaluate occlusion-robust facial expression recognition.",
@@ -256,18 +256,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Preempted as error:
-        print(f"{speaker}: {error}", file=sys.stderr)
+        tell(f"{speaker}: {error}")
         return os.EX_TEMPFAIL
     except FerdistError as error:
         if debug:
             traceback.print_exc()
-        print(f"{speaker}: {error}", file=sys.stderr)
+        tell(f"{speaker}: {error}")
         return 1
     except Exception as error:
         if debug:
             traceback.print_exc()
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"{speaker}: unexpected {reason} (run with --debug for the traceback)", file=sys.stderr)
+        tell(f"{speaker}: unexpected {reason} (run with --debug for the traceback)")
         return 1
     return 0
 

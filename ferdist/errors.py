@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class FerdistError(Exception):
     """Base of every error that the command line shows as one line with exit code 1."""
@@ -30,3 +32,8 @@ class Preempted(FerdistError):
     def __init__(self, message: str, *, requeue: bool = False) -> None:
         super().__init__(message)
         self.requeue = requeue
+
+
+def tell(line: str) -> None:
+    """Write a line to stderr in one piece; under torchrun, whose ranks share it, `print` makes two of it."""
+    sys.stderr.write(f"{line}\n")

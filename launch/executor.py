@@ -7,7 +7,9 @@ SLURM's executor is made directly and not through submitit's AutoExecutor, so th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
+import io
 import os
 import re
 import shlex
@@ -219,7 +221,8 @@ def submit(options: Options, folder: Path, name: str, configs: Sequence[Config],
     jobs = [training_job(config, options) for config in configs]
     executor = make_executor(options, folder, name, slot)
     try:
-        sent = executor.submit_array(jobs)
+        with contextlib.redirect_stderr(io.StringIO()):  # sbatch's words, which the error repeats
+            sent = executor.submit_array(jobs)
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         raise RunError(f"the jobs could not be submitted: {' '.join(str(error).split())}") from None
     if options.cluster == "debug":  # there a job runs when it is asked for its result

@@ -7,6 +7,7 @@ import yaml
 
 from ferdist.config import Config, differences, flatten, from_dict, load_config, to_dict
 from ferdist.errors import ConfigError
+from ferdist.models import Task, build_model, check_resolution, model_names
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -15,6 +16,20 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_shipped_config_loads(path: Path) -> None:
     assert load_config(path).data.batch_size > 0
+
+
+def test_every_network_has_a_config_on_both_data_sets_that_builds_it() -> None:
+    for data in ("fer2013", "ckplus"):
+        folder = ROOT / "configs" / data
+        base = load_config(folder / "base.yaml")
+        for name in model_names():
+            config = load_config(folder / f"{name}.yaml")
+            network = build_model(config.model, Task(1, 48, 48, 7))
+            assert config.model.name == name
+            changed = {line.partition(":")[0] for line in differences(base, config)}
+            assert changed <= {"model.name", "model.stem", "model.dropout", "train.lr"}
+            shares = [share for _, share in config.train.resolution]
+            check_resolution(network, config.model, Task(1, 48, 48, 7), shares)
 
 
 def test_overrides_win_over_file_over_base_over_defaults(tmp_path: Path) -> None:

@@ -97,6 +97,9 @@ def _fit(network: nn.Module, weights: dict[str, Tensor], source: str, *, require
 
 
 def _classifier(network: nn.Module) -> str:
-    """Name of the last linear layer, which is the classifier, with a dot."""
-    names: list[str] = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
-    return names[-1] + "."
+    """Name of the last linear layer, or else convolution, which is the classifier, with a dot."""
+    for kind in (nn.Linear, nn.Conv2d):
+        names: list[str] = [name for name, layer in network.named_modules() if isinstance(layer, kind)]
+        if names:
+            return names[-1] + "."
+    raise ConfigError(f"model.pretrained: {type(network).__name__} has no linear layer or convolution")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Final
 
 from torch import nn
 
 from ferdist.errors import ConfigError
+from ferdist.models import external
 
 STEMS: Final = ("imagenet", "stride2", "stride1")
 PLACEMENTS: Final = ("after", "inside")
@@ -21,15 +22,18 @@ class ModelConfig:
     """What `model.*` in a config may say.
 
     Attributes:
-        name: a registered network.
+        name: a registered network, ``MODULE:NAME`` for one of the user's own, or ``timm:NAME``.
         stem: first layers: ``imagenet`` (7x7 stride 2 and max pool), ``stride2`` (3x3 stride 2) or
-            ``stride1`` (3x3 stride 1), the last two without a pool, for small images.
-        width: channels of the first stage of a ResNet; the others have 2, 4 and 8 times as many.
-        placement: where CBAM sits in a residual block: ``after`` the addition (its output replaces the
-            block's) or ``inside``, before the addition, as in the original CBAM.
-        gate_init: ``identity`` starts CBAM's gates near 1, ``default`` leaves PyTorch's initialisation.
-        reduction: reduction ratio of CBAM's shared MLP.
-        dropout: probability of dropout before the classifier.
+            ``stride1`` (3x3 stride 1), the last two without a pool, for small images. AlexNet's are 11x11
+            stride 4, 5x5 stride 2 and 5x5 stride 1. VGG-16, the kernel-size CNNs and timm's networks have
+            their own.
+        width: of ResNet-18: channels of its first stage; the others have 2, 4 and 8 times as many.
+        placement: of ResNet-18 with CBAM: where CBAM sits in a residual block: ``after`` the addition (its
+            output replaces the block's) or ``inside``, before the addition, as in the original CBAM.
+        gate_init: of ResNet-18 with CBAM: ``identity`` starts CBAM's gates near 1, ``default`` leaves
+            PyTorch's initialisation.
+        reduction: of ResNet-18 with CBAM: reduction ratio of CBAM's shared MLP.
+        dropout: probability of dropout before the classifier (AlexNet: before each of the hidden layers).
         pretrained: ``imagenet``, the path of a run folder or of a .safetensors file, or nothing.
     """
 
@@ -68,19 +72,37 @@ class Task:
 
 
 Builder = Callable[[ModelConfig, Task], nn.Module]
-_BUILDERS: dict[str, Builder] = {}
 
 
-def register(name: str) -> Callable[[Builder], Builder]:
-    """Decorate a function ``(ModelConfig, Task) -> nn.Module`` to make it the network ``name``.
+@dataclass(frozen=True)
+class _Network:
+    build: Builder
+    reconstruction: bool
+    smallest: int
 
+
+_NETWORKS: dict[str, _Network] = {}
+
+
+def register(name: str, *, reconstruction: bool = False, smallest: int = 1) -> Callable[[Builder], Builder]:
+    """Decorate a function ``(ModelConfig, Task) -> nn.Module`` to make it a network.
+
+    In ferdist's own modules it becomes ``model.name=NAME``, in a user's module ``model.name=MODULE:NAME``.
     The network takes float images (N, C, H, W) and returns logits (N, classes).
+
+    Args:
+        name: of the network.
+        reconstruction: whether it follows a description because no layer table is public; reports say so.
+        smallest: the least height and width of an image, in pixels.
     """
 
     def add(builder: Builder) -> Builder:
-        if name in _BUILDERS:
-            raise ConfigError(f"there is a network {name!r} already: choose another name")
-        _BUILDERS[name] = builder
+        module = builder.__module__
+        key = name if module.startswith("ferdist.models.") else f"{module}:{name}"
+        # The same function once more is a module that was imported again, or a notebook's cell.
+        if key in _NETWORKS and _NETWORKS[key].build.__qualname__ != builder.__qualname__:
+            raise ConfigError(f"there is a network {key!r} already: choose another name")
+        _NETWORKS[key] = _Network(builder, reconstruction, smallest)
         return builder
 
     return add
@@ -88,22 +110,68 @@ def register(name: str) -> Callable[[Builder], Builder]:
 
 def model_names() -> list[str]:
     """The registered networks, sorted."""
-    return sorted(_BUILDERS)
+    return sorted(_NETWORKS)
+
+
+def is_reconstruction(name: str) -> bool:
+    """Whether a network follows a description instead of published layers.
+
+    Raises:
+        ConfigError: if there is no network of that name.
+    """
+    return _find(name).reconstruction
 
 
 def build_model(config: ModelConfig, task: Task) -> nn.Module:
     """Build the network that ``config`` names, with fresh weights.
 
     Raises:
-        ConfigError: if there is no network of that name.
+        ConfigError: if there is no network of that name, it does not take the task's images, or it is a
+            user's or timm's and does not give logits for them.
     """
-    if config.name not in _BUILDERS:
-        near = difflib.get_close_matches(config.name, _BUILDERS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(model_names())}"
-        raise ConfigError(f"model.name is {config.name!r}, which is no network: {hint}")
-    return _BUILDERS[config.name](config, task)
+    _check_size(config.name, task)
+    model = _find(config.name).build(config, task)
+    if ":" in config.name:
+        external.check(model, config.name, task)
+    return model
 
 
-def parameter_count(model: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+def check_resolution(model: nn.Module, config: ModelConfig, task: Task, shares: Iterable[float]) -> None:
+    """Look whether a network takes ``train.resolution``: the task's images at ``shares`` of their side.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    for share in shares:
+        shown = replace(task, height=round(task.height * share), width=round(task.width * share))
+        try:
+            _check_size(config.name, shown)
+            external.check(model, config.name, shown)
+        except ConfigError as error:
+            raise ConfigError(f"train.resolution has a share of {share} of the side: {error}") from None
+
+
+def _check_size(name: str, task: Task) -> None:
+    smallest = _find(name).smallest
+    if min(task.height, task.width) < smallest:
+        raise ConfigError(
+            f"model.name is {name!r}, which takes images of {smallest}x{smallest} pixels and larger, "
+            f"not {task.height}x{task.width}"
+        )
+
+
+def _find(name: str) -> _Network:
+    source, colon, own = name.partition(":")
+    if source == external.TIMM and colon:
+        return _Network(lambda config, task: external.timm_model(own, config, task), False, 1)
+    if colon and not (source and own):
+        raise ConfigError(f"model.name is {name!r}: write it as MODULE:NAME")
+    if colon and name not in _NETWORKS:
+        external.import_module(source, name)
+    if name in _NETWORKS:
+        return _NETWORKS[name]
+    if colon:
+        raise ConfigError(f"model.name is {name!r}, but {source} has no function with @register({own!r})")
+    near = difflib.get_close_matches(name, _NETWORKS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(model_names())}"
+    raise ConfigError(f"model.name is {name!r}, which is no network: {hint}")

@@ -56,9 +56,9 @@ class ResNet18(ResNet):  # type: ignore[misc]
         return layer
 
 
-def _fit(network: ResNet18, config: ModelConfig, task: Task) -> nn.Module:
-    """Give a torchvision ResNet the stem and the initialisation that the config asks for."""
-    width = network.width
+def fit(network: ResNet, config: ModelConfig, task: Task) -> nn.Module:
+    """Give a torchvision ResNet the stem and the dropout that the config asks for."""
+    width = network.bn1.num_features
     if config.stem == "imagenet":
         conv = nn.Conv2d(task.channels, width, kernel_size=7, stride=2, padding=3, bias=False)
     else:
@@ -67,11 +67,6 @@ def _fit(network: ResNet18, config: ModelConfig, task: Task) -> nn.Module:
         network.maxpool = nn.Identity()
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     network.conv1 = conv
-    if config.gate_init == "identity":
-        # Last, since torchvision's ResNet initialises every convolution and norm inside its blocks.
-        for layer in network.modules():
-            if isinstance(layer, CBAM):
-                layer.start_near_identity()
     if config.dropout > 0:
         # As a step of the pooled features, so that the classifier keeps its name `fc` in the weights.
         network.avgpool = nn.Sequential(network.avgpool, nn.Dropout(config.dropout))
@@ -82,7 +77,7 @@ def _fit(network: ResNet18, config: ModelConfig, task: Task) -> nn.Module:
 @register("resnet18")
 def resnet18(config: ModelConfig, task: Task) -> nn.Module:
     """ResNet-18 without attention: the ablation of `resnet18_cbam`."""
-    return _fit(ResNet18(BasicBlock, config.width, task.classes), config, task)
+    return fit(ResNet18(BasicBlock, config.width, task.classes), config, task)
 
 
 @register("resnet18_cbam")
@@ -93,4 +88,10 @@ def resnet18_cbam(config: ModelConfig, task: Task) -> nn.Module:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, model=config, **kwargs)
 
-    return _fit(ResNet18(Block, config.width, task.classes), config, task)
+    network = fit(ResNet18(Block, config.width, task.classes), config, task)
+    if config.gate_init == "identity":
+        # Last, since torchvision's ResNet initialises every convolution and norm inside its blocks.
+        for layer in network.modules():
+            if isinstance(layer, CBAM):
+                layer.start_near_identity()
+    return network

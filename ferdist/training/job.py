@@ -28,7 +28,7 @@ from typing import Any, Final, NoReturn
 from submitit.core.job_environment import JobEnvironment
 from submitit.helpers import Checkpointable, TorchDistributedEnvironment
 
-from ferdist.errors import Preempted
+from ferdist.errors import Preempted, tell
 
 # torch is imported in the job's call: until then submitit's handlers, which need this module, are not set.
 
@@ -72,7 +72,7 @@ class TrainingJob(Checkpointable):
         except Preempted as stop:
             if job.cluster == "debug":  # it runs in the launcher's own process
                 raise
-            print(f"ferdist: {stop}", file=sys.stderr)
+            tell(f"ferdist: {stop}")
             _leave(job, requeue=stop.requeue)
         except BaseException:
             if job.num_tasks > 1:
@@ -120,9 +120,9 @@ def _requeue(job: JobEnvironment) -> int:
         except SystemExit as end:  # how the local executor is asked to start the job again
             return end.code if isinstance(end.code, int) else 1
         except (OSError, subprocess.SubprocessError) as error:
-            print(f"ferdist: try {tries} of {_REQUEUE_TRIES} to requeue: {error}", file=sys.stderr)
+            tell(f"ferdist: try {tries} of {_REQUEUE_TRIES} to requeue: {error}")
             time.sleep(_REQUEUE_PAUSE)
-    print("ferdist: the job could not be requeued: start the run again to go on", file=sys.stderr)
+    tell("ferdist: the job could not be requeued: start the run again to go on")
     return 0
 
 

@@ -33,7 +33,7 @@ from ferdist.evaluation import metrics
 from ferdist.evaluation.evaluate import evaluate_trained, main_entry
 from ferdist.evaluation.model import ModelCard, TrainedModel, default_checkpoint, load_trained
 from ferdist.evaluation.predict import predict
-from ferdist.models import Task, build_model
+from ferdist.models import Task, build_model, check_resolution
 from ferdist.models.pretrained import load_pretrained
 from ferdist.training import checkpoint, optim, seeds
 from ferdist.training.distributed import World, join_world
@@ -218,6 +218,8 @@ class Job:
     def _network(self) -> nn.Module:
         torch.manual_seed(seeds.derive_seed(self.config.seed, seeds.WEIGHTS))
         network = build_model(self.config.model, self.task)
+        shares = {share for _, share in self.config.train.resolution}
+        check_resolution(network, self.config.model, self.task, shares)
         load_pretrained(network, self.config.model.pretrained)
         if self.config.train.sync_batchnorm:
             if self.world.device.type != "cuda":

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ferdist.errors import ConfigError
-from ferdist.models import ModelConfig, Task, build_model, model_names, parameter_count, register
+from ferdist.models import ModelConfig, Task, build_model, parameter_count
 from ferdist.models.cbam import CBAM, ChannelAttention, MeanAndMax, SpatialAttention
 
 
@@ -120,11 +120,8 @@ def test_dropout_acts_in_training_only() -> None:
 def test_an_unknown_network_is_named_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'resnet18_cbam'"):
         build_model(ModelConfig(name="resnet18_cbma"), Task(1, 48, 48, 7))
-    with pytest.raises(ConfigError, match="there are resnet18, resnet18_cbam"):
+    with pytest.raises(ConfigError, match=r"there are alexnet, aprnet50, kernel_cnn, .* vgg16"):
         build_model(ModelConfig(name="transformer"), Task(1, 48, 48, 7))
-    assert "resnet18" in model_names()
-    with pytest.raises(ConfigError, match="already"):
-        register("resnet18")(lambda config, task: torch.nn.Identity())
 
 
 def test_pretrained_needs_a_place_that_exists(tmp_path: Path) -> None:

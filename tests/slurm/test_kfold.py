@@ -148,11 +148,11 @@ def test_half_of_the_array_is_cancelled(four: Launcher) -> None:
     assert "ferdist: 2 of 4 runs failed" in watched.errors
     standings = [four.standings()[f"fold-{fold:02d}-seed-0"] for fold in range(4)]
     assert standings == ["failed", "finished", "finished", "failed"]
-    wait_for(lambda: four.job("fold-03-seed-0").turns() == ["CANCELLED"])
     assert four("train.epochs=30").code == 1
     assert "CANCELLED" in four.reason("fold-00-seed-0")
     assert "stopped by a signal at step" in four.reason("fold-00-seed-0")
-    assert "CANCELLED" in four.reason("fold-03-seed-0")
+    # SLURM's accounting never hears of an element that is cancelled while it waits.
+    assert "its job ended before the training began" in four.reason("fold-03-seed-0")
     retried = four("--retry", "--wait", "train.epochs=30")
     assert retried.code == 0, retried.errors
     assert four.attempts() == {f"fold-{fold:02d}-seed-0": 1 + (fold in (0, 3)) for fold in range(4)}
