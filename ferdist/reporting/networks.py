@@ -19,8 +19,7 @@ from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.pool import Pool, SavedRun, folds_of, over_seeds, pools, read_runs, shared_config
 from ferdist.evaluation.predict import TTA
 from ferdist.evaluation.results import read_results
-from ferdist.models import Task, build_model
-from ferdist.models.registry import parameter_count
+from ferdist.models import Task, build_model, parameter_count
 from ferdist.training.experiment import FILE, read_experiment
 from ferdist.training.folder import RunFolder
 

@@ -1,4 +1,4 @@
-"""What the paper's Table 1 gives, and which networks rebuild a description."""
+"""What the paper's Table 1 gives."""
 
 from __future__ import annotations
 
@@ -24,10 +24,3 @@ PUBLISHED: Final[dict[str, dict[str, float]]] = {
 }
 """Accuracy by data set and network. ``resnet18_cbam`` is the paper's own; it collected the others from five
 papers, and gives no protocol for any: neither folds, nor how the epoch was chosen, nor a deviation."""
-
-_RECONSTRUCTIONS: Final = frozenset({"kernel_cnn", "mianet", "aprnet50"})
-
-
-def is_reconstruction(model: str) -> bool:
-    """Whether a network follows a description, since no table of its layers is public."""
-    return model in _RECONSTRUCTIONS
