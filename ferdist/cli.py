@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ferdist.errors import FerdistError, Preempted, tell
+from ferdist.errors import ConfigError, FerdistError, Preempted, tell
 
 app = typer.Typer(
     help="Train and exactly evaluate occlusion-robust facial expression recognition.",
@@ -154,7 +154,26 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="A run folder.")],
     data: Annotated[Path | None, typer.Option(help="A beton, by default the run's own.")] = None,
     split: Annotated[str, typer.Option(help="val or test; each scoring of test is counted.")] = "val",
-    occlusion: Annotated[bool, typer.Option("--occlusion", help="Also with covered faces.")] = False,
+    occlusion: Annotated[
+        bool, typer.Option("--occlusion", help="Also with covered and noisy faces: docs/occlusion.md.")
+    ] = False,
+    kinds: Annotated[
+        str | None, typer.Option(help="Only these kinds of occlusion, such as square,circle.", metavar="LIST")
+    ] = None,
+    fills: Annotated[
+        str | None, typer.Option(help="Only these fills: zero,mean,noise.", metavar="LIST")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Compare under occlusion with this run, evaluated before.")
+    ] = None,
+    occluded_list: Annotated[
+        Path | None,
+        typer.Option(help="occlusion_ferplus_list.txt: also the really occluded faces.", metavar="FILE"),
+    ] = None,
+    pose_list: Annotated[
+        Path | None,
+        typer.Option(help="pose_30_ferplus_list.txt: also the strongly turned faces.", metavar="FILE"),
+    ] = None,
     tta: Annotated[str, typer.Option(help="Test-time augmentation: none, flip or ten-crop.")] = "none",
     checkpoint: Annotated[
         str | None, typer.Option(help="best, last or a path; by default what the run selects.")
@@ -163,14 +182,22 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Score each sample of a split exactly once; writes results.json and the predictions."""
-    from ferdist.evaluation.evaluate import evaluate
+    from ferdist.evaluation.evaluate import Plan, evaluate
+    from ferdist.evaluation.occlusion import grid
     from ferdist.evaluation.results import as_text
 
+    if (kinds or fills) and not occlusion:
+        raise ConfigError("--kinds and --fills choose among the cells of --occlusion: give that too")
+    lists = {"occluded": occluded_list, "turned": pose_list}
     results = evaluate(
         model,
         data=data,
         split=split,
-        with_occlusion=occlusion,
+        plan=Plan(
+            cells=grid(_names(kinds), _names(fills)) if occlusion else (),
+            reference=reference,
+            lists={name: path for name, path in lists.items() if path is not None},
+        ),
         tta=tta,
         checkpoint=checkpoint,
         device=device,
@@ -232,6 +259,11 @@ def demo(
     results, page = run_demo(out, images)
     print(results)
     print(page)
+
+
+def _names(option: str | None) -> list[str] | None:
+    """The names of a comma-separated option."""
+    return None if option is None else [name.strip() for name in option.split(",")]
 
 
 def is_main_rank() -> bool:

@@ -49,7 +49,8 @@ def run_demo(out: Path, images: int) -> tuple[Path, Path]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
     _start([*launcher, "-m", "ferdist.train", str(CONFIG), *settings])
     _say("evaluate on subjects that it never saw, clean and covered")
-    _start(["-m", "ferdist", "evaluate", str(out), "--occlusion"])
+    few = ["--kinds", "square,circle", "--fills", "zero"]
+    _start(["-m", "ferdist", "evaluate", str(out), "--occlusion", *few])
     _start(["-m", "ferdist", "evaluate", str(out), "--split", "test"])
     _say("write the report")
     page = write_report([out], out / "report")

@@ -184,7 +184,8 @@ def test_evaluate_and_report_a_run(
     config = tiny("train.epochs=1")
     run(config)
     folder = Path(config.run_dir)
-    assert main(["evaluate", str(folder), "--occlusion", "--json", "--device", "cpu"]) == 0
+    few = ["--kinds", "square,circle", "--fills", "zero"]
+    assert main(["evaluate", str(folder), "--occlusion", *few, "--json", "--device", "cpu"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((folder / "results.json").read_text())
     cells = [e["occlusion"] for e in printed["evaluations"] if e["occlusion"]]
@@ -197,6 +198,10 @@ def test_evaluate_and_report_a_run(
     assert results["test_scorings"] == 2
     assert {e["tta"] for e in results["evaluations"]} == {"none", "flip", "ten-crop"}
     capsys.readouterr()
+    assert "there is no 'beard'" in failed(capsys, "evaluate", folder, "--occlusion", "--kinds", "beard")
+    assert "--fills choose among the cells of --occlusion" in failed(capsys, "evaluate", folder, *few)
+    assert "give --occlusion too" in failed(capsys, "evaluate", folder, "--reference", folder)
+    assert "give --split test" in failed(capsys, "evaluate", folder, "--pose-list", tmp_path / "list.txt")
     assert "--tta is 'all'" in failed(capsys, "evaluate", folder, "--tta", "all")
     assert "--split is 'dev'" in failed(capsys, "evaluate", folder, "--split", "dev")
     assert "no such checkpoint" in failed(capsys, "evaluate", folder, "--checkpoint", tmp_path / "x.pt")

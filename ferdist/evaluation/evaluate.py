@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,14 +17,34 @@ from ferdist.datasets.record import Integers
 from ferdist.errors import ConfigError, DataError
 from ferdist.evaluation import metrics, occlusion
 from ferdist.evaluation.metrics import Predictions
-from ferdist.evaluation.model import ModelCard, TrainedModel, load_trained
-from ferdist.evaluation.predict import TTA, predict
+from ferdist.evaluation.model import ModelCard, TrainedModel, default_checkpoint, load_trained
+from ferdist.evaluation.occlusion import Benchmark, Cell
+from ferdist.evaluation.predict import TTA, predict, predict_covered
+from ferdist.evaluation.realfaces import listed_samples
 from ferdist.evaluation.results import add_evaluations
+from ferdist.evaluation.robustness import GridPredictions, compare
 from ferdist.training.distributed import World, join_world
 from ferdist.training.folder import RunFolder
 from ferdist.training.precision import configure_kernels, scoring_dtype
 
 BATCH_SIZE = 256
+OCCLUSION: Final = "occlusion"
+"""Folder inside ``predictions/`` for those under the occlusion benchmark."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is scored besides a split's plain images.
+
+    Attributes:
+        cells: of the occlusion benchmark.
+        reference: a run folder whose stored predictions under the same cells are the reference, or None.
+        lists: published lists of really occluded or turned faces of test, by the name of the subset.
+    """
+
+    cells: tuple[Cell, ...] = ()
+    reference: Path | None = None
+    lists: Mapping[str, Path] = field(default_factory=dict)
 
 
 def evaluate(
@@ -30,7 +52,7 @@ def evaluate(
     *,
     data: Path | None = None,
     split: str = "val",
-    with_occlusion: bool = False,
+    plan: Plan | None = None,
     tta: str = "none",
     checkpoint: str | None = None,
     device: str = "auto",
@@ -41,7 +63,7 @@ def evaluate(
         model: a run folder.
         data: a beton file, by default the run's own.
         split: ``val`` (the held-out fold where the run has one) or ``test``.
-        with_occlusion: also under squares and circles of five sizes.
+        plan: what else is scored.
         tta: one of ``none``, ``flip``, ``ten-crop``.
         checkpoint: ``best``, ``last`` or a path; by default what the run's config selects.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -52,17 +74,20 @@ def evaluate(
     Raises:
         ConfigError, DataError, RunError: one line that says what does not fit.
     """
+    plan = plan or Plan()
     if split not in ("train", "val", "test"):
         raise ConfigError(f"--split is {split!r}: it must be val or test (or train)")
     if tta not in TTA:
         raise ConfigError(f"--tta is {tta!r}: it must be one of {', '.join(TTA)}")
+    if plan.reference is not None and not plan.cells:
+        raise ConfigError("--reference compares under occlusion: give --occlusion too")
+    if plan.lists and split != "test":
+        raise ConfigError("the published lists name images of test: give --split test")
     with join_world(device) as world:
         folder = RunFolder(Path(model))
         trained = load_trained(model, checkpoint, world.device)
         beton = open_beton(data or Path(trained.card.config.data.path), checksum=True)
-        return evaluate_trained(
-            trained, beton, world, folder, split=split, with_occlusion=with_occlusion, tta=tta
-        )
+        return evaluate_trained(trained, beton, world, folder, split=split, plan=plan, tta=tta)
 
 
 def evaluate_trained(
@@ -72,108 +97,200 @@ def evaluate_trained(
     folder: RunFolder,
     *,
     split: str,
-    with_occlusion: bool = False,
+    plan: Plan | None = None,
     tta: str = "none",
 ) -> dict[str, Any]:
     """As `evaluate`, with what it opens already open; all ranks must call."""
-    card = trained.card
-    labels = labels_of(beton, card.config.data.labels)
-    check_fit(card, beton, labels)
-    configure_kernels(card.config.train.deterministic, card.config.train.precision)
-    # A fold is a part of the data that the run trained on; other data are taken as their splits say.
-    own_data = beton.manifest.sha256 == card.beton_sha256
-    folds = (card.config.data.fold, card.config.data.inner_fold) if own_data else (None, None)
-    indices = beton.indices(split, *folds)
-    loader = BetonLoader(
-        beton,
-        batch_size=BATCH_SIZE,
-        device=world.device,
-        workers=card.config.data.workers,
-        timeout=card.config.data.timeout,
-    )
-    cells: list[dict[str, Any] | None] = [None]
-    if with_occlusion:
-        cells += [
-            {"kind": kind, "severity": severity, "fill": occlusion.FILL}
-            for kind in occlusion.KINDS
-            for severity in range(1, len(occlusion.SIDES) + 1)
-        ]
-    entries: list[dict[str, Any]] = []
-    for cell in cells:
-        cover = None
-        if cell is not None:
-            cover = partial(
-                occlusion.cover, kind=cell["kind"], severity=cell["severity"], samples=beton.manifest.samples
-            )
-        predictions = predict(
-            trained.network,
-            beton,
-            labels,
-            loader,
-            indices,
-            world,
-            mean=card.mean,
-            std=card.std,
-            dtype=scoring_dtype(card.config.train.precision, world.device),
-            tta=tta,
-            cover=cover,
-        )
-        key = {
-            "data": beton.manifest.name,
-            "beton_sha256": beton.manifest.sha256,
-            "split": split,
-            "fold": folds[0],
-            "inner_fold": folds[1],
-            "tta": tta,
-            "occlusion": cell,
-            "checkpoint": trained.checkpoint,
-        }
-        if world.is_main:
-            entries += entries_of(predictions, beton, key, own_data=own_data)
-            predictions.save(folder.predictions / predictions_name(key, own_data=own_data))
+    plan = plan or Plan()
+    scoring = Scoring(trained, beton, world, split, tta)
+    listed = {name: listed_samples(beton, path, scoring.labels) for name, path in plan.lists.items()}
+    reference = None if plan.reference is None else scoring.reference(plan.reference)
+    plain = scoring.predict(scoring.labels, scoring.indices)
+    of_lists = {name: scoring.predict(labels, indices) for name, (indices, labels) in listed.items()}
+    covered = scoring.predict_covered(plan.cells) if plan.cells else None
     results: dict[str, Any] = {}
     if world.is_main:
+        path = folder.predictions / predictions_name(scoring.key, own_data=scoring.own_data)
+        entries = scoring.entries(plain)
+        plain.save(path)
+        for name, predictions in of_lists.items():
+            entries += scoring.entries(predictions, name)
+            predictions.save(path.with_name(f"{path.stem}-{name}.npz"))
+        comparison = None
+        if covered is not None:
+            entries += scoring.covered_entries(covered)
+            if reference is not None:
+                comparison = {**scoring.key, "reference": str(plan.reference), **compare(covered, reference)}
+            covered.merged_into(path.parent / OCCLUSION / path.name)
         results = add_evaluations(
             folder.results,
             entries,
-            classes=list(card.classes),
-            config=to_dict(card.config),
+            classes=list(trained.card.classes),
+            config=to_dict(trained.card.config),
             environment={
                 **environment.describe(world.device, world.size),
                 "training": folder.stored_environment(),
             },
+            comparison=comparison,
         )
     world.barrier()
     return results
 
 
-def entries_of(
-    predictions: Predictions, beton: Beton, key: dict[str, Any], *, own_data: bool
-) -> list[dict[str, Any]]:
-    """The entries of results.json that one set of predictions gives.
+class Scoring:
+    """A model, a split and how it is looked at: what all predictions of one evaluation share.
 
-    Clean images are scored with all samples and, in the data that the model was trained on, without those
-    that have a copy in the parts that it may have learned from; per image and, where there are sequences, per
-    sequence. Covered images are scored with all samples, per image.
+    Args:
+        trained: the model.
+        beton: the data; refused if the model does not fit them.
+        world: this rank.
+        split: name of the split.
+        tta: of ``TTA``.
     """
-    cluster = cluster_of(beton, predictions.index)
-    sequence = beton.sequence[predictions.index]
-    if key["occlusion"] is not None:
-        return [_entry(predictions, cluster, key, "all", "image")]
-    subsets = {"all": np.ones(len(cluster), dtype=bool)}
-    if own_data and key["split"] != "train":
-        part = key["split"], key["fold"], key["inner_fold"]
-        subsets["no_copies"] = ~has_copy(beton, predictions.index, *part)
-    entries = []
-    for subset, keep in subsets.items():
-        if not keep.any():
-            continue
-        entries.append(_entry(predictions.select(keep), cluster[keep], key, subset, "image"))
-        if (sequence >= 0).all():
-            whole = metrics.by_sequence(predictions.select(keep), sequence[keep])
-            of_sequence = cluster[np.searchsorted(predictions.index, whole.index)]
-            entries.append(_entry(whole, of_sequence, key, subset, "sequence"))
-    return entries
+
+    def __init__(self, trained: TrainedModel, beton: Beton, world: World, split: str, tta: str) -> None:
+        card = trained.card
+        self.card, self.beton, self.world = card, beton, world
+        self.labels = labels_of(beton, card.config.data.labels)
+        check_fit(card, beton, self.labels)
+        configure_kernels(card.config.train.deterministic, card.config.train.precision)
+        # A fold is a part of the data that the run trained on; other data are taken as their splits say.
+        self.own_data = beton.manifest.sha256 == card.beton_sha256
+        self.folds = (card.config.data.fold, card.config.data.inner_fold) if self.own_data else (None, None)
+        self.indices = beton.indices(split, *self.folds)
+        self.loader = BetonLoader(
+            beton,
+            batch_size=BATCH_SIZE,
+            device=world.device,
+            workers=card.config.data.workers,
+            timeout=card.config.data.timeout,
+        )
+        self.network = trained.network
+        self.view: dict[str, Any] = {
+            "mean": card.mean,
+            "std": card.std,
+            "dtype": scoring_dtype(card.config.train.precision, world.device),
+            "tta": tta,
+        }
+        self.key: dict[str, Any] = {
+            "data": beton.manifest.name,
+            "beton_sha256": beton.manifest.sha256,
+            "split": split,
+            "fold": self.folds[0],
+            "inner_fold": self.folds[1],
+            "tta": tta,
+            "checkpoint": trained.checkpoint,
+        }
+
+    def predict(self, labels: Labels, indices: Integers) -> Predictions:
+        """Predictions for samples as they are; all ranks must call."""
+        return predict(self.network, self.beton, labels, self.loader, indices, self.world, **self.view)
+
+    def predict_covered(self, cells: tuple[Cell, ...]) -> GridPredictions:
+        """Predictions for the split under each cell of the benchmark; all ranks must call."""
+        benchmark = self._benchmark(cells)
+        covers = [partial(benchmark.cover, cell=cell) for cell in cells]
+        covered = predict_covered(
+            self.network, self.beton, self.labels, self.loader, self.indices, self.world, covers, **self.view
+        )
+        first = covered[0].predictions
+        return GridPredictions(
+            first.index,
+            first.label,
+            cluster_of(self.beton, first.index),
+            cells,
+            tuple(part.checksum for part in covered),
+            np.stack([part.predictions.probabilities for part in covered]),
+            first.beton_sha256,
+        )
+
+    def _benchmark(self, cells: tuple[Cell, ...]) -> Benchmark:
+        donors = np.empty(0, dtype=np.int64)
+        if any(cell.kind == "patch" for cell in cells):
+            donors = occlusion.choose_donors(self.indices)
+        channels, height, width = self.beton.manifest.image_shape
+        faces = [np.empty((0, channels, height, width), dtype=np.uint8)]
+        faces += [batch.image.cpu().numpy() for batch in self.loader.batches(donors)]
+        everyone = np.arange(self.beton.manifest.samples)
+        return Benchmark(
+            tuple(round(255 * mean) for mean in self.card.mean),
+            cluster_of(self.beton, everyone),
+            donors,
+            np.concatenate(faces),
+        )
+
+    def reference(self, run: Path) -> GridPredictions:
+        """The stored predictions of another run under the same conditions, with its own checkpoint.
+
+        Raises:
+            RunError: if there is no such run, or it was not evaluated so with the same samples and labels.
+        """
+        folder = RunFolder(run)
+        key = {**self.key, "checkpoint": default_checkpoint(folder.stored_config())}
+        own_data = folder.stored_environment().get("beton_sha256") == self.beton.manifest.sha256
+        name = predictions_name(key, own_data=own_data)
+        found = GridPredictions.load(folder.predictions / OCCLUSION / name)
+        index = np.sort(self.labels.scorable(self.indices))
+        found.check_samples(index, self.labels.label[index], self.beton.manifest.sha256)
+        return found
+
+    def entries(self, predictions: Predictions, name: str | None = None) -> list[dict[str, Any]]:
+        """The entries of results.json that predictions for images as they are give.
+
+        They are scored with all samples and, in the data that the model was trained on, without those that
+        have a copy in the parts that it may have learned from; per image and, where there are sequences, per
+        sequence.
+
+        Args:
+            predictions: of the split or of the samples of a list.
+            name: of the list.
+        """
+        index = predictions.index
+        cluster, sequence = cluster_of(self.beton, index), self.beton.sequence[index]
+        subsets = {name or "all": np.ones(len(index), dtype=bool)}
+        if self.own_data and self.key["split"] != "train":
+            without = f"{name}_no_copies" if name else "no_copies"
+            subsets[without] = ~has_copy(self.beton, index, self.key["split"], *self.folds)
+        entries = []
+        for subset, keep in subsets.items():
+            if not keep.any():
+                continue
+            kept = predictions.select(keep)
+            entries.append(self._entry(subset, "image", metrics.score(kept, cluster[keep])))
+            if (sequence >= 0).all():
+                whole = metrics.by_sequence(kept, sequence[keep])
+                of_sequence = cluster[np.searchsorted(index, whole.index)]
+                entries.append(self._entry(subset, "sequence", metrics.score(whole, of_sequence)))
+        return entries
+
+    def covered_entries(self, covered: GridPredictions) -> list[dict[str, Any]]:
+        """The entries of results.json of a benchmark: all samples, per image."""
+        _, height, width = self.beton.manifest.image_shape
+        scores = metrics.score_all(
+            [covered.predictions(number) for number in range(len(covered.cells))], covered.cluster
+        )
+        entries = []
+        for cell, checksum, figures in zip(covered.cells, covered.checksums, scores, strict=True):
+            damage = {
+                **cell.to_json(),
+                "covered": occlusion.covered_fraction(cell, height, width),
+                "seen": occlusion.seen_in_training(cell, self.card.config.augment, height, width),
+                "checksum": checksum,
+            }
+            entries.append(self._entry("all", "image", figures, damage))
+        return entries
+
+    def _entry(
+        self, subset: str, unit: str, figures: dict[str, Any], damage: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        return {**self.key, "occlusion": damage, "subset": subset, "unit": unit, **figures}
+
+
+def cluster_of(beton: Beton, index: Integers) -> Integers:
+    """What intervals resample, and who is on an image: subjects, or groups of copies where not every one of
+    these samples has a subject."""
+    subject = beton.subject[index]
+    return subject if (subject >= 0).all() else beton.copy_group[index]
 
 
 def has_copy(
@@ -184,13 +301,6 @@ def has_copy(
     if split == "test" and (beton.split == 1).any():
         learned.append(beton.indices("val", fold))
     return np.isin(beton.copy_group[index], beton.copy_group[np.concatenate(learned)])
-
-
-def cluster_of(beton: Beton, index: Integers) -> Integers:
-    """What intervals and tests take together, int64 (N,): subjects or, where some are unknown, copies."""
-    subject = beton.subject[index]
-    cluster: Integers = subject if (subject >= 0).all() else beton.copy_group[index]
-    return cluster
 
 
 def check_fit(card: ModelCard, beton: Beton, labels: Labels) -> None:
@@ -211,12 +321,6 @@ def check_fit(card: ModelCard, beton: Beton, labels: Labels) -> None:
         )
 
 
-def _entry(
-    predictions: Predictions, cluster: Integers, key: dict[str, Any], subset: str, unit: str
-) -> dict[str, Any]:
-    return {**key, "subset": subset, "unit": unit, **metrics.score(predictions, cluster)}
-
-
 def main_entry(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """The newest plain entry: val, all samples, per image, nothing covered, one view."""
     plain = {"split": "val", "subset": "all", "unit": "image", "occlusion": None, "tta": "none"}
@@ -227,7 +331,7 @@ def predictions_name(key: dict[str, Any], *, own_data: bool = True) -> str:
     """Name of the file in ``predictions/`` that the evaluation with this key writes.
 
     Args:
-        key: data, split, fold, inner_fold, tta, occlusion and checkpoint as in results.json.
+        key: data, split, fold, inner_fold, tta and checkpoint as in results.json.
         own_data: whether the run was trained on these data.
     """
     parts = [key["data"] if own_data else f"{key['data']}-{key['beton_sha256'][:8]}", key["split"]]
@@ -237,7 +341,5 @@ def predictions_name(key: dict[str, Any], *, own_data: bool = True) -> str:
         parts.append(f"inner{key['inner_fold']}")
     if key["tta"] != "none":
         parts.append(key["tta"])
-    if key["occlusion"] is not None:
-        parts += [key["occlusion"]["kind"], str(key["occlusion"]["severity"])]
     parts.append(Path(key["checkpoint"]).stem)
     return "-".join(parts) + ".npz"

@@ -10,7 +10,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import bootstrap
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
 
 from ferdist.datasets.record import Integers
@@ -21,6 +20,7 @@ Probabilities = npt.NDArray[np.float32]
 
 ECE_BINS = 15
 BOOTSTRAP_RESAMPLES = 10_000
+BOOTSTRAP_BATCH = 100
 
 
 @dataclass(frozen=True)
@@ -101,33 +101,37 @@ def accuracy_interval(
     would make the interval too narrow (Field and Welsh, Bootstrapping clustered data, JRSS B 2007).
 
     Args:
-        correct: bool (N,), or float64 (N,): the share of several models that are right.
+        correct: bool (N,), or float64 (N,): the share of several models that are right, or a difference of
+            two such shares, which makes the interval that of a paired difference.
         cluster: int64 (N,), the subject or copy group of each sample.
         seed: of the resampling.
 
     Returns:
         Lower and upper end; both the accuracy itself where there is one cluster only.
     """
+    return accuracy_intervals(correct[None], cluster, seed)[0]
+
+
+def accuracy_intervals(
+    correct: npt.NDArray[np.bool_] | npt.NDArray[np.float64], cluster: Integers, seed: int = 0
+) -> list[tuple[float, float]]:
+    """As `accuracy_interval` for M rows, ``correct`` (M, N), with the same resamples for all of them."""
     _, group = np.unique(cluster, return_inverse=True)
-    hits, sizes = np.bincount(group, weights=correct), np.bincount(group).astype(float)
-    if len(sizes) < 2:
-        accuracy = float(hits.sum() / sizes.sum())
-        return accuracy, accuracy
-
-    def ratio(hits: Any, sizes: Any, axis: int = -1) -> Any:
-        return hits.sum(axis=axis) / sizes.sum(axis=axis)
-
-    interval = bootstrap(
-        (hits, sizes),
-        ratio,
-        paired=True,
-        vectorized=True,
-        n_resamples=BOOTSTRAP_RESAMPLES,
-        batch=1_000,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    sizes = np.bincount(group).astype(float)
+    sums = np.array([np.bincount(group, weights=row) for row in correct])
+    clusters = len(sizes)
+    if clusters < 2:
+        return [(float(mean), float(mean)) for mean in sums.sum(axis=1) / sizes.sum()]
+    rng = np.random.default_rng(seed)
+    means = []
+    for _ in range(BOOTSTRAP_RESAMPLES // BOOTSTRAP_BATCH):
+        drawn = rng.integers(0, clusters, (BOOTSTRAP_BATCH, clusters))
+        drawn += clusters * np.arange(BOOTSTRAP_BATCH)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=BOOTSTRAP_BATCH * clusters).reshape(-1, clusters)
+        weights = times.astype(np.float64)
+        means.append((weights @ sums.T) / (weights @ sizes)[:, None])
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
 def expected_calibration_error(probabilities: Probabilities, label: Integers) -> float:
@@ -151,6 +155,17 @@ def score(predictions: Predictions, cluster: Integers) -> dict[str, Any]:
         the labels), per_class_recall (None for a class that does not occur), confusion (rows: true class),
         ece, loss (mean negative log likelihood).
     """
+    return score_all([predictions], cluster)[0]
+
+
+def score_all(predictions: Sequence[Predictions], cluster: Integers) -> list[dict[str, Any]]:
+    """As `score`, for several predictions of the same samples; the bootstrap's resamples are drawn once."""
+    correct = np.stack([p.probabilities.argmax(axis=1) == p.label for p in predictions])
+    intervals = accuracy_intervals(correct, cluster)
+    return [_figures(p, interval) for p, interval in zip(predictions, intervals, strict=True)]
+
+
+def _figures(predictions: Predictions, interval: tuple[float, float]) -> dict[str, Any]:
     label, probabilities = predictions.label, predictions.probabilities
     classes = np.arange(probabilities.shape[1])
     predicted = probabilities.argmax(axis=1)
@@ -159,7 +174,7 @@ def score(predictions: Predictions, cluster: Integers) -> dict[str, Any]:
     return {
         "samples": len(label),
         "accuracy": float((predicted == label).mean()),
-        "accuracy_ci95": list(accuracy_interval(predicted == label, cluster)),
+        "accuracy_ci95": list(interval),
         "balanced_accuracy": _balanced_accuracy(label, predicted),
         "macro_f1": float(
             f1_score(label, predicted, labels=classes[present], average="macro", zero_division=0)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ferdist.errors import RunError
+from ferdist.evaluation import robustness
 from ferdist.files import write_json
 
 SCHEMA: Final = 1
@@ -49,16 +50,22 @@ def add_evaluations(
     classes: list[str],
     config: dict[str, Any],
     environment: dict[str, Any],
+    comparison: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put entries into results.json, in place of those with the same key.
 
-    A call with entries of the test split counts as one more scoring of test.
+    A call with entries of the test split counts as one more scoring of test. ``robustness`` is computed anew
+    from all entries. A comparison (`robustness.compare`, with its conditions and the ``reference``) is put
+    into ``comparisons``; older ones that are about entries that are replaced go.
     """
     results: dict[str, Any] = {"test_scorings": 0, "evaluations": []}
     if path.exists():
         results = read_results(path)
     new = {_key(entry) for entry in entries}
     kept = [entry for entry in results["evaluations"] if _key(entry) not in new]
+    evaluations = kept + entries
+    covered = {robustness.conditions(entry) for entry in entries if entry["occlusion"] is not None}
+    comparisons = [c for c in results.get("comparisons", []) if robustness.conditions(c) not in covered]
     scored_test = any(entry["split"] == "test" for entry in entries)
     results = {
         "schema": SCHEMA,
@@ -66,31 +73,39 @@ def add_evaluations(
         "environment": environment,
         "classes": classes,
         "test_scorings": results["test_scorings"] + int(scored_test),
-        "evaluations": kept + entries,
+        "evaluations": evaluations,
+        "robustness": robustness.summarise(evaluations),
+        "comparisons": comparisons + ([comparison] if comparison else []),
     }
     write_json(path, results)
     return results
 
 
 def as_text(results: dict[str, Any]) -> str:
-    """The evaluations for people, one a line."""
-    lines = [
-        f"{'data':<12}{'split':<12}{'subset':<11}{'unit':<10}{'tta':<10}{'occlusion':<12}{'n':>7}  accuracy"
-    ]
+    """The evaluations for people: one a line without occlusion, a table for each benchmark."""
+    lines = [f"{'data':<12}{'split':<12}{'subset':<20}{'unit':<10}{'tta':<10}{'n':>7}  accuracy"]
     for entry in results["evaluations"]:
+        if entry["occlusion"] is not None:
+            continue
         fold = "" if entry["fold"] is None else f" fold {entry['fold']}"
         fold += "" if entry.get("inner_fold") is None else f"/{entry['inner_fold']}"
-        cell = entry["occlusion"]
-        cover = "none" if cell is None else f"{cell['kind']} {cell['severity']}"
         low, high = entry["accuracy_ci95"]
         lines.append(
-            f"{entry['data']:<12}{entry['split'] + fold:<12}{entry['subset']:<11}{entry['unit']:<10}"
-            f"{entry['tta']:<10}{cover:<12}{entry['samples']:>7}  "
+            f"{entry['data']:<12}{entry['split'] + fold:<12}{entry['subset']:<20}{entry['unit']:<10}"
+            f"{entry['tta']:<10}{entry['samples']:>7}  "
             f"{100 * entry['accuracy']:.2f} % (95 % {100 * low:.2f}-{100 * high:.2f}), {entry['checkpoint']}"
         )
     lines.append(f"test was scored {results['test_scorings']} times")
+    for summary in results.get("robustness", []):
+        lines += ["", robustness.as_text(summary)]
+        for comparison in results.get("comparisons", []):
+            if robustness.conditions(comparison) == robustness.conditions(summary):
+                lines += ["", robustness.comparison_as_text(comparison)]
     return "\n".join(lines)
 
 
 def _key(entry: dict[str, Any]) -> str:
-    return json.dumps([entry.get(name) for name in KEY], sort_keys=True)
+    named = dict(entry)
+    if entry["occlusion"] is not None:
+        named["occlusion"] = [entry["occlusion"][name] for name in ("kind", "severity", "fill")]
+    return json.dumps([named.get(name) for name in KEY])

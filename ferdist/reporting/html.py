@@ -17,9 +17,18 @@ from matplotlib.figure import Figure
 
 import ferdist
 from ferdist.errors import RunError
+from ferdist.evaluation.robustness import compare, kind_label
 from ferdist.reporting import figures, table1, tables
 from ferdist.reporting.figures import Series
-from ferdist.reporting.load import Evaluation, Floats, Run, load_runs, predictions_of
+from ferdist.reporting.load import (
+    Evaluation,
+    Floats,
+    Run,
+    grid_of,
+    load_runs,
+    predictions_of,
+    robustness_of,
+)
 from ferdist.reporting.networks import Pair, compare_runs, is_experiment, load_networks
 from ferdist.reporting.pooled import pooled_run
 from ferdist.reporting.tables import Table, count, percent, place
@@ -429,51 +438,72 @@ def _confusion_chart(name: str, run: Run, main: Evaluation) -> Chart:
 
 
 def occlusion_section(runs: Sequence[Run]) -> Section:
-    """Accuracy against the covered part of the face."""
+    """Accuracy against the covered part of the face, and the figures of each kind of occlusion."""
     table = tables.evaluation_table(runs, occluded=True)
     if not table.rows:
         missing = (
             "There is no evaluation under occlusion in results.json: `ferdist evaluate RUN --occlusion`."
         )
         return Section("occlusion", "Occlusion", missing=(missing,))
-    chosen = [(run, _occluded_conditions(run)) for run in runs]
-    lines = [
-        line
-        for number, (run, entries) in enumerate(chosen)
-        for line in _occlusion_lines(run, entries, number if len(runs) > 1 else None)
-    ]
-    if not lines:
-        missing = "Of no evaluation under occlusion is the covered fraction known: there is no curve."
-        return Section("occlusion", "Occlusion", missing=(missing,), folded_tables=(table,))
-    measured = [entries[0] for _, entries in chosen if entries]
-    where = "; ".join(dict.fromkeys(_measured_on(entry) for entry in measured))
-    falls = [f"{line.label} from {percent(line.y[0])} to {percent(line.y[-1])} %" for line in lines]
+    chosen = [(run, entries) for run in runs if (entries := _occluded_conditions(run))]
+    groups = _occlusion_groups(chosen, several=len(runs) > 1)
+    where = "; ".join(dict.fromkeys(_measured_on(entries[0]) for _, entries in chosen))
+    text = f"Accuracy as more of each image is covered, measured on {where}."
+    unknown = "Of no evaluation under occlusion is the covered fraction known: there is no curve."
+    summaries = [(run, robustness_of(run, entries[0])) for run, entries in chosen]
+    known = [(run.name, summary) for run, summary in summaries if summary is not None]
+    compared, missing_pairs = _compared(chosen)
     return Section(
         "occlusion",
         "Occlusion",
-        text=(
-            f"Accuracy as more of each image is covered, measured on {where}. "
-            "The shading is the 95 % interval of each point.",
+        text=(f"{text} The shading is the 95 % interval of each point.",) if groups else (),
+        missing=(*(() if groups else (unknown,)), *missing_pairs),
+        charts=tuple(
+            _occlusion_chart(_numbered("occlusion", number, len(groups)), title, lines, chosen)
+            for number, (title, lines) in enumerate(groups.items(), start=1)
         ),
-        charts=(
-            Chart(
-                "occlusion",
-                caption="Accuracy against the covered part of the image.",
-                alt=f"Line chart of accuracy against the covered part of the image: {'; '.join(falls)}.",
-                figure=figures.line_chart(
-                    lines,
-                    x_label="covered part of the image",
-                    y_label="accuracy",
-                    x_percent=True,
-                    y_percent=True,
-                    y_from_zero=True,
-                    baseline=_majority(measured),
-                ),
-                tables=(tables.series_table(lines, "Covered", "Accuracy by covered part"),),
-            ),
-        ),
+        tables=(tables.robustness_table(known), *((compared,) if compared.rows else ())),
         folded_tables=(table,),
     )
+
+
+def _occlusion_chart(
+    name: str, title: str, lines: Sequence[Series], chosen: Sequence[tuple[Run, Sequence[Evaluation]]]
+) -> Chart:
+    falls = [f"{line.label} from {percent(line.y[0])} to {percent(line.y[-1])} %" for line in lines]
+    return Chart(
+        name,
+        caption=f"Accuracy against the covered part of the image: {title}.",
+        alt=f"Line chart of accuracy against the covered part of the image, {title}: {'; '.join(falls)}.",
+        figure=figures.line_chart(
+            lines,
+            x_label="covered part of the image",
+            y_label="accuracy",
+            x_percent=True,
+            y_percent=True,
+            y_from_zero=True,
+            baseline=_majority([entries[0] for _, entries in chosen]),
+        ),
+        tables=(tables.series_table(lines, "Covered", f"Accuracy by covered part: {title}"),),
+    )
+
+
+def _compared(chosen: Sequence[tuple[Run, Sequence[Evaluation]]]) -> tuple[Table, tuple[str, ...]]:
+    """Paired differences of all runs to the first, and why there is none for some."""
+    comparisons, missing = [], []
+    first = grid_of(*chosen[0])
+    for run, entries in chosen[1:]:
+        grid = grid_of(run, entries)
+        if first is None or grid is None:
+            missing.append(
+                f"{run.name}: without both runs' predictions/occlusion/ there is no paired difference."
+            )
+            continue
+        try:
+            comparisons.append((run.name, compare(grid, first)))
+        except RunError as error:
+            missing.append(f"{run.name} against {chosen[0][0].name}: {error}.")
+    return tables.paired_table(chosen[0][0].name, comparisons), tuple(missing)
 
 
 def _measured_on(evaluation: Evaluation) -> str:
@@ -486,41 +516,60 @@ def _measured_on(evaluation: Evaluation) -> str:
 
 def _occluded_conditions(run: Run) -> list[Evaluation]:
     """The occluded entries that share one set of conditions: the headline's where it has any."""
-    entries = [e for e in run.evaluations if e.occlusion is not None and e.occlusion.covered is not None]
+    entries = [e for e in run.evaluations if e.occlusion is not None]
     main = run.main
     if main is not None and any(entry.conditions == main.conditions for entry in entries):
         return [entry for entry in entries if entry.conditions == main.conditions]
     return [entry for entry in entries if entry.conditions == entries[0].conditions]
 
 
-def _occlusion_lines(run: Run, entries: Sequence[Evaluation], number: int | None) -> list[Series]:
-    """One line per kind and fill; coloured by run where ``number`` counts runs, by kind otherwise."""
-    kinds: dict[tuple[str, str], list[tuple[float, Evaluation]]] = {}
-    for entry in entries:
-        if entry.occlusion is not None and entry.occlusion.covered is not None:
-            key = (entry.occlusion.kind, entry.occlusion.fill)
-            kinds.setdefault(key, []).append((entry.occlusion.covered, entry))
-    several_fills = len({fill for _, fill in kinds}) > 1
-    lines = []
-    for order, ((kind, fill), covered) in enumerate(kinds.items()):
-        clean = [
-            (0.0, e) for e in run.evaluations if e.occlusion is None and e.conditions == entries[0].conditions
-        ]
-        points = sorted(clean + covered, key=lambda point: point[0])
-        name = f"{kind}, {fill}" if several_fills else kind
-        bounds = [entry.interval or (np.nan, np.nan) for _, entry in points]
-        lines.append(
-            Series(
-                label=name if number is None else f"{run.name}: {name}",
-                x=np.array([at for at, _ in points], float),
-                y=np.array([np.nan if e.accuracy is None else e.accuracy for _, e in points], float),
-                low=np.array([low for low, _ in bounds], float),
-                high=np.array([high for _, high in bounds], float),
-                colour=order if number is None else number,
-                dash=0 if number is None else order,
+def _occlusion_groups(
+    chosen: Sequence[tuple[Run, Sequence[Evaluation]]], *, several: bool
+) -> dict[str, list[Series]]:
+    """The curves of each chart, by its title: a chart per fill with a line per kind, or, for several runs, a
+    chart per kind with a line per run and fill. Kinds with one covered fraction have no curve."""
+    groups: dict[str, list[Series]] = {}
+    for number, (run, entries) in enumerate(chosen):
+        curves: dict[tuple[str, str], list[tuple[float, Evaluation]]] = {}
+        for entry in entries:
+            damage = entry.occlusion
+            if damage is not None and damage.covered is not None:
+                curves.setdefault((damage.kind, damage.fill), []).append((damage.covered, entry))
+        graded = {key: points for key, points in curves.items() if len(points) > 1}
+        for (kind, fill), points in graded.items():
+            fills = [other for name, other in graded if name == kind]
+            name = f"{run.name}, {fill}" if len(fills) > 1 else run.name
+            lines = groups.setdefault(kind_label(kind) if several else tables.FILLS.get(fill, fill), [])
+            order = len(lines)
+            lines.append(
+                _occlusion_line(
+                    run,
+                    points,
+                    name if several else kind_label(kind),
+                    colour=number if several else order,
+                    dash=fills.index(fill) if several else 0,
+                )
             )
-        )
-    return lines
+    return groups
+
+
+def _occlusion_line(
+    run: Run, covered: Sequence[tuple[float, Evaluation]], name: str, *, colour: int, dash: int
+) -> Series:
+    """Accuracy from the uncovered face, where it was scored under the same conditions, on."""
+    conditions = covered[0][1].conditions
+    clean = [(0.0, e) for e in run.evaluations if e.occlusion is None and e.conditions == conditions]
+    points = sorted([*clean, *covered], key=lambda point: point[0])
+    bounds = [entry.interval or (np.nan, np.nan) for _, entry in points]
+    return Series(
+        label=name,
+        x=np.array([at for at, _ in points], float),
+        y=np.array([np.nan if e.accuracy is None else e.accuracy for _, e in points], float),
+        low=np.array([low for low, _ in bounds], float),
+        high=np.array([high for _, high in bounds], float),
+        colour=colour,
+        dash=dash,
+    )
 
 
 def _majority(evaluations: Sequence[Evaluation]) -> tuple[float, str] | None:

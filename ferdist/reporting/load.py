@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from ferdist.errors import RunError
 from ferdist.evaluation.metrics import Predictions, expected_calibration_error
-from ferdist.evaluation.occlusion import KINDS, SIDES, covered_fraction
+from ferdist.evaluation.occlusion import Cell
 from ferdist.evaluation.results import SCHEMA
+from ferdist.evaluation.robustness import GridPredictions, summarise
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -31,17 +32,18 @@ class Occlusion:
         kind: shape, e.g. ``square``.
         severity: 1 (least) to 5 (most).
         fill: what the covered pixels were replaced by.
+        covered: fraction of the image, 0 to 1; None where nothing is covered or the fraction is unknown.
+        seen: whether training showed such occlusion: ``seen``, ``unseen size`` or ``unseen kind``; "" where
+            it is not recorded.
+        checksum: of the images; "" where it is not recorded.
     """
 
     kind: str
     severity: int
     fill: str
-
-    @property
-    def covered(self) -> float | None:
-        """Covered fraction of the image, 0 to 1; None where the kind has no known fraction."""
-        known = self.kind in KINDS and 1 <= self.severity <= len(SIDES)
-        return covered_fraction(self.severity) if known else None
+    covered: float | None = None
+    seen: str = ""
+    checksum: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Run:
         history: the lines of metrics.jsonl, in their order; empty where there are none.
         status: status.json; empty where there is none.
         predictions: the readable files of predictions/, in the order of their names.
+        robustness: the figures of each occlusion benchmark, as ``robustness.summarise`` gives them.
+        grids: the readable files of predictions/occlusion/, in the order of their names.
         manifest: the manifest of the run's beton; None where it cannot be read here.
         remarks: what was missing or broken, in sentences for the reader.
     """
@@ -110,6 +114,8 @@ class Run:
     history: tuple[Mapping[str, Any], ...] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
     predictions: tuple[Predictions, ...] = ()
+    robustness: tuple[Mapping[str, Any], ...] = ()
+    grids: tuple[GridPredictions, ...] = ()
     manifest: Mapping[str, Any] | None = None
     remarks: tuple[str, ...] = ()
 
@@ -235,6 +241,8 @@ def load_run(folder: Path) -> Run:
         history=_read_history(folder / "metrics.jsonl", remarks),
         status=_read_status(folder / "status.json", remarks),
         predictions=_read_predictions(folder / "predictions", remarks),
+        robustness=tuple(summarise(results["evaluations"])),
+        grids=_read_grids(folder / "predictions" / "occlusion", remarks),
     )
     run = replace(run, manifest=_read_manifest(run, remarks))
     own = [replace(entry, data=entry.data or run.data) for entry in run.evaluations]
@@ -260,6 +268,39 @@ def predictions_of(run: Run, evaluation: Evaluation) -> Predictions | None:
         error = expected_calibration_error(predictions.probabilities, predictions.label)
         if np.array_equal(confusion, evaluation.confusion) and abs(error - evaluation.ece) < 1e-6:
             return predictions
+    return None
+
+
+def robustness_of(run: Run, evaluation: Evaluation) -> Mapping[str, Any] | None:
+    """The figures of the benchmark that an evaluation is part of, or None where there are none."""
+    for summary in run.robustness:
+        here = (
+            summary["data"] or run.data,
+            *(summary[name] for name in ("split", "fold", "tta", "checkpoint")),
+        )
+        if here == (
+            evaluation.data,
+            evaluation.split,
+            evaluation.fold,
+            evaluation.tta,
+            evaluation.checkpoint,
+        ):
+            return summary
+    return None
+
+
+def grid_of(run: Run, covered: Sequence[Evaluation]) -> GridPredictions | None:
+    """The predictions that evaluations under occlusion were computed from, or None where no file agrees."""
+    for grid in run.grids:
+        hits = dict(
+            zip(zip(grid.cells, grid.checksums, strict=True), grid.correct().sum(axis=1), strict=True)
+        )
+        if all(
+            hits.get((Cell(o.kind, o.severity, o.fill), o.checksum)) == entry.confusion.trace()
+            for entry in covered
+            if (o := entry.occlusion) is not None
+        ):
+            return grid
     return None
 
 
@@ -371,6 +412,9 @@ def _occlusion(entry: Mapping[str, Any], where: str) -> Occlusion | None:
         kind=_typed(occlusion, "kind", str, f"{where}: occlusion"),
         severity=_typed(occlusion, "severity", int, f"{where}: occlusion"),
         fill=str(occlusion.get("fill")),
+        covered=_fraction(occlusion.get("covered"), f"{where}: occlusion: covered"),
+        seen=str(occlusion.get("seen", "")),
+        checksum=str(occlusion.get("checksum", "")),
     )
 
 
@@ -460,6 +504,16 @@ def _read_predictions(folder: Path, remarks: list[str]) -> tuple[Predictions, ..
                 f"predictions/{path.name} has labels and probabilities that do not match; left out."
             )
     return tuple(predictions)
+
+
+def _read_grids(folder: Path, remarks: list[str]) -> tuple[GridPredictions, ...]:
+    grids = []
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            grids.append(GridPredictions.load(path))
+        except RunError:
+            remarks.append(f"predictions/occlusion/{path.name} cannot be read and is left out.")
+    return tuple(grids)
 
 
 def _read_manifest(run: Run, remarks: list[str]) -> Mapping[str, Any] | None:

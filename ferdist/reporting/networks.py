@@ -19,7 +19,7 @@ from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.pool import Pool, SavedRun, folds_of, over_seeds, pools, read_runs, shared_config
 from ferdist.evaluation.predict import TTA
 from ferdist.evaluation.results import read_results
-from ferdist.models import Task, build_model, parameter_count
+from ferdist.models import Task, build_model, is_reconstruction, parameter_count
 from ferdist.reporting.tables import count
 from ferdist.training.experiment import FILE, read_experiment
 from ferdist.training.folder import RunFolder
@@ -94,6 +94,13 @@ class Network:
         try:
             with torch.device("meta"):
                 return parameter_count(build_model(self.config.model, task))
+        except ConfigError:
+            return None
+
+    def reconstruction(self) -> bool | None:
+        """Whether the network follows a description; None where it is not known here."""
+        try:
+            return is_reconstruction(self.model)
         except ConfigError:
             return None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ferdist.errors import ConfigError, RunError
+from ferdist.errors import RunError
 from ferdist.evaluation.metrics import quick_score
 from ferdist.evaluation.model import default_checkpoint
 from ferdist.evaluation.pool import join
@@ -91,7 +91,7 @@ def published_table(group: DataGroup) -> Table:
         own = [network for network in networks if network.model == model]
         rows += [_row(network, accuracy) for network in own]
         if not own:
-            kind = _reconstruction(model)
+            kind = _yes_no(is_reconstruction(model))
             empty = [MISSING] * 5
             rows.append((model, percent(accuracy, DIGITS), *empty, kind, "missing: not in this report"))
     rows += [_row(network, None) for network in networks if network.model not in published]
@@ -130,7 +130,7 @@ def _row(network: Network, published: float | None) -> tuple[str, ...]:
         percent(published, DIGITS),
         *measured,
         MISSING if parameters is None else count(parameters),
-        _reconstruction(network.model),
+        _yes_no(network.reconstruction()),
         protocol(network),
     )
 
@@ -306,7 +306,7 @@ def protocol_sentences(group: DataGroup) -> Iterator[str]:
     elif not measured[0].folds:
         most = max(one.test_scorings for one in measured)
         yield f"Test was scored {'at most once by any run' if most else 'by no run'}."
-    if any(row[-2] == "yes" for row in published_table(group).rows):
+    if any(network.reconstruction() for network in networks):
         yield "Reconstruction: rebuilt from a description, since no table of the network's layers is public."
 
 
@@ -332,8 +332,5 @@ def _cluster_name(network: Network) -> str:
     return "subject" if (subjects[held_out] >= 0).all() else "copy group"
 
 
-def _reconstruction(model: str) -> str:
-    try:
-        return "yes" if is_reconstruction(model) else "no"
-    except ConfigError:  # a user's network whose module is not here
-        return MISSING
+def _yes_no(value: bool | None) -> str:
+    return MISSING if value is None else "yes" if value else "no"

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from ferdist.config import flatten
+from ferdist.evaluation.robustness import kind_label
 from ferdist.reporting.figures import Calibration, Series
 from ferdist.reporting.load import Evaluation, Run
 
@@ -18,7 +19,20 @@ MISSING: Final = "–"
 TTA: Final = {"none": "one view", "flip": "image and mirror image", "ten-crop": "ten crops"}
 FIGURES: Final = ("Accuracy", "95 % interval", "Balanced", "Macro-F1", "ECE", "Samples")
 """Columns of figures, in percent but for the last."""
-SUBSETS: Final = {"all": "all", "no_copies": "without copies"}
+FILLS: Final = {
+    "zero": "filled with black",
+    "mean": "filled with the training data's mean",
+    "noise": "filled with noise",
+    "face": "a patch of another face",
+}
+SUBSETS: Final = {
+    "all": "all",
+    "no_copies": "without copies",
+    "occluded": "really occluded",
+    "occluded_no_copies": "really occluded, without copies",
+    "turned": "strongly turned",
+    "turned_no_copies": "strongly turned, without copies",
+}
 
 
 @dataclass(frozen=True)
@@ -189,7 +203,7 @@ def evaluation_table(runs: Sequence[Run], *, occluded: bool) -> Table:
     several = len(runs) > 1
     foreign = any(entry.data != run.data for run in runs for entry in run.evaluations)
     start: tuple[str, ...] = (("Run",) if several else ()) + (("Data",) if foreign else ())
-    start += ("Split", "Occlusion", "Fill", "Severity", "Covered") if occluded else ("Split",)
+    start += ("Split", "Occlusion", "Fill", "Severity", "Covered", "In training") if occluded else ("Split",)
     return Table(
         caption=f"Evaluations {'under occlusion' if occluded else 'of uncovered faces'}, in percent",
         head=(*start, *FIGURES, "Subset", "Views", "Checkpoint"),
@@ -209,11 +223,89 @@ def _evaluation_row(evaluation: Evaluation) -> tuple[str, ...]:
     cover = evaluation.occlusion
     return (
         place(evaluation),
-        *((cover.kind, cover.fill, str(cover.severity), percent(cover.covered)) if cover else ()),
+        *(
+            (
+                kind_label(cover.kind),
+                cover.fill,
+                str(cover.severity),
+                percent(cover.covered),
+                cover.seen or MISSING,
+            )
+            if cover
+            else ()
+        ),
         *_figures(evaluation),
         SUBSETS.get(evaluation.subset, evaluation.subset),
         TTA.get(evaluation.tta, evaluation.tta),
         evaluation.checkpoint or MISSING,
+    )
+
+
+def robustness_table(benchmarks: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """The figures of each kind of occlusion; one row per kind and run, and one for the mean over the kinds.
+
+    Args:
+        benchmarks: names of runs with what ``robustness.summarise`` gives.
+    """
+    several = len(benchmarks) > 1
+    kinds = dict.fromkeys(kind for _, summary in benchmarks for kind in summary["kinds"])
+    rows = []
+    for kind in [*kinds, "mean"]:
+        for name, summary in benchmarks:
+            figures = summary if kind == "mean" else summary["kinds"].get(kind)
+            if figures is not None:
+                rows.append((kind_label(kind), *((name,) if several else ()), *_robustness_cells(figures)))
+    severities = ("Severity 1", *(str(severity) for severity in range(2, 6)))
+    merit = ("Mean", "Relative", "Area under curve", "Macro-F1")
+    return Table(
+        caption="Accuracy by kind of occlusion (means over the fills), in percent",
+        head=("Kind", *(("Run",) if several else ()), "Covered", *severities, *merit),
+        align="l" + "l" * several + "r" * 10,
+        rows=tuple(rows),
+    )
+
+
+def _robustness_cells(figures: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of a kind, or of the mean over the kinds, which has no severities."""
+    at = dict(zip(figures.get("severities", ()), figures.get("by_severity", ()), strict=True))
+    covered = [share for share in figures.get("covered", ()) if share is not None]
+    bounds = [percent(share) for share in covered]
+    return (
+        "–".join(dict.fromkeys([bounds[0], bounds[-1]])) if bounds else MISSING,
+        *(percent(at.get(severity)) for severity in range(1, 6)),
+        percent(figures["accuracy"]),
+        percent(figures["relative_robustness"]),
+        percent(figures["area_under_curve"]),
+        percent(figures["macro_f1"]),
+    )
+
+
+def paired_table(first: str, comparisons: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """Differences to the first run with their paired intervals, one row per kind and run.
+
+    Args:
+        first: name of the run that is the reference.
+        comparisons: names of the other runs with what ``robustness.compare`` gives.
+    """
+    rows = []
+    for name, comparison in comparisons:
+        for kind, figures in (*comparison["kinds"].items(), ("mean", comparison)):
+            error = figures["mean_corruption_error" if kind == "mean" else "corruption_error"]
+            low, high = (f"{100 * bound:+.1f}" for bound in figures["difference_ci95"])
+            rows.append(
+                (
+                    name,
+                    kind_label(kind),
+                    f"{100 * figures['difference']:+.1f}",
+                    f"{low} to {high}",
+                    percent(error),
+                )
+            )
+    return Table(
+        caption=f"Accuracy under occlusion minus that of {first}, in points",
+        head=("Run", "Kind", "Difference", "Paired 95 % interval", "Corruption error %"),
+        align="llrrr",
+        rows=tuple(rows),
     )
 
 

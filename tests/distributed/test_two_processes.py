@@ -15,8 +15,11 @@ import torch
 import yaml
 
 from ferdist.beton import open_beton, staged_path
+from ferdist.cli import main
 from ferdist.config import Config, to_dict
 from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.occlusion import Cell, grid
+from ferdist.evaluation.robustness import GridPredictions
 from ferdist.training import checkpoint
 from ferdist.training.run import run
 from tests.conftest import start
@@ -85,6 +88,40 @@ def test_two_and_three_processes_evaluate_each_sample_once(
         assert np.array_equal(other.index, one.index)
         assert np.array_equal(other.label, one.label)
         np.testing.assert_allclose(other.probabilities, one.probabilities, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_occlusion_benchmark_is_the_same_with_two_processes(tiny: Callable[..., Config]) -> None:
+    """The same images, by their checksums, and so the same figures; two runs on them can be compared."""
+    config = tiny("train.epochs=1")
+    run(config)
+    folder = Path(config.run_dir)
+    stored = folder / "predictions" / "occlusion" / "synthetic-val-best.npz"
+    assert main(["evaluate", str(folder), "--occlusion"]) == 0
+    one = GridPredictions.load(stored)
+    stored.unlink()
+    done = start("ferdist", "evaluate", str(folder), "--occlusion", processes=2)
+    assert done.returncode == 0, done.stderr
+    two = GridPredictions.load(stored)
+    assert one.cells == two.cells == grid()
+    assert one.checksums == two.checksums
+    assert np.array_equal(one.index, two.index)
+    np.testing.assert_allclose(one.probabilities, two.probabilities, atol=1e-5)
+    results = json.loads((folder / "results.json").read_text())
+    (summary,) = results["robustness"]
+    assert summary["cells"] == len(grid())
+    few = ["--kinds", "mask,eye_band"]
+    assert main(["evaluate", str(folder), "--occlusion", *few, "--reference", str(folder)]) == 0
+    repeated = json.loads((folder / "results.json").read_text())
+    assert repeated["robustness"][0]["checksum"] == summary["checksum"]
+    (comparison,) = repeated["comparisons"]
+    assert (comparison["cells"], comparison["difference"]) == (4, 0)
+    assert set(GridPredictions.load(stored).cells) == set(grid()), "the other cells stay"
+    scored = dict(zip(one.cells, one.correct().mean(1), strict=True))
+    for entry in results["evaluations"]:
+        if damage := entry["occlusion"]:
+            cell = Cell(damage["kind"], damage["severity"], damage["fill"])
+            assert entry["accuracy"] == pytest.approx(scored[cell]), "made again from the file"
 
 
 def test_more_processes_than_samples(tiny: Callable[..., Config], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
 from ferdist.errors import RunError
 from ferdist.evaluation import metrics
@@ -73,6 +74,31 @@ def test_the_interval_of_samples_in_clusters_is_wider() -> None:
     narrow_low, narrow_high = metrics.accuracy_interval(correct, np.arange(900))
     assert (high - low) / (narrow_high - narrow_low) == pytest.approx(3.0, rel=0.1)
     assert metrics.accuracy_interval(correct, cluster) == (low, high), "the same seed, the same interval"
+
+
+def test_the_interval_is_that_of_scipy() -> None:
+    rng = np.random.default_rng(3)
+    correct, cluster = rng.random((4, 500)) < 0.6, rng.integers(0, 90, 500)
+    sizes = np.bincount(cluster).astype(float)
+    hits = np.bincount(cluster, weights=correct[2])
+    expected = bootstrap(
+        (hits, sizes),
+        lambda hits, sizes, axis=-1: hits.sum(axis=axis) / sizes.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=10_000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    rows = metrics.accuracy_intervals(correct, cluster)
+    assert rows[2] == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert rows[2] == metrics.accuracy_interval(correct[2], cluster), "rows do not depend on each other"
+
+
+def test_several_predictions_are_scored_as_one_by_one() -> None:
+    a, b = hard([0, 1, 1, 0], [0, 1, 0, 0], 2), hard([0, 1, 1, 0], [1, 1, 1, 0], 2)
+    cluster = np.array([0, 0, 1, 2])
+    assert metrics.score_all([a, b], cluster) == [metrics.score(p, cluster) for p in (a, b)]
 
 
 def test_one_cluster_gives_no_spread() -> None:

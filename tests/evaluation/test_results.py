@@ -8,6 +8,7 @@ import pytest
 
 from ferdist.errors import RunError
 from ferdist.evaluation.results import add_evaluations, as_text, read_results
+from ferdist.evaluation.robustness import CONDITIONS
 
 META: dict[str, Any] = {"classes": ["a", "b"], "config": {"seed": 0}, "environment": {"torch": "2"}}
 
@@ -25,6 +26,7 @@ def entry(accuracy: float, **key: Any) -> dict[str, Any]:
         "samples": 10,
         "accuracy": accuracy,
         "accuracy_ci95": [0.1, 0.9],
+        "macro_f1": accuracy,
         **key,
     }
 
@@ -37,6 +39,28 @@ def test_evaluating_again_replaces_the_entry_with_the_same_key(tmp_path: Path) -
     results = read_results(path)
     assert sorted(e["accuracy"] for e in results["evaluations"]) == [0.4, 0.6, 0.7, 0.8]
     assert results["schema"] == 1
+
+
+def test_what_is_told_of_a_cell_is_no_part_of_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    square = {"kind": "square", "severity": 1, "fill": "zero"}
+    add_evaluations(path, [entry(0.8), entry(0.4, occlusion=square)], **META)
+    again = add_evaluations(path, [entry(0.5, occlusion={**square, "checksum": "x"})], **META)
+    assert [e["accuracy"] for e in again["evaluations"]] == [0.8, 0.5]
+    (summary,) = again["robustness"]
+    assert summary["accuracy"] == 0.5
+    assert "|square    |50.0|   -|" in as_text(again)
+    other = add_evaluations(path, [entry(0.5, occlusion={**square, "fill": "mean"})], **META)
+    assert other["robustness"][0]["cells"] == 2
+
+
+def test_a_comparison_stays_until_its_cells_are_scored_again(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    square = entry(0.4, occlusion={"kind": "square", "severity": 1, "fill": "zero"})
+    compared = {name: square.get(name) for name in CONDITIONS} | {"reference": "runs/other"}
+    assert add_evaluations(path, [square], comparison=compared, **META)["comparisons"] == [compared]
+    assert add_evaluations(path, [entry(0.5)], **META)["comparisons"] == [compared]
+    assert add_evaluations(path, [square], **META)["comparisons"] == []
 
 
 def test_every_scoring_of_test_is_counted(tmp_path: Path) -> None:

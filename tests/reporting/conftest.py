@@ -13,6 +13,8 @@ import yaml
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 
 from ferdist.evaluation.metrics import expected_calibration_error
+from ferdist.evaluation.occlusion import Cell
+from ferdist.evaluation.robustness import GridPredictions
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SHARES = np.array([467, 56, 496, 895, 653, 415, 607]) / 3589
@@ -106,7 +108,7 @@ def write_run(
         samples: in the evaluated split.
         epochs: in metrics.jsonl.
         test: whether test was scored too.
-        occlusion: whether val was scored under squares and circles.
+        occlusion: whether val was scored under squares and circles, with their predictions.
         fold: held-out fold, or None for splits.
         manifest: whether the beton's manifest is there.
         model: its name.
@@ -132,14 +134,34 @@ def write_run(
             beton_sha256="5e" * 32,
         )
         evaluations.append({"split": split, **conditions, "occlusion": None, **measure(label, probabilities)})
+    cells, grid = [], []
     for kind in ("square", "circle") if occlusion else ():
         for severity, covered in enumerate((0.028, 0.111, 0.25, 0.444, 0.5625), start=1):
             weaker = skill * (1 - (1.1 if kind == "square" else 0.95) * covered)
             label, probabilities = draw_predictions(samples, weaker, seed)
-            entry = {"kind": kind, "severity": severity, "fill": "zero"}
+            entry = {
+                "kind": kind,
+                "severity": severity,
+                "fill": "zero",
+                "covered": covered,
+                "seen": "seen" if covered < 0.3 else "unseen size",
+                "checksum": f"{severity}" * 64,
+            }
             evaluations.append(
                 {"split": "val", **conditions, "occlusion": entry, **measure(label, probabilities)}
             )
+            cells.append(Cell(kind, severity, "zero"))
+            grid.append(probabilities)
+    if occlusion:
+        GridPredictions(
+            np.arange(samples),
+            label,
+            np.arange(samples),
+            tuple(cells),
+            tuple(str(cell.severity) * 64 for cell in cells),
+            np.stack(grid),
+            "5e" * 32,
+        ).merged_into(folder / "predictions" / "occlusion" / "val.npz")
     config = {
         "data": {"path": str(data), "fold": fold, "batch_size": 128},
         "model": {"name": model, "stem": "stride2", "placement": "after"},

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ferdist.errors import RunError
@@ -183,15 +184,36 @@ def test_several_runs_are_compared(make_run: MakeRun, tmp_path: Path) -> None:
     assert "plain: There is no test evaluation in results.json." in page.text
     assert "cbam: There is no test" not in page.text
     assert "Configuration keys in which the runs differ" in page.text
-    for name in ("confusion-1", "confusion-2", "confusion-3", "recall-1", "recall-2", "loss", "occlusion"):
+    for name in ("confusion-1", "confusion-2", "confusion-3", "recall-1", "recall-2", "loss"):
         assert f"{name}.svg" in figure_names(tmp_path / "report")
-    legend = (tmp_path / "report" / "figures" / "occlusion.svg").read_text()
-    for label in ("cbam: square", "cbam: circle", "plain: square", "plain: circle"):
-        assert f">{label}</text>" in legend
-    assert "fold: " not in legend
+    for number, kind in ((1, "square"), (2, "circle")):
+        legend = (tmp_path / "report" / "figures" / f"occlusion-{number}.svg").read_text()
+        assert all(f">{name}</text>" in legend for name in ("cbam", "plain"))
+        assert ">fold<" not in legend
+        assert f"Accuracy against the covered part of the image: {kind}." in page.text
+    assert "plain against cbam: the reference was not evaluated on the same samples" in page.text
     curves = (tmp_path / "report" / "figures" / "loss.svg").read_text()
     assert all(f">{name}</text>" in curves for name in ("cbam", "plain", "fold"))
     assert (tmp_path / "report" / "table1.md").read_text().count("\n| ") == 5
+
+
+def test_runs_on_the_same_samples_are_compared_in_pairs(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run("cbam", occlusion=True), make_run("plain", skill=2.0, occlusion=True)]
+    write_report(runs, tmp_path / "report")
+    page = Page(tmp_path / "report" / "report.html")
+    assert "Accuracy by kind of occlusion (means over the fills), in percent" in page.text
+    table = page.source.split("<caption>Accuracy under occlusion minus that of cbam, in points")[1]
+    cells = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", table.split("</table>")[0])
+    own, other = (
+        [e["accuracy"] for e in json.loads((run / "results.json").read_text())["evaluations"]] for run in runs
+    )
+    assert cells[5:8] == ["plain", "square", f"{100 * (np.mean(other[1:6]) - np.mean(own[1:6])):+.1f}"]
+    low, high = (float(bound) for bound in cells[8].split(" to "))
+    assert low < float(cells[7]) < high < 0
+    (runs[1] / "predictions" / "occlusion" / "val.npz").unlink()
+    write_report(runs, tmp_path / "report")
+    page = Page(tmp_path / "report" / "report.html")
+    assert "plain: without both runs' predictions/occlusion/ there is no paired difference." in page.text
 
 
 def test_data_that_the_run_was_not_trained_on_are_named(make_run: MakeRun, tmp_path: Path) -> None:
@@ -225,12 +247,12 @@ def test_occlusions_of_unknown_size_are_listed_but_not_drawn(make_run: MakeRun, 
     results = json.loads((run / "results.json").read_text())
     for entry in results["evaluations"]:
         if entry["occlusion"]:
-            entry["occlusion"]["kind"] = "beard"
+            entry["occlusion"] |= {"kind": "beard", "covered": None}
     (run / "results.json").write_text(json.dumps(results))
     write_report([run], tmp_path / "report")
     page = Page(tmp_path / "report" / "report.html")
     assert "there is no curve" in page.text
-    assert page.source.count(">beard<") == 10
+    assert page.source.count(">beard<") == 10 + 1, "ten cells, and the mean of the kind"
     assert "occlusion.svg" not in figure_names(tmp_path / "report")
 
 
