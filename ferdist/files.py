@@ -1,7 +1,8 @@
-"""Files that are whole or not there: write beside, flush to the disk, rename."""
+"""Files that are whole or not there: write beside, flush to the disk, rename. And folders with one owner."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ferdist.errors import RunError
 
 
 @contextmanager
@@ -51,3 +54,31 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(folder: Path, what: str, *, busy: str, instead: str) -> Iterator[None]:
+    """Make a folder and hold it against other processes; the lock goes with the process, however it dies.
+
+    Args:
+        folder: its file ``.lock`` is the lock.
+        what: the folder is, for people.
+        busy: what to say where another process has it.
+        instead: what to do where the file system cannot lock.
+
+    Raises:
+        RunError: if it cannot be had.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        raise RunError(f"{folder}: the {what} cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{folder}: {busy}") from None
+        except OSError as error:
+            raise RunError(f"{folder}: the file system cannot lock ({error.strerror}): {instead}") from None
+        yield

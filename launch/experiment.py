@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import logging
 import os
 import sys
@@ -24,7 +23,7 @@ from submitit.core.utils import JobPaths
 from ferdist.beton import Beton, open_beton
 from ferdist.config import Config, differences, load_config, to_dict
 from ferdist.errors import ConfigError, FerdistError, Preempted, RunError
-from ferdist.files import write_json
+from ferdist.files import locked, write_json
 from ferdist.training.experiment import FILE, SCHEMA, Cell, Part, read_experiment
 from ferdist.training.folder import RunFolder
 from launch.executor import (
@@ -250,27 +249,13 @@ class Experiment:
 
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
-    """Take an experiment's folder for one launcher; the lock goes with the process, however it dies.
+    """Take an experiment's folder for one launcher.
 
     Raises:
         RunError: if another launcher has it.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
-    except OSError as error:
-        raise RunError(f"{folder}: the experiment's folder cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"{folder}: another launcher is at work on this experiment: wait for it, or choose --out"
-            ) from None
-        except OSError as error:
-            raise RunError(
-                f"{folder}: the file system cannot lock ({error.strerror}): choose --out"
-            ) from None
+    busy = "another launcher is at work on this experiment: wait for it, or choose --out"
+    with locked(folder, "experiment's folder", busy=busy, instead="choose --out"):
         yield
 
 

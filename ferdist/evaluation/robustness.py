@@ -19,7 +19,7 @@ from ferdist.evaluation.metrics import Predictions, Probabilities
 from ferdist.evaluation.occlusion import Cell
 from ferdist.files import atomic_path
 
-CONDITIONS: Final = ("data", "beton_sha256", "split", "fold", "tta", "checkpoint")
+CONDITIONS: Final = ("data", "beton_sha256", "split", "fold", "inner_fold", "tta", "checkpoint")
 """What the entries of one benchmark share."""
 SEEN: Final = (occlusion.SEEN, occlusion.UNSEEN_SIZE, occlusion.UNSEEN_KIND)
 
@@ -328,6 +328,7 @@ def compare(own: GridPredictions, reference: GridPredictions) -> Entry:
 def as_text(summary: Mapping[str, Any]) -> str:
     """One of `summarise` for people: a Markdown table narrow enough for a phone, in percent."""
     fold = "" if summary["fold"] is None else f" fold {summary['fold']}"
+    fold += "" if summary.get("inner_fold") is None else f"/{summary['inner_fold']}"
     lines = [
         f"{summary['data']} {summary['split']}{fold}, {summary['samples']:,} images, {summary['checkpoint']}",
         f"clean {_percent(summary['clean_accuracy'])} %; accuracy in %, by severity:",

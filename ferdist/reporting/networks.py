@@ -20,6 +20,7 @@ from ferdist.evaluation.pool import Pool, SavedRun, folds_of, over_seeds, pools,
 from ferdist.evaluation.predict import TTA
 from ferdist.evaluation.results import read_results
 from ferdist.models import Task, build_model, is_reconstruction, parameter_count
+from ferdist.reporting.tables import count
 from ferdist.training.experiment import FILE, read_experiment
 from ferdist.training.folder import RunFolder
 
@@ -139,7 +140,8 @@ def _of_experiment(folder: Path) -> Iterator[Network]:
                 finished.append(run.path)
             else:
                 unfinished.append(OpenRun(cell.name, state, run.stored_status().get("reason")))
-        yield _network(name.rpartition("/")[2], finished, unfinished, part.config)
+        # An experiment of one config goes by its folder's name.
+        yield _network(name.rpartition("/")[2] or folder.name, finished, unfinished, part.config)
 
 
 def _groups(runs: Sequence[Path]) -> list[list[Path]]:
@@ -172,8 +174,8 @@ def _network(
         if run.config.data.inner_fold is not None:
             raise RunError(f"{run.folder.path}: a run on an inner fold is for choosing settings only")
     if not name:
-        seeds = {run.config.seed for run in read}
-        name = runs[0].name if len(runs) == 1 else f"{config.model.name}, {len(seeds)} seeds"
+        seeds = len({run.config.seed for run in read})
+        name = runs[0].name if len(runs) == 1 else f"{config.model.name}, {count(seeds, 'seed')}"
     return Network(
         name=name,
         config=config,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -18,7 +17,7 @@ import yaml
 
 from ferdist.config import RECORD_KEY, Config, differences, load_config, to_dict
 from ferdist.errors import RunError
-from ferdist.files import write_json, write_text
+from ferdist.files import locked, write_json, write_text
 
 PROGRESS_KEYS: Final = ("step", "total_steps", "epoch", "world_size")
 """Of status.json: how far the run is."""
@@ -126,28 +125,14 @@ class RunFolder:
 
 @contextmanager
 def claim(config: Config, beton_sha256: str) -> Iterator[RunFolder]:
-    """Take the run's folder for writing; the lock goes with the process, however it dies.
+    """Take the run's folder for writing.
 
     Raises:
         RunError: if another process writes to it, or it belongs to another config or other data.
     """
     folder = RunFolder(Path(config.run_dir))
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        lock = (folder.path / ".lock").open("a")
-    except OSError as error:
-        raise RunError(f"{folder.path}: the run folder cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"{folder.path}: another process is training in this run folder: wait for it, or set run_dir"
-            ) from None
-        except OSError as error:
-            raise RunError(
-                f"{folder.path}: the file system cannot lock ({error.strerror}): set run_dir to another one"
-            ) from None
+    busy = "another process is training in this run folder: wait for it, or set run_dir"
+    with locked(folder.path, "run folder", busy=busy, instead="set run_dir to another one"):
         for leftover in folder.checkpoints.glob(".*.tmp"):  # of a process that died while it wrote
             leftover.unlink(missing_ok=True)
         _check_owner(folder, config, beton_sha256)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,6 @@ def two_folds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("two-folds")
     raw = prepare.synthetic(place / "raw", images=140, seed=1, format="ckplus48")
     return prepare.ckplus(raw, place, folds=2)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A folder that is removed after the test: checkpoints are large."""
-    yield tmp_path
-    shutil.rmtree(tmp_path)
 
 
 def command(launcher: str, beton: Path, out: Path, *arguments: str) -> list[str]:

@@ -243,7 +243,17 @@ def test_val_never_stands_for_test(beton: Beton, tmp_path: Path) -> None:
     )
     row = next(row for row in text.splitlines() if "(val)" in row)
     assert "val, on which the best of 60 epochs was picked: leans upward" in row
+    assert row.startswith("| one |"), "an experiment of one config goes by its folder's name"
     assert "Test was scored by no run." in text
+
+
+def test_an_experiment_without_a_finished_run_has_a_table_too(beton: Beton, tmp_path: Path) -> None:
+    own = [f"data.path={beton.path}", "run_dir=x"]
+    config = load_config(ROOT / "configs" / "base.yaml", own)
+    folder = write_experiment(tmp_path / "none", {"": config}, beton, [Cell(0, 0), Cell(1, 0)])
+    page = write_report([folder], tmp_path / "report").read_text()
+    assert "missing: 0 of 2 runs finished" in page
+    assert "fold-01-seed-0: not started" in page
 
 
 def test_runs_are_compared_by_config_and_seeds_are_averaged(

@@ -48,13 +48,6 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A folder that is removed after the test: checkpoints are large."""
-    yield tmp_path
-    shutil.rmtree(tmp_path)
-
-
-@pytest.fixture
 def small(faces: Path, place: Path) -> Callable[..., Config]:
     """Configs of small runs: ``small("train.lr=1", run="name")``."""
 
