@@ -329,6 +329,60 @@ def reliability_chart(labels: Sequence[str], calibrations: Sequence[Calibration]
     return figure
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A face in a chart.
+
+    Attributes:
+        pixels: uint8 (H, W) gray levels or (H, W, 3) colours.
+        text: what stands above it, one or two lines; it may reach over pictures to the right without a text.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    text: str = ""
+
+
+def picture_chart(rows: Sequence[Sequence[Picture]], heads: Sequence[str] = ()) -> Figure:
+    """Faces in rows and columns, their pixels as they are.
+
+    Args:
+        rows: the pictures, from left to right.
+        heads: names of the columns.
+
+    Returns:
+        The figure.
+    """
+    gap, line = 0.06, 0.165  # inches
+    columns = max(map(len, rows))
+    side = min((WIDTH - gap * (columns - 1)) / columns, 1.0)
+    lines = [max(picture.text.count("\n") + 1 if picture.text else 0 for picture in row) for row in rows]
+    top = line * (1 + max((head.count("\n") for head in heads), default=-1))
+    height = top + sum(side + gap + line * count for count in lines)
+    with mpl.rc_context(_STYLE | {"image.composite_image": False}):
+        figure = Figure(figsize=(WIDTH, height))
+        FigureCanvasAgg(figure)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        lefts = [column * (side + gap) for column in range(columns)]
+        for left, head in zip(lefts, heads, strict=bool(heads)):
+            axes.text(left + side / 2, top - 0.05, head, color=MUTED, fontsize=8.5, ha="center", va="bottom")
+        for row, count in zip(rows, lines, strict=True):
+            top += line * count
+            for left, picture in zip(lefts, row, strict=False):
+                axes.text(left, top - 0.04, picture.text, fontsize=8.5, va="bottom", linespacing=1.15)
+                axes.imshow(
+                    picture.pixels,
+                    cmap="gray",
+                    vmin=0,
+                    vmax=255,
+                    interpolation="none",
+                    extent=(left, left + side, top + side, top),
+                )
+            top += side + gap
+        axes.set(xlim=(0, WIDTH), ylim=(height, 0))
+    return figure
+
+
 def svg_bytes(figure: Figure) -> bytes:
     """The figure as an svg file: text stays text, the same figure gives the same bytes."""
     buffer = io.BytesIO()
@@ -365,6 +419,8 @@ def inline_svg(svg: bytes, name: str, description: str) -> str:
                 parent.remove(child)
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
+        if element.tag == "image":
+            del element.attrib["id"]  # of its content: two equal pictures would share it
         for key in list(element.attrib):
             value = element.attrib.pop(key)
             element.set(key.rpartition("}")[2], _localise(key.rpartition("}")[2], value, name))

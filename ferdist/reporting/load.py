@@ -271,6 +271,15 @@ def predictions_of(run: Run, evaluation: Evaluation) -> Predictions | None:
     return None
 
 
+def occluded_entries(run: Run) -> list[Evaluation]:
+    """The evaluations under occlusion that share one set of conditions, the headline's where it can."""
+    entries = [e for e in run.evaluations if e.occlusion is not None]
+    main = run.main
+    if main is not None and any(entry.conditions == main.conditions for entry in entries):
+        return [entry for entry in entries if entry.conditions == main.conditions]
+    return [entry for entry in entries if entry.conditions == entries[0].conditions]
+
+
 def robustness_of(run: Run, evaluation: Evaluation) -> Mapping[str, Any] | None:
     """The figures of the benchmark that an evaluation is part of, or None where there are none."""
     for summary in run.robustness:
