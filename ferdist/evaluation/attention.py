@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps
 from torch import Tensor, nn
 
 from ferdist.augment import normalise
@@ -249,6 +248,8 @@ def heat(images: Images, maps: Floats) -> npt.NDArray[np.uint8]:
     Returns:
         uint8 (B, H, W, 3).
     """
+    from matplotlib import colormaps
+
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     spread = (maps - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
     colours = 255 * colormaps["plasma"](spread)[..., :3]

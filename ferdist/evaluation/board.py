@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from ferdist.evaluation.attention import Watched
 from ferdist.evaluation.robustness import kind_label
 
@@ -29,6 +27,8 @@ def show_benchmark(
         watched: a picture for each.
         classes: names, in label order.
     """
+    from torch.utils.tensorboard import SummaryWriter
+
     try:
         shutil.rmtree(folder, ignore_errors=True)
         with SummaryWriter(str(folder)) as board:

@@ -66,12 +66,15 @@ class Album:
         folder = RunFolder(run.folder)
         config = folder.stored_config()
         path = Path(config.data.path)
-        if evaluation.data != run.data:
-            raise DataError(f"{run.folder}: the run does not say where {evaluation.data} lies")
+        trained_on = folder.stored_environment().get("beton_sha256")
+        if evaluation.data != run.data or evaluation.beton_sha256 not in ("", trained_on):
+            raise DataError(
+                f"{run.folder}: other data were scored than the run's own, and it does not say where"
+            )
         if path not in self._betons:
             self._betons[path] = open_beton(path, checksum=True)
         beton = self._betons[path]
-        if beton.manifest.sha256 != folder.stored_environment().get("beton_sha256"):
+        if beton.manifest.sha256 != trained_on:
             raise DataError(f"{path}: not the data that the run was trained on: its checksum is another")
         folds = config.data.fold, config.data.inner_fold
         return Faces(

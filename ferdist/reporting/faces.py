@@ -96,19 +96,22 @@ def mistakes_section(runs: Sequence[Run], album: Album) -> Section:
         for run, main in evaluated
         if (predictions := predictions_of(run, main)) is not None
     ]
-    charts, missing = [], [] if album.shown else [HIDDEN]
-    if album.shown:
-        shown = [(run, main, mistakes) for run, main, mistakes in found if mistakes][:MOST_RUNS]
-        for number, (run, main, mistakes) in enumerate(shown, start=1):
+    charts: list[Chart] = []
+    folded: list[Table] = []
+    missing = [] if album.shown else [HIDDEN]
+    for run, main, mistakes in found:
+        if not mistakes:
+            continue
+        table = _mistakes_table(run, mistakes)
+        if album.shown and len(charts) < MOST_RUNS:
             try:
-                pictures = _mistake_pictures(run, mistakes, album.faces(run, main))
+                charts.append(_mistakes_chart(run, main, mistakes, album.faces(run, main), table))
+                continue
             except FerdistError as error:
                 missing.append(_left_out(run, several, error))
-                continue
-            charts.append(_mistakes_chart(numbered("mistakes", number, len(shown)), run, main, pictures))
+        folded.append(table)
     if len(found) < len(evaluated):
         missing.append("Where no file in predictions/ gives a run's figures again, no sample is named.")
-    samples = _mistakes_table(found, several)
     text = (
         "The pairs of classes that were confused most often, and the samples that were missed with the "
         "highest probability of a wrong class. Among the latter are those whose label is in doubt.",
@@ -118,33 +121,32 @@ def mistakes_section(runs: Sequence[Run], album: Album) -> Section:
         title,
         text=text,
         missing=tuple(missing),
-        charts=tuple(charts),
+        charts=_numbered(charts),
         tables=(_pairs_table(evaluated, several),),
-        folded_tables=(samples,) if samples.rows else (),
+        folded_tables=tuple(folded),
     )
 
 
-def _mistake_pictures(run: Run, mistakes: Sequence[Mistake], faces: Faces) -> list[Picture]:
+def _mistakes_chart(
+    run: Run, main: Evaluation, mistakes: Sequence[Mistake], faces: Faces, table: Table
+) -> Chart:
     images = faces.images(np.array([mistake.index for mistake in mistakes]))
-    return [
+    pictures = [
         Picture(
             pixels,
-            f"{_short(run.classes[mistake.true])}, said\n"
-            f"{_short(run.classes[mistake.predicted])} {percent(mistake.probability, 0)} %",
+            f"{_name(run.classes[mistake.true])}, said\n"
+            f"{_name(run.classes[mistake.predicted])} {percent(mistake.probability, 0)} %",
         )
         for mistake, pixels in zip(mistakes, _pixels(images), strict=True)
     ]
-
-
-def _mistakes_chart(name: str, run: Run, main: Evaluation, pictures: Sequence[Picture]) -> Chart:
     spoken = "; ".join(picture.text.replace("\n", " ") for picture in pictures)
     return Chart(
-        name,
+        "mistakes",
         caption=f"{run.name} on {tables.place(main)}: the mistakes with the highest probability. Above each "
         "face its label, and what it was taken for.",
         alt=f"{count(len(pictures), 'face')} with label, wrong answer and its probability: {spoken}.",
         figure=figures.picture_chart(_in_rows(pictures)),
-        tables=(),
+        tables=(table,),
     )
 
 
@@ -168,22 +170,19 @@ def _pairs_table(evaluated: Sequence[tuple[Run, Evaluation]], several: bool) -> 
     )
 
 
-def _mistakes_table(found: Sequence[tuple[Run, Evaluation, Sequence[Mistake]]], several: bool) -> Table:
+def _mistakes_table(run: Run, mistakes: Sequence[Mistake]) -> Table:
     return Table(
-        caption="Mistakes with the highest probability",
-        head=(("Run",) if several else ())
-        + ("Sample", "True class", "Taken for", "Probability %", "Of the true class %"),
-        align=("l" if several else "") + "rllrr",
+        caption=f"{run.name}: mistakes with the highest probability",
+        head=("Sample", "True class", "Taken for", "Probability %", "Of the true class %"),
+        align="rllrr",
         rows=tuple(
-            ((run.name,) if several else ())
-            + (
+            (
                 str(mistake.index),
                 run.classes[mistake.true],
                 run.classes[mistake.predicted],
                 percent(mistake.probability),
                 percent(mistake.of_true),
             )
-            for run, _, mistakes in found
             for mistake in mistakes
         ),
     )
@@ -211,15 +210,12 @@ def gallery_sections(runs: Sequence[Run], album: Album) -> list[Section]:
             charts += _gallery(entries, album.faces(run, entries[0]))
         except FerdistError as error:
             missing.append(_left_out(run, len(scored) > 1, error))
-    named = tuple(
-        replace(chart, name=numbered(chart.name, number, len(charts)))
-        for number, chart in enumerate(charts, start=1)
-    )
     text = (
         "Faces of the data, covered as they were for the figures above: these are the very images that were "
         "scored. Where a shape lies is drawn anew for each sample, and is the same for every network.",
     )
-    return [Section("gallery", title, text=text if charts else (), missing=tuple(missing), charts=named)]
+    shown = _numbered(charts)
+    return [Section("gallery", title, text=text if shown else (), missing=tuple(missing), charts=shown)]
 
 
 def _gallery(entries: Sequence[Evaluation], faces: Faces) -> Iterator[Chart]:
@@ -308,7 +304,7 @@ def attention_section(runs: Sequence[Run], album: Album) -> Section:
     title = "Where the model looks"
     several = len(runs) > 1
     looked: list[_Looked] = []
-    missing = [] if album.shown else [HIDDEN]
+    missing: list[str] = []
     for run in runs[:MOST_RUNS]:
         try:
             looked.append(_look(run, album))
@@ -318,6 +314,8 @@ def attention_section(runs: Sequence[Run], album: Album) -> Section:
         missing.append(f"Only the first {MOST_RUNS} of {len(runs)} runs are looked into.")
     if not looked:
         return Section("attention", title, missing=tuple(missing))
+    if not album.shown:
+        missing.append(HIDDEN)
     charts = [chart for one in looked for chart in _attention_charts(one)] if album.shown else []
     gates = _gate_table(looked, several)
     return Section(
@@ -335,10 +333,7 @@ def attention_section(runs: Sequence[Run], album: Album) -> Section:
             ),
         ),
         missing=tuple(missing),
-        charts=tuple(
-            replace(chart, name=numbered(chart.name, number, len(charts)))
-            for number, chart in enumerate(charts, start=1)
-        ),
+        charts=_numbered(charts),
         tables=(_attention_table(looked, several), *((gates,) if gates.rows else ())),
         folded_tables=() if album.shown else tuple(_looks_table(one, k) for one in looked for k in PICTURED),
     )
@@ -384,9 +379,9 @@ def _attention_charts(looked: _Looked) -> Iterator[Chart]:
         pictures, spoken = watched.pictures(), []
         lines = []
         for row in rows:
-            said = [f"{_short(name)} {percent(p, 0)} %" for name, p in _answers(looked, watched, row)]
+            said = [f"{_name(name)} {percent(p, 0)} %" for name, p in _answers(looked, watched, row)]
             line = [Picture(pixels) for pixels in pictures[row]]
-            line[0] = replace(line[0], text=f"{_short(looked.classes[watched.label[row]])}: says {said[0]}")
+            line[0] = replace(line[0], text=f"{_name(looked.classes[watched.label[row]])}: says {said[0]}")
             line[1 + len(maps)] = replace(line[1 + len(maps)], text=f"says {said[1]}")
             lines.append(line)
             spoken.append(f"{line[0].text}, covered {line[1 + len(maps)].text}")
@@ -429,15 +424,8 @@ def _looks_table(looked: _Looked, kind: str) -> Table:
     return Table(
         caption=f"{looked.run.name}, {kind_label(kind)}: the faces shown",
         head=(
-            "Sample",
-            "True class",
-            "Says",
-            "%",
-            "Covered: says",
-            "%",
-            "Evidence there %",
-            "Covered %",
-            *gates,
+            *("Sample", "True class", "Says", "Probability %", "Covered says", "Probability %"),
+            *("Evidence there %", "Covered %", *gates),
         ),
         align="rllrlrrr" + "r" * len(gates),
         rows=tuple(cells),
@@ -522,6 +510,14 @@ def _left_out(run: Run, several: bool, error: FerdistError) -> str:
     return f"{_start(run, several)}The faces are left out: {error}."
 
 
-def _short(name: str) -> str:
+def _name(name: str) -> str:
     """A class's name over a picture."""
-    return name if len(name) <= 12 else name[:11] + "…"
+    return figures.short(name, 12)
+
+
+def _numbered(charts: Sequence[Chart]) -> tuple[Chart, ...]:
+    """Charts of one name, told apart."""
+    return tuple(
+        replace(chart, name=numbered(chart.name, number, len(charts)))
+        for number, chart in enumerate(charts, start=1)
+    )

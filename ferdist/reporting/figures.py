@@ -199,7 +199,7 @@ def confusion_chart(confusion: Integers, classes: Sequence[str]) -> Figure:
         for edge in range(K + 1):
             axes.plot([0, K], [edge, edge], color=GRID, linewidth=0.7, clip_on=False)
             axes.plot([edge, edge], [0, K], color=GRID, linewidth=0.7, clip_on=False)
-        names = [_short(name, 14) for name in classes]
+        names = [short(name, 14) for name in classes]
         axes.set(xlim=(0, K), ylim=(K, 0), aspect="equal", xlabel="predicted", ylabel="true")
         axes.set_xticks(np.arange(K) + 0.5, names, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(np.arange(K) + 0.5, names)
@@ -242,7 +242,7 @@ def recall_chart(
             )
         if R > 1:
             axes.hlines(places[1:] - 0.5, 0, 1, color=GRID, linewidth=0.7)
-        axes.set_yticks(places, [_short(name, 26) for name in classes])
+        axes.set_yticks(places, [short(name, 26) for name in classes])
         axes.set(xlim=(0, 1), ylim=(K - 0.5, -0.5), xlabel="recall")
         axes.xaxis.set_major_formatter(_PERCENT)
         axes.tick_params(axis="y", pad=8)
@@ -358,7 +358,7 @@ def picture_chart(rows: Sequence[Sequence[Picture]], heads: Sequence[str] = ()) 
     lines = [max(picture.text.count("\n") + 1 if picture.text else 0 for picture in row) for row in rows]
     top = line * (1 + max((head.count("\n") for head in heads), default=-1))
     height = top + sum(side + gap + line * count for count in lines)
-    with mpl.rc_context(_STYLE | {"image.composite_image": False}):
+    with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, height))
         FigureCanvasAgg(figure)
         axes = figure.add_axes((0, 0, 1, 1))
@@ -498,11 +498,12 @@ def _legend_rows(labels: Sequence[str]) -> int:
 
 def _label(text: str) -> str:
     """A label that matplotlib shows as it is: one that starts with an underscore would be hidden."""
-    short = _short(text, 34)
-    return "\u200b" + short if short.startswith("_") else short
+    label = short(text, 34)
+    return "\u200b" + label if label.startswith("_") else label
 
 
-def _short(text: str, length: int) -> str:
+def short(text: str, length: int) -> str:
+    """A name in one line of at most so many characters."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"
 

@@ -73,6 +73,8 @@ class Evaluation:
     """How many held-out folds are pooled in it; 0 where it is of one split or fold."""
     seeds: int = 1
     """Over how many seeds the rates are means; the confusion matrix counts each sample once for each."""
+    beton_sha256: str = ""
+    """Of the data that were scored; "" where it is not recorded."""
 
     @property
     def conditions(self) -> tuple[str | int | None, ...]:
@@ -399,6 +401,7 @@ def _evaluation(entry: Any, classes: int | None, where: str) -> Evaluation:
         ece=_rate(entry, "ece", where),
         recall=tuple(_fraction(value, f"{where}: per_class_recall") for value in recall),
         confusion=confusion,
+        beton_sha256=str(entry.get("beton_sha256", "")),
     )
 
 

@@ -137,7 +137,7 @@ def test_without_faces_the_numbers_stay_and_old_pictures_go(evaluated_run: Path,
     assert not page.find("image")
     for caption in (
         "Most frequent confusions",
-        "Mistakes with the highest probability",
+        "drawn: mistakes with the highest probability",
         "Share of Grad-CAM",
         "drawn, eye band: the faces shown",
     ):
