@@ -352,11 +352,12 @@ def picture_chart(rows: Sequence[Sequence[Picture]], heads: Sequence[str] = ()) 
     Returns:
         The figure.
     """
-    gap, line = 0.06, 0.165  # inches
+    gap, line = 0.06, 0.18  # inches
     columns = max(map(len, rows))
-    side = min((WIDTH - gap * (columns - 1)) / columns, 1.0)
-    lines = [max(picture.text.count("\n") + 1 if picture.text else 0 for picture in row) for row in rows]
-    top = line * (1 + max((head.count("\n") for head in heads), default=-1))
+    side = min((WIDTH - gap * (columns - 1)) / columns, 1.1)
+    texts = [[picture.text.split("\n") if picture.text else [] for picture in row] for row in rows]
+    lines = [max(map(len, row)) for row in texts]
+    top = line if heads else 0.0
     height = top + sum(side + gap + line * count for count in lines)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, height))
@@ -365,11 +366,12 @@ def picture_chart(rows: Sequence[Sequence[Picture]], heads: Sequence[str] = ()) 
         axes.set_axis_off()
         lefts = [column * (side + gap) for column in range(columns)]
         for left, head in zip(lefts, heads, strict=bool(heads)):
-            axes.text(left + side / 2, top - 0.05, head, color=MUTED, fontsize=8.5, ha="center", va="bottom")
-        for row, count in zip(rows, lines, strict=True):
+            axes.text(left + side / 2, top - 0.06, head, color=MUTED, fontsize=8.5, ha="center")
+        for row, written, count in zip(rows, texts, lines, strict=True):
             top += line * count
-            for left, picture in zip(lefts, row, strict=False):
-                axes.text(left, top - 0.04, picture.text, fontsize=8.5, va="bottom", linespacing=1.15)
+            for left, picture, text in zip(lefts, row, written, strict=False):
+                for number, words in enumerate(reversed(text)):
+                    axes.text(left, top - 0.06 - line * number, words, fontsize=8.5)
                 axes.imshow(
                     picture.pixels,
                     cmap="gray",
