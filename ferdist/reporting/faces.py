@@ -326,6 +326,8 @@ def attention_section(runs: Sequence[Run], album: Album) -> Section:
             "multiplied the features with. In each picture yellow is the most and dark blue the least, "
             "however small the difference: the tables have the numbers. Places are good to about an eighth "
             "of the image. All is computed in fp32.",
+            "The share of evidence is that of Grad-CAM on the part that is covered; the ratio of a gate is "
+            "its mean there over its mean everywhere: in the face as it is, and covered.",
             *(
                 f"{one.run.name} is shown by the first of its runs, {one.run.folder.name}."
                 for one in looked
@@ -420,7 +422,7 @@ def _looks_table(looked: _Looked, kind: str) -> Table:
                 *(() if gate is None else (f"{ratio:.3f}" for ratio in gate[:, row])),
             )
         )
-    gates = () if gate is None else ("Gate there / mean", "Covered")
+    gates = () if gate is None else ("Gate ratio", "Covered")
     return Table(
         caption=f"{looked.run.name}, {kind_label(kind)}: the faces shown",
         head=(
@@ -451,14 +453,14 @@ def _attention_table(looked: Sequence[_Looked], several: bool) -> Table:
                 )
             )
     return Table(
-        caption="Share of Grad-CAM's evidence on the part that is covered, means over faces",
+        caption="Share of evidence on the covered part, means over faces",
         head=(
             *(("Run",) if several else ()),
             "Cover",
             "Area %",
             "As it is %",
             "Covered %",
-            *(("Gate there / mean, as it is", "Covered") if gated else ()),
+            *(("Gate ratio", "Covered") if gated else ()),
             "Faces",
         ),
         align="l" * (1 + several) + "rrr" + "rr" * gated + "r",
@@ -481,7 +483,7 @@ def _gate_table(looked: Sequence[_Looked], several: bool) -> Table:
         rows=tuple(
             (
                 *((part.run.name,) if several else ()),
-                f"{size[0]} x {size[1]}",
+                f"{size[0]} × {size[1]}",
                 *(f"{of_face.mean():.3f}" for of_face in (gate.min((1, 2)), gate, gate.max((1, 2)))),
             )
             for part in looked

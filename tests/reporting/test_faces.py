@@ -108,7 +108,7 @@ def test_attention_has_pictures_and_numbers(evaluated_run: Path, report: Path) -
     page = Page(report / "report.html")
     for name in ("attention-1", "attention-2"):
         assert len(pictures(report / "figures" / f"{name}.svg")) == 7 * 6
-    rows = re.findall(r"<tr>\s*(.*?)</tr>", page.source.split("<caption>Share of Grad-CAM")[1], re.S)[1:5]
+    rows = re.findall(r"<tr>\s*(.*?)</tr>", page.source.split("<caption>Share of evidence")[1], re.S)[1:5]
     cells = [[cell.strip() for cell in re.findall(r">([^<]*)</t[hd]>", row)] for row in rows]
     assert [row[0] for row in cells] == ["eye band", "mouth band", "glasses", "mask"]
     assert [row[1] for row in cells] == ["25.0", "25.0", "12.3", "32.5"]
@@ -138,7 +138,7 @@ def test_without_faces_the_numbers_stay_and_old_pictures_go(evaluated_run: Path,
     for caption in (
         "Most frequent confusions",
         "drawn: mistakes with the highest probability",
-        "Share of Grad-CAM",
+        "Share of evidence",
         "drawn, eye band: the faces shown",
     ):
         assert f"<caption>{caption}" in page.source
@@ -216,7 +216,7 @@ def test_colours_other_sizes_and_networks_without_gates(in_colour: Config, tmp_p
     page = Page(tmp_path / "report" / "report.html")
     assert "Spatial gates of CBAM" not in page.text
     assert "the finest spatial gate" not in page.text
-    assert "<caption>Share of Grad-CAM" in page.source
+    assert "<caption>Share of evidence" in page.source
 
 
 def test_the_most_confident_mistakes_come_first() -> None:
