@@ -235,7 +235,7 @@ def _gallery(entries: Sequence[Evaluation], faces: Faces) -> Iterator[Chart]:
 def _gallery_chart(sample: int, cells: Sequence[Cell], faces: Faces, *, graded: bool) -> Chart:
     index = np.array([sample])
     face, benchmark = faces.images(index), faces.benchmark(cells)
-    plain = Picture(_pixels(face)[0], "as it is" if graded else "as\nit is")
+    plain = Picture(_pixels(face)[0], "as it is")
     covered = [(cell, _pixels(benchmark.cover(face, index, cell))[0]) for cell in cells]
     if graded:
         rows: list[Sequence[Picture]] = [[plain]]
