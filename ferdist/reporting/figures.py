@@ -372,14 +372,9 @@ def picture_chart(rows: Sequence[Sequence[Picture]], heads: Sequence[str] = ()) 
             for left, picture, text in zip(lefts, row, written, strict=False):
                 for number, words in enumerate(reversed(text)):
                     axes.text(left, top - 0.06 - line * number, words, fontsize=8.5)
-                axes.imshow(
-                    picture.pixels,
-                    cmap="gray",
-                    vmin=0,
-                    vmax=255,
-                    interpolation="none",
-                    extent=(left, left + side, top + side, top),
-                )
+                pixels = picture.pixels  # as colours, since gray levels would go through a colour map
+                colours = pixels if pixels.ndim == 3 else pixels[..., None].repeat(3, axis=-1)
+                axes.imshow(colours, interpolation="none", extent=(left, left + side, top + side, top))
             top += side + gap
         axes.set(xlim=(0, WIDTH), ylim=(height, 0))
     return figure

@@ -18,6 +18,7 @@ from PIL import Image
 from ferdist.beton import write_beton
 from ferdist.cli import main
 from ferdist.config import Config, load_config
+from ferdist.datasets import prepare
 from ferdist.datasets.audit import audit
 from ferdist.datasets.record import FaceDataset, no_values
 from ferdist.datasets.synthetic import synthesize
@@ -142,7 +143,7 @@ def test_without_faces_the_numbers_stay_and_old_pictures_go(evaluated_run: Path,
         "drawn, eye band: the faces shown",
     ):
         assert f"<caption>{caption}" in page.source
-    assert {"occlusion.svg", "confusion.svg"} <= figure_names(out)
+    assert {"occlusion-1.svg", "confusion.svg"} <= figure_names(out)
 
 
 def copy_of(folder: Path, place: Path) -> Path:
@@ -152,13 +153,25 @@ def copy_of(folder: Path, place: Path) -> Path:
 
 def test_other_data_than_the_runs_are_not_shown(evaluated_run: Path, tmp_path: Path) -> None:
     damaged = copy_of(evaluated_run, tmp_path)
-    text = (damaged / "config.yaml").read_text()
-    (damaged / "config.yaml").write_text(re.sub(r"beton_sha256: \w+", f"beton_sha256: {'0' * 64}", text))
-    write_report([damaged], tmp_path / "report")
-    assert shown(tmp_path / "report") == set()
-    text = Page(tmp_path / "report" / "report.html").text
-    assert text.count("not the data that the run was trained on: its checksum is another.") == 3
-    assert text.count("The faces are left out: ") == 2
+    config = (damaged / "config.yaml").read_text()
+    other = prepare.synthetic(tmp_path / "other", images=70, seed=5).rename(tmp_path / "other" / "new.beton")
+    for path in other.parent.glob("synthetic.*"):  # its manifest and table of samples
+        path.rename(path.with_name(path.name.replace("synthetic", "new")))
+    for pattern, value, sentence in (
+        (
+            "  path: .*",
+            f"  path: {other}",
+            "not the data that the run was trained on: its checksum is another.",
+        ),
+        (r"beton_sha256: \w+", f"beton_sha256: {'0' * 64}", "other data were scored than the run's own"),
+        ("  path: .*", f"  path: {tmp_path}/gone.beton", "there is no such file"),
+    ):
+        (damaged / "config.yaml").write_text(re.sub(pattern, value, config))
+        write_report([damaged], tmp_path / "report")
+        assert shown(tmp_path / "report") == set()
+        text = Page(tmp_path / "report" / "report.html").text
+        assert text.count(sentence) == 3, sentence
+        assert text.count("The faces are left out: ") == 2
 
 
 def test_a_missing_checkpoint_leaves_attention_out(evaluated_run: Path, tmp_path: Path) -> None:
