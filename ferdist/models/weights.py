@@ -1,4 +1,4 @@
-"""Weights as one safetensors file with all that is needed to use them, and those that ferdist ships by name."""
+"""Weights as one safetensors file with all that is needed to use them; those that ferdist ships, by name."""
 
 from __future__ import annotations
 
@@ -59,15 +59,12 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     """
     from safetensors.torch import save_file
 
-    halved = {
-        name: (tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor)
-        .contiguous()
-        .cpu()
-        for name, tensor in tensors.items()
-    }
-    for name, tensor in halved.items():
-        if not torch.isfinite(tensor).all():
+    halved = {}
+    for name, tensor in tensors.items():
+        smaller = tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
+        if not torch.isfinite(smaller).all():
             raise RunError(f"{path}: {name} is not finite in fp16: these weights cannot be used")
+        halved[name] = smaller.contiguous().cpu()
     metadata = {name: json.dumps(value) for name, value in facts.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -85,13 +85,13 @@ def read_picture(path: Path) -> Picture:
             warnings.simplefilter("ignore")
             image: Image.Image = Image.open(file)
             size = image.size
-            image.draft(None, (LONGEST, LONGEST))  # a JPEG is decoded at 1/2, 1/4 or 1/8
+            drafted = image.draft(None, (LONGEST, LONGEST))  # a JPEG is decoded at 1/2, 1/4 or 1/8
             image.load()
-            # Pillow turns a TIFF when it loads it; what is left to do is known only afterwards.
+            # Pillow turns a TIFF when it loads it: size and what is left to do are known only afterwards.
+            size = size if drafted else image.size
             orientation = image.getexif().get(ORIENTATION, 1)
             image = _reduced(image)
             image.getexif()[ORIENTATION] = orientation
-            size = size if (image.width < image.height) == (size[0] < size[1]) else size[::-1]
             upright = to_rgb(image, str(path))
             if orientation >= 5:
                 size = size[::-1]

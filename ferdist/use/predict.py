@@ -71,8 +71,8 @@ def predict_pictures(
 ) -> Iterator[Result]:
     """Find the faces in pictures and classify them; what is waiting for the network is one batch at most.
 
-    Faces are found by the Haar cascade that also cuts CK+'s original frames (`facebox.detect_face`), and cropped
-    and resized as there. A picture that is gray and has the model's size is a face already.
+    Faces are found by the Haar cascade that also cuts CK+'s original frames (`facebox.detect_face`), and
+    cropped and resized as there. A picture that is gray and has the model's size is a face already.
 
     Args:
         trained: the model.

@@ -19,7 +19,7 @@ def print_results(results: Sequence[Result], classes: Sequence[str]) -> None:
     """
     rows = [row for result in results if not result.failed for row in _rows(result, classes)]
     header = ("file", "box", "expression", "probability", "next")
-    console = Console()
+    console = Console(markup=False)
     if not console.is_terminal:
         for row in [header, *rows]:
             print("\t".join(row))
@@ -27,7 +27,7 @@ def print_results(results: Sequence[Result], classes: Sequence[str]) -> None:
     table = Table(*header)
     for row in rows:
         table.add_row(*row)
-    console.print(table, markup=False)
+    console.print(table)
 
 
 def _rows(result: Result, classes: Sequence[str]) -> list[tuple[str, str, str, str, str]]:
