@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,8 @@ from ferdist.evaluation.model import ModelCard, TrainedModel, load_trained
 from ferdist.evaluation.results import read_results
 from ferdist.files import atomic_path
 from ferdist.models import weights
+
+Floats = npt.NDArray[np.float32]
 
 PARITY: Final = 1e-4
 """Largest difference in probability between the network in fp32 and its ONNX graph."""
@@ -145,6 +148,7 @@ def _write_onnx(trained: TrainedModel, facts: dict[str, Any], out: Path) -> floa
     except ImportError as error:
         raise ConfigError(f"ONNX needs the package {error.name}: pip install 'ferdist[export]'") from None
     images = probes(trained.card)
+    wanted = _answer(trained, images)
     network = trained.network.to(memory_format=torch.contiguous_format)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
@@ -174,18 +178,21 @@ def _write_onnx(trained: TrainedModel, facts: dict[str, Any], out: Path) -> floa
         session = onnxruntime.InferenceSession(str(draft), providers=["CPUExecutionProvider"])
         batches = [images[:1], images[1:]]
         answers = [session.run(["probabilities"], {"image": part.numpy()})[0] for part in batches]
-        return _within(PARITY, _answer(trained, images), np.concatenate(answers), out)
+        return _within(PARITY, wanted, np.concatenate(answers), out)
 
 
 @torch.inference_mode()
-def _answer(trained: TrainedModel, images: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return Deployed(trained.network, trained.card).eval()(images).numpy()  # type: ignore[no-any-return]
+def _answer(trained: TrainedModel, images: Tensor) -> Floats:
+    answer = Deployed(trained.network, trained.card).eval()(images)
+    if not torch.isfinite(answer).all():
+        raise RunError("the network's output is not finite: these weights cannot be used")
+    return np.asarray(answer)
 
 
 def _within(
     limit: float,
-    wanted: np.ndarray[Any, np.dtype[np.float32]],
-    given: np.ndarray[Any, np.dtype[np.float32]],
+    wanted: Floats,
+    given: Floats,
     out: Path,
 ) -> float:
     """The largest difference. Raises RunError if it is above the limit or not a number."""
