@@ -100,8 +100,8 @@ def _val_figures(path: Path, trained: TrainedModel) -> list[dict[str, Any]]:
         "checkpoint": trained.checkpoint,
         "beton_sha256": trained.card.beton_sha256,
     }
-    figures = ("data", "fold", "subset", "unit", "samples", "accuracy", "accuracy_ci95")
-    figures += ("balanced_accuracy", "macro_f1", "per_class_recall", "ece")
+    figures = ["data", "fold", "subset", "unit", "samples", "accuracy", "accuracy_ci95"]
+    figures += ["balanced_accuracy", "macro_f1", "per_class_recall", "ece"]
     entries = read_results(path)["evaluations"]
     plain = [entry for entry in entries if all(entry[key] == value for key, value in wanted.items())]
     return [{key: entry[key] for key in figures} for entry in plain]
@@ -189,12 +189,7 @@ def _answer(trained: TrainedModel, images: Tensor) -> Floats:
     return np.asarray(answer)
 
 
-def _within(
-    limit: float,
-    wanted: Floats,
-    given: Floats,
-    out: Path,
-) -> float:
+def _within(limit: float, wanted: Floats, given: Floats, out: Path) -> float:
     """The largest difference. Raises RunError if it is above the limit or not a number."""
     difference = float(np.abs(wanted - given).max())
     if not difference < limit:
