@@ -14,7 +14,7 @@ from ferdist import environment
 from ferdist.beton import Beton, BetonLoader, Labels, labels_of, open_beton
 from ferdist.config import to_dict
 from ferdist.datasets.record import Integers
-from ferdist.errors import ConfigError, DataError
+from ferdist.errors import ConfigError, DataError, RunError
 from ferdist.evaluation import metrics, occlusion
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.model import ModelCard, TrainedModel, default_checkpoint, load_trained
@@ -23,6 +23,7 @@ from ferdist.evaluation.predict import TTA, predict, predict_covered
 from ferdist.evaluation.realfaces import listed_samples
 from ferdist.evaluation.results import add_evaluations
 from ferdist.evaluation.robustness import GridPredictions, compare
+from ferdist.files import sha256
 from ferdist.training.distributed import World, join_world
 from ferdist.training.folder import RunFolder
 from ferdist.training.precision import configure_kernels, scoring_dtype
@@ -60,7 +61,8 @@ def evaluate(
     """Evaluate a run and write its results.json; under torchrun the ranks share the samples.
 
     Args:
-        model: a run folder.
+        model: a run folder, a .safetensors file or the name of shipped weights; the results of the latter
+            two go into ``runs/weights/NAME``.
         data: a beton file, by default the run's own.
         split: ``val`` (the held-out fold where the run has one) or ``test``.
         plan: what else is scored.
@@ -84,10 +86,35 @@ def evaluate(
     if plan.lists and split != "test":
         raise ConfigError("the published lists name images of test: give --split test")
     with join_world(device) as world:
-        folder = RunFolder(Path(model))
         trained = load_trained(model, checkpoint, world.device)
+        if data is None and trained.weights is not None:
+            raise ConfigError(f"{model}: exported weights come without data: give --data FILE.beton")
         beton = open_beton(data or Path(trained.card.config.data.path), checksum=True)
+        folder = RunFolder(Path(model)) if trained.weights is None else _folder_of_weights(trained)
         return evaluate_trained(trained, beton, world, folder, split=split, plan=plan, tta=tta)
+
+
+def _folder_of_weights(trained: TrainedModel) -> RunFolder:
+    """The folder that collects the evaluations of exported weights, made where it does not exist.
+
+    Raises:
+        RunError: if it belongs to other weights of the same name.
+    """
+    assert trained.weights is not None
+    folder = RunFolder(Path("runs") / "weights" / trained.weights.stem)
+    record = {
+        "beton_sha256": trained.card.beton_sha256,
+        "weights": trained.weights.name,
+        "weights_sha256": sha256(trained.weights),
+    }
+    if folder.config.exists() and folder.stored_environment() != record:
+        raise RunError(
+            f"{folder.path}: the evaluations there are of other weights than {trained.weights}: "
+            "move the folder away or rename the weights"
+        )
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_config(trained.card.config, record)
+    return folder
 
 
 def evaluate_trained(
