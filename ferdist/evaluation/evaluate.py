@@ -184,6 +184,9 @@ class Scoring:
         # A fold is a part of the data that the run trained on; other data are taken as their splits say.
         self.own_data = beton.manifest.sha256 == card.beton_sha256
         self.folds = (card.config.data.fold, card.config.data.inner_fold) if self.own_data else (None, None)
+        # Another file whose training images have these very moments (of exact sums) has the same ones.
+        moments = {"mean": list(card.mean), "std": list(card.std)}
+        self.learned_from_train = self.own_data or beton.manifest.statistics.get("train") == moments
         self.indices = beton.indices(split, *self.folds)
         self.loader = BetonLoader(
             beton,
@@ -264,9 +267,9 @@ class Scoring:
     def entries(self, predictions: Predictions, name: str | None = None) -> list[dict[str, Any]]:
         """The entries of results.json that predictions for images as they are give.
 
-        They are scored with all samples and, in the data that the model was trained on, without those that
-        have a copy in the parts that it may have learned from; per image and, where there are sequences, per
-        sequence.
+        They are scored with all samples and, where the model was trained on these data's training images,
+        without those that have a copy in the parts that it may have learned from; per image and, where there
+        are sequences, per sequence.
 
         Args:
             predictions: of the split or of the samples of a list.
@@ -275,7 +278,7 @@ class Scoring:
         index = predictions.index
         cluster, sequence = cluster_of(self.beton, index), self.beton.sequence[index]
         subsets = {name or "all": np.ones(len(index), dtype=bool)}
-        if self.own_data and self.key["split"] != "train":
+        if self.learned_from_train and self.key["split"] != "train":
             without = f"{name}_no_copies" if name else "no_copies"
             subsets[without] = ~has_copy(self.beton, index, self.key["split"], *self.folds)
         entries = []

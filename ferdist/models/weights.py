@@ -57,7 +57,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     Raises:
         RunError: if a weight is not finite in fp16 or the file cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     halved = {}
     for name, tensor in tensors.items():
@@ -69,7 +69,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
-            save_file(halved, temporary, metadata)
+            temporary.write_bytes(save(halved, metadata))  # save_file's are readable by their owner alone
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ import onnxruntime
 import pytest
 import torch
 
+from ferdist.beton import write_beton
 from ferdist.cli import main
 from ferdist.config import Config
+from ferdist.datasets.audit import audit
+from ferdist.datasets.record import SPLITS
 from ferdist.datasets.synthetic import synthesize
 from ferdist.evaluation.model import load_trained
 from ferdist.evaluation.results import read_results
@@ -92,6 +96,21 @@ def test_exported_weights_are_evaluated_like_the_run(
     assert "of other weights" in capsys.readouterr().err
     assert main([*call, "--checkpoint", "best"]) == 1
     assert "leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("split", "known"), [("val", True), ("train", False)])
+def test_copies_are_left_out_of_other_data_with_the_same_training_images(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, known: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    faces = synthesize(420, seed=1)
+    images = faces.images.copy()
+    images[np.flatnonzero(faces.split == SPLITS.index(split))[0]] //= 2
+    other = replace(faces, images=images)
+    beton = write_beton(other, tmp_path, audit(other))
+    assert main(["evaluate", str(exported), "--data", str(beton), "--device", "cpu"]) == 0
+    entries = read_results(tmp_path / "runs" / "weights" / "small" / "results.json")["evaluations"]
+    assert ("no_copies" in {entry["subset"] for entry in entries}) == known
 
 
 def test_shipped_weights_are_found_by_name(
