@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ferdist.errors import ConfigError, FerdistError, Preempted, tell
+from ferdist.errors import ConfigError, DataError, FerdistError, Preempted, tell
 
 app = typer.Typer(
     help="Train and exactly evaluate occlusion-robust facial expression recognition.",
@@ -151,7 +151,7 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run folder.")],
+    model: Annotated[str, typer.Argument(help="A run folder, a .safetensors file or shipped weights.")],
     data: Annotated[Path | None, typer.Option(help="A beton, by default the run's own.")] = None,
     split: Annotated[str, typer.Option(help="val or test; each scoring of test is counted.")] = "val",
     occlusion: Annotated[
@@ -204,6 +204,53 @@ def evaluate(
     )
     if is_main_rank():
         print(json.dumps(results) if as_json else as_text(results))
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="A run folder, a .safetensors file or shipped weights.")],
+    pictures: Annotated[list[Path], typer.Argument(help="Images, or folders.", metavar="IMAGE|FOLDER...")],
+    out: Annotated[Path | None, typer.Option(help="Write annotated pictures.", metavar="DIR")] = None,
+    whole_image: Annotated[
+        bool, typer.Option("--whole-image", help="Each picture is a face crop already.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Faces in a batch.")] = 64,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, an entry for each face.")] = False,
+) -> None:
+    """Find the faces in pictures and say what each expresses (not what anybody feels)."""
+    from ferdist.evaluation.model import load_trained
+    from ferdist.training.distributed import choose_device
+    from ferdist.use.predict import predict_pictures, to_json
+    from ferdist.use.table import print_results
+
+    trained = load_trained(model, None, choose_device(device, 0))
+    results = []
+    for result in predict_pictures(
+        trained, pictures, whole_image=whole_image, batch_size=batch_size, out=out
+    ):
+        results.append(result)
+        if result.failed:
+            tell(f"ferdist: {result.note}")
+    classes = trained.card.classes
+    if as_json:
+        print(json.dumps([entry for result in results for entry in to_json(result, classes)]))
+    else:
+        print_results(results, classes)
+    failed = sum(result.failed for result in results)
+    if failed:
+        raise DataError(f"{failed} of {len(results)} could not be read")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A run folder, a .safetensors file or shipped weights.")],
+    out: Annotated[Path, typer.Option(help="FILE.onnx or FILE.safetensors.", metavar="FILE")],
+) -> None:
+    """Write a model as ONNX with its preprocessing, or as half-precision weights, and check it."""
+    from ferdist.use.export import export
+
+    print(export(model, out))
 
 
 @app.command()

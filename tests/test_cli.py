@@ -242,7 +242,7 @@ def test_the_module_and_the_script_are_the_same_command() -> None:
         done = start(module, "evaluate", "no-such-run")
         assert done.returncode == 1
         assert done.stdout == ""
-        assert done.stderr == "ferdist: no-such-run: no run folder, it has no config.yaml\n"
+        assert done.stderr.startswith("ferdist: no-such-run: no run folder, no .safetensors file and no")
     done = start("ferdist.train", "no-such.yaml")
     assert (done.returncode, done.stderr) == (
         1,

@@ -55,12 +55,21 @@ def detect_face(frame: Images) -> tuple[int, int, int, int] | None:
     Returns:
         left, top, right, bottom in pixels, right and bottom exclusive; None where no face is found.
     """
-    smallest = max(24, min(frame.shape) // 6)
-    found = _cascade().detectMultiScale(frame, scaleFactor=1.1, minNeighbors=5, minSize=(smallest, smallest))
-    if len(found) == 0:
-        return None
-    left, top, width, height = max(found.tolist(), key=lambda box: box[2] * box[3])
-    return left, top, left + width, top + height
+    found = detect_faces(frame, smallest=1 / 6)
+    return found[0] if found else None
+
+
+def detect_faces(frame: Images, smallest: float) -> list[tuple[int, int, int, int]]:
+    """As `detect_face`, all faces, largest first.
+
+    Args:
+        frame: uint8 (H, W), gray.
+        smallest: side of the smallest face, as a share of the frame's shorter side; never below 24 pixels.
+    """
+    side = max(24, int(min(frame.shape) * smallest))
+    found = _cascade().detectMultiScale(frame, scaleFactor=1.1, minNeighbors=5, minSize=(side, side))
+    boxes = [(x, y, x + width, y + height) for x, y, width, height in np.reshape(found, (-1, 4)).tolist()]
+    return sorted(boxes, key=lambda box: (box[0] - box[2]) * (box[3] - box[1]))
 
 
 @cache

@@ -25,6 +25,7 @@ from ferdist.evaluation.predict import TTA, predict, predict_covered
 from ferdist.evaluation.realfaces import listed_samples
 from ferdist.evaluation.results import add_evaluations
 from ferdist.evaluation.robustness import GridPredictions, compare
+from ferdist.files import sha256
 from ferdist.training.distributed import World, join_world
 from ferdist.training.folder import RunFolder
 from ferdist.training.precision import configure_kernels, scoring_dtype
@@ -62,7 +63,8 @@ def evaluate(
     """Evaluate a run and write its results.json; under torchrun the ranks share the samples.
 
     Args:
-        model: a run folder.
+        model: a run folder, a .safetensors file or the name of shipped weights; the results of the latter
+            two go into ``runs/weights/NAME``.
         data: a beton file, by default the run's own.
         split: ``val`` (the held-out fold where the run has one) or ``test``.
         plan: what else is scored.
@@ -86,10 +88,35 @@ def evaluate(
     if plan.lists and split != "test":
         raise ConfigError("the published lists name images of test: give --split test")
     with join_world(device) as world:
-        folder = RunFolder(Path(model))
         trained = load_trained(model, checkpoint, world.device)
+        if data is None and trained.weights is not None:
+            raise ConfigError(f"{model}: exported weights come without data: give --data FILE.beton")
         beton = open_beton(data or Path(trained.card.config.data.path), checksum=True)
+        folder = RunFolder(Path(model)) if trained.weights is None else _folder_of_weights(trained)
         return evaluate_trained(trained, beton, world, folder, split=split, plan=plan, tta=tta)
+
+
+def _folder_of_weights(trained: TrainedModel) -> RunFolder:
+    """The folder that collects the evaluations of exported weights, made where it does not exist.
+
+    Raises:
+        RunError: if it belongs to other weights of the same name.
+    """
+    assert trained.weights is not None
+    folder = RunFolder(Path("runs") / "weights" / trained.weights.stem)
+    record = {
+        "beton_sha256": trained.card.beton_sha256,
+        "weights": trained.weights.name,
+        "weights_sha256": sha256(trained.weights),
+    }
+    if folder.config.exists() and folder.stored_environment() != record:
+        raise RunError(
+            f"{folder.path}: the evaluations there are of other weights than {trained.weights}: "
+            "move the folder away or rename the weights"
+        )
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_config(trained.card.config, record)
+    return folder
 
 
 def evaluate_trained(
@@ -167,6 +194,9 @@ class Scoring:
         # A fold is a part of the data that the run trained on; other data are taken as their splits say.
         self.own_data = beton.manifest.sha256 == card.beton_sha256
         self.folds = (card.config.data.fold, card.config.data.inner_fold) if self.own_data else (None, None)
+        # Another file whose training images have these very moments (of exact sums) has the same ones.
+        moments = {"mean": list(card.mean), "std": list(card.std)}
+        self.learned_from_train = self.own_data or beton.manifest.statistics.get("train") == moments
         self.indices = beton.indices(split, *self.folds)
         self.loader = BetonLoader(
             beton,
@@ -246,9 +276,9 @@ class Scoring:
     def entries(self, predictions: Predictions, name: str | None = None) -> list[dict[str, Any]]:
         """The entries of results.json that predictions for images as they are give.
 
-        They are scored with all samples and, in the data that the model was trained on, without those that
-        have a copy in the parts that it may have learned from; per image and, where there are sequences, per
-        sequence.
+        They are scored with all samples and, where the model was trained on these data's training images,
+        without those that have a copy in the parts that it may have learned from; per image and, where there
+        are sequences, per sequence.
 
         Args:
             predictions: of the split or of the samples of a list.
@@ -257,7 +287,7 @@ class Scoring:
         index = predictions.index
         cluster, sequence = cluster_of(self.beton, index), self.beton.sequence[index]
         subsets = {name or "all": np.ones(len(index), dtype=bool)}
-        if self.own_data and self.key["split"] != "train":
+        if self.learned_from_train and self.key["split"] != "train":
             without = f"{name}_no_copies" if name else "no_copies"
             subsets[without] = ~has_copy(self.beton, index, self.key["split"], *self.folds)
         entries = []

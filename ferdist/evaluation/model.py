@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ferdist.config import Config, differences, from_dict, to_dict
-from ferdist.errors import RunError
-from ferdist.models import Task, build_model
+from ferdist.errors import ConfigError, RunError
+from ferdist.models import Task, build_model, weights
 from ferdist.training import checkpoint
 from ferdist.training.folder import RunFolder
 
@@ -61,12 +61,21 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network in evaluation mode with its card; ``checkpoint`` is ``best``, ``last`` or a path."""
+    """A network in evaluation mode with its card.
+
+    Attributes:
+        network: on its device, fp32.
+        card: what it was trained for.
+        checkpoint: ``best``, ``last`` or a path.
+        step: of the checkpoint.
+        weights: the exported file that it is from, None where it is from a run folder.
+    """
 
     network: nn.Module
     card: ModelCard
     checkpoint: str
     step: int
+    weights: Path | None = None
 
 
 def default_checkpoint(config: Config) -> str:
@@ -80,17 +89,27 @@ def default_checkpoint(config: Config) -> str:
 
 
 def load_trained(model: str, which: str | None, device: torch.device) -> TrainedModel:
-    """Load a run's weights (their moving average).
+    """Load a run's weights (their moving average), or exported ones.
 
     Args:
-        model: a run folder.
-        which: ``best``, ``last``, the path of a checkpoint, or None for the run's own choice.
+        model: a run folder, a .safetensors file of `ferdist export` or the name of shipped weights.
+        which: of a run: ``best``, ``last``, the path of a checkpoint, or None for the run's own choice.
         device: where the network goes.
 
     Raises:
-        RunError: if there is no such run or checkpoint, or the checkpoint is another run's.
+        ConfigError: if ``which`` is given for exported weights, which are of one checkpoint.
+        RunError: if there is no such model or checkpoint, or the checkpoint is another run's.
     """
+    exported = weights.find(model)
+    if exported is not None:
+        if which is not None:
+            raise ConfigError(f"--checkpoint is {which}, but {exported} holds one only: leave it out")
+        return _load_exported(exported, device)
     folder = RunFolder(Path(model))
+    if not folder.path.exists():
+        raise RunError(
+            f"{model}: no run folder, no .safetensors file and no shipped weights ({weights.shipped_text()})"
+        )
     stored = folder.stored_config()
     which = which or default_checkpoint(stored)
     if which == "best":
@@ -115,5 +134,25 @@ def load_trained(model: str, which: str | None, device: torch.device) -> Trained
     other = differences(stored, card.config)
     if other:
         raise RunError(f"{path}: the checkpoint of another run than {model} ({'; '.join(other[:3])})")
-    network = network.to(device).to(memory_format=torch.channels_last).eval()
-    return TrainedModel(network, card, which, int(state["step"]))
+    return TrainedModel(_ready(network, device), card, which, int(state["step"]))
+
+
+def _load_exported(path: Path, device: torch.device) -> TrainedModel:
+    tensors, facts = weights.read(path)
+    if "config" not in facts:
+        raise RunError(
+            f"{path}: its metadata has no config, so `ferdist export` has not written it: "
+            "it serves as model.pretrained only"
+        )
+    try:
+        card = ModelCard.from_dict(facts, path)
+        network = build_model(card.config.model, card.task)
+        network.load_state_dict(tensors)
+        return TrainedModel(_ready(network, device), card, facts["checkpoint"], facts["step"], path)
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{path}: its content does not fit this version of ferdist: {reason}") from None
+
+
+def _ready(network: nn.Module, device: torch.device) -> nn.Module:
+    return network.to(device).to(memory_format=torch.channels_last).eval()

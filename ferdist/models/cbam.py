@@ -70,7 +70,8 @@ class ChannelAttention(nn.Module):
         # Both poolings in one pass through the MLP: half the small matrix products.
         pooled = torch.cat(mean_and_max(x, (2, 3))).flatten(1)
         scores = self.excite(F.relu(self.squeeze(pooled)))
-        gate = torch.sigmoid(sum(scores.chunk(2)))
+        N = x.shape[0]
+        gate = torch.sigmoid(scores[:N] + scores[N:])  # chunk(2) would fix N where the network is exported
         return gate[:, :, None, None]
 
 

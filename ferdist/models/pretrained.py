@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
-from ferdist.errors import ConfigError
+from ferdist.errors import ConfigError, RunError
+from ferdist.models import weights
 
 IMAGENET = "imagenet"
 _log = logging.getLogger(__name__)
@@ -25,7 +26,8 @@ def load_pretrained(network: nn.Module, source: str | None) -> None:
 
     Args:
         network: a fresh network.
-        source: ``imagenet``, the path of a run folder or of a .safetensors file, or None.
+        source: ``imagenet``, the path of a run folder or of a .safetensors file, the name of shipped weights
+            (``fer2013`` is short for ``fer2013_resnet18_cbam``), or None.
 
     Raises:
         ConfigError: if the weights cannot be had or do not fit.
@@ -35,7 +37,7 @@ def load_pretrained(network: nn.Module, source: str | None) -> None:
     if source == IMAGENET:
         _load_imagenet(network)
         return
-    _fit(network, _read(Path(source)), source, required=True)
+    _fit(network, _read(source), source, required=True)
 
 
 def _load_imagenet(network: nn.Module) -> None:
@@ -44,7 +46,7 @@ def _load_imagenet(network: nn.Module) -> None:
     if not isinstance(network, ResNet):
         raise ConfigError("model.pretrained is imagenet, which there is for resnet18 and resnet18_cbam only")
     try:
-        weights = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        given = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         cache = Path(torch.hub.get_dir()) / "checkpoints"
         url = ResNet18_Weights.IMAGENET1K_V1.url
@@ -52,40 +54,38 @@ def _load_imagenet(network: nn.Module) -> None:
             f"model.pretrained is imagenet, but torchvision cannot download its weights ({error}): "
             f"put {url.rpartition('/')[2]} into {cache}"
         ) from None
-    stem = weights.pop("conv1.weight")
+    stem = given.pop("conv1.weight")
     own = network.conv1.weight
     if own.shape[2:] == stem.shape[2:]:
-        weights["conv1.weight"] = stem.sum(1, keepdim=True) if own.shape[1] == 1 else stem
+        given["conv1.weight"] = stem.sum(1, keepdim=True) if own.shape[1] == 1 else stem
     else:
         _log.warning("model.stem has another kernel than ImageNet's 7x7: the first layer starts at random")
-    _fit(network, weights, IMAGENET, required=False)
+    _fit(network, given, IMAGENET, required=False)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.is_dir():
+def _read(source: str) -> dict[str, Tensor]:
+    if Path(source).is_dir():
         from ferdist.evaluation.model import load_trained
 
-        return load_trained(str(path), None, torch.device("cpu")).network.state_dict()
-    if path.suffix == ".safetensors" and path.is_file():
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ConfigError(f"model.pretrained: {path}: not a safetensors file: {error}") from None
+        return load_trained(source, None, torch.device("cpu")).network.state_dict()
+    try:
+        path = weights.find(source)
+        if path is not None:
+            return weights.read(path)[0]
+    except RunError as error:
+        raise ConfigError(f"model.pretrained: {error}") from None
     raise ConfigError(
-        f"model.pretrained is {str(path)!r}: "
-        "it must be imagenet, a run folder or a .safetensors file that exists"
+        f"model.pretrained is {source!r}: it must be imagenet, a run folder, a .safetensors file that exists "
+        f"or the name of shipped weights ({weights.shipped_text()})"
     )
 
 
-def _fit(network: nn.Module, weights: dict[str, Tensor], source: str, *, required: bool) -> None:
+def _fit(network: nn.Module, given: dict[str, Tensor], source: str, *, required: bool) -> None:
     """Copy the weights whose names and shapes fit; only the classifier and what ImageNet lacks may differ."""
     own = network.state_dict()
     head = _classifier(network)
-    fits = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
-    bad = [k for k in own.keys() | weights.keys() if k not in fits and not k.startswith(head)]
+    fits = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    bad = [k for k in own.keys() | given.keys() if k not in fits and not k.startswith(head)]
     if required and bad:
         raise ConfigError(
             f"model.pretrained: {source}: {len(bad)} weights do not fit this network, such as {min(bad)}: "

@@ -34,7 +34,8 @@ class ModelConfig:
             PyTorch's initialisation.
         reduction: of ResNet-18 with CBAM: reduction ratio of CBAM's shared MLP.
         dropout: probability of dropout before the classifier (AlexNet: before each of the hidden layers).
-        pretrained: ``imagenet``, the path of a run folder or of a .safetensors file, or nothing.
+        pretrained: ``imagenet``, the path of a run folder or of a .safetensors file, the name of shipped
+            weights, or nothing.
     """
 
     name: str = "resnet18_cbam"

@@ -128,8 +128,10 @@ def test_pretrained_needs_a_place_that_exists(tmp_path: Path) -> None:
     from ferdist.models.pretrained import load_pretrained
 
     network = build_model(ModelConfig(), Task(1, 48, 48, 7))
-    with pytest.raises(ConfigError, match="a run folder or a"):
+    with pytest.raises(ConfigError, match=r"no\.safetensors: there is no such file"):
         load_pretrained(network, str(tmp_path / "no.safetensors"))
+    with pytest.raises(ConfigError, match=r"must be imagenet, a run folder, a \.safetensors file"):
+        load_pretrained(network, str(tmp_path / "no_run"))
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match="not a safetensors file"):
         load_pretrained(network, str(tmp_path / "bad.safetensors"))

@@ -1,0 +1,94 @@
+"""Weights as one safetensors file with all that is needed to use them; those that ferdist ships, by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ferdist.errors import RunError
+from ferdist.files import atomic_path
+
+SUFFIX: Final = ".safetensors"
+SHIPPED: Final = Path(__file__).parent.parent / "weights"
+SHORT_NAMES: Final = {"fer2013": "fer2013_resnet18_cbam"}
+
+
+def shipped() -> list[str]:
+    """Names of the weights that come with ferdist."""
+    return sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))
+
+
+def shipped_text() -> str:
+    """What is shipped, for a message."""
+    return f"shipped are {', '.join(shipped())}" if shipped() else "this version ships none"
+
+
+def find(model: str) -> Path | None:
+    """The file that ``model`` names: a .safetensors file, or else shipped weights; None if it is neither.
+
+    Raises:
+        RunError: if it ends in .safetensors and there is no such file.
+    """
+    path = Path(model)
+    if path.suffix == SUFFIX:
+        if not path.is_file():
+            raise RunError(f"{path}: there is no such file")
+        return path
+    name = SHORT_NAMES.get(model, model)
+    return SHIPPED / f"{name}{SUFFIX}" if name in shipped() and not path.exists() else None
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write weights in half precision, whole or not at all.
+
+    Matrices and kernels become fp16. Vectors (biases, batch norm's weights and statistics) stay as they are:
+    they are a thousandth of the size, and a variance need not lie in fp16's range.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        facts: plain values by name, for the metadata: each is stored as JSON.
+
+    Raises:
+        RunError: if a weight is not finite in fp16 or the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    halved = {}
+    for name, tensor in tensors.items():
+        smaller = tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
+        if not torch.isfinite(smaller).all():
+            raise RunError(f"{path}: {name} is not finite in fp16: these weights cannot be used")
+        halved[name] = smaller.contiguous().cpu()
+    metadata = {name: json.dumps(value) for name, value in facts.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(save(halved, metadata))  # save_file's are readable by their owner alone
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a safetensors file; no facts where `write` did not write it.
+
+    Raises:
+        RunError: if it is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{path}: not a safetensors file: {str(error).splitlines()[0]}") from None
+    try:
+        return tensors, {name: json.loads(value) for name, value in metadata.items()}
+    except ValueError:
+        return tensors, {}

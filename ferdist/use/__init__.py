@@ -1,0 +1,1 @@
+"""A trained model in use: on pictures, and in other formats."""

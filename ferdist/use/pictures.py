@@ -1,0 +1,120 @@
+"""Pictures as people have them: found in folders, decoded in bounded memory, upright and in 8 bits."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ferdist.datasets.archive import FolderArchive, is_image
+from ferdist.datasets.folders import to_rgb
+from ferdist.errors import DataError
+
+LONGEST: Final = 1600
+"""Longest side in pixels at which faces are looked for and cropped; larger pictures are reduced to it."""
+ORIENTATION: Final = 0x0112
+"""The EXIF tag."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture.
+
+    Attributes:
+        image: upright, RGB, its longest side at most ``LONGEST``.
+        size: upright width and height of the file in pixels.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+
+    @property
+    def scale(self) -> float:
+        """Pixels of the file in a pixel of ``image``."""
+        return max(self.size) / max(self.image.size)
+
+    def is_gray(self) -> bool:
+        """Whether its three channels are equal."""
+        pixels = np.asarray(self.image)
+        return bool((pixels == pixels[..., :1]).all())
+
+
+def find_pictures(paths: Sequence[Path], skip: Path | None = None) -> list[tuple[Path, Path]]:
+    """All pictures that are meant: files as they are, folders with all image files below them, by name.
+
+    Args:
+        paths: files and folders.
+        skip: a folder inside of which nothing is looked for: where the results go.
+
+    Returns:
+        Each file with its path relative to what was given.
+
+    Raises:
+        DataError: if a path does not exist or a folder has no image file.
+    """
+    found = []
+    for path in paths:
+        if not path.is_dir():
+            found.append((path, Path(path.name)))
+            continue
+        names = [Path(name) for name in FolderArchive(path).names() if is_image(name)]
+        inside = [
+            name for name in names if skip is None or skip.resolve() not in (path / name).resolve().parents
+        ]
+        if not inside:
+            raise DataError(f"{path}: there is no image file in this folder")
+        found += [(path / name, name) for name in inside]
+    return found
+
+
+def read_picture(path: Path) -> Picture:
+    """Decode a picture; a large one is reduced before it is converted, so that memory stays bounded.
+
+    Raises:
+        DataError: if it is missing, no image, truncated, of floats, or larger than Pillow decodes
+            (about 179 million pixels).
+    """
+    try:
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(file)
+            size = image.size
+            drafted = image.draft(None, (LONGEST, LONGEST))  # a JPEG is decoded at 1/2, 1/4 or 1/8
+            image.load()
+            # Pillow turns a TIFF when it loads it: size and what is left to do are known only afterwards.
+            size = size if drafted else image.size
+            orientation = image.getexif().get(ORIENTATION, 1)
+            image = _reduced(image)
+            image.getexif()[ORIENTATION] = orientation
+            upright = to_rgb(image, str(path))
+            if orientation >= 5:
+                size = size[::-1]
+    except UnidentifiedImageError:
+        reason = "of no known format" if path.stat().st_size else "empty file"
+        raise DataError(f"{path}: not a readable image ({reason})") from None
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: more than 179 million pixels; scale it down first") from None
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        raise DataError(f"{path}: not a readable image ({str(error).splitlines()[0]})") from None
+    upright.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
+    return Picture(upright, size)
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """Averaged over whole blocks of pixels, in a mode in which that can be done, where it is large."""
+    factor = max(image.size) // LONGEST
+    if factor < 2 or image.mode == "F":
+        return image
+    if image.has_transparency_data or image.mode in ("1", "P"):
+        image = image.convert("RGBA")
+    elif image.mode.startswith("I;16"):
+        image = image.convert("I")
+    return image.reduce(factor)

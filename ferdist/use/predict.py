@@ -1,0 +1,227 @@
+"""Expressions of the faces in pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ferdist.augment import normalise
+from ferdist.datasets.facebox import crop_face, detect_faces
+from ferdist.datasets.record import Images
+from ferdist.errors import ConfigError, DataError
+from ferdist.evaluation.model import TrainedModel
+from ferdist.files import atomic_path
+from ferdist.training.precision import autocast, scoring_dtype
+from ferdist.use.pictures import Picture, find_pictures, read_picture
+
+Box = tuple[int, int, int, int]
+
+SMALLEST_FACE: Final = 1 / 12
+"""Side of the smallest face that is looked for, as a share of the picture's shorter side."""
+NO_FACE: Final = "no face found"
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face and what the model makes of it.
+
+    Attributes:
+        box: left, top, right, bottom in pixels of the upright file, right and bottom exclusive.
+        probabilities: float32 (K,), in the order of the model's classes.
+    """
+
+    box: Box
+    probabilities: np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A file's faces, largest first, or why there are none; ``failed`` if it could not be read."""
+
+    path: Path
+    faces: tuple[Face, ...]
+    note: str | None = None
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class _Seen:
+    path: Path
+    target: Path | None
+    picture: Picture | None
+    boxes: list[Box]
+    crops: list[Images]
+    note: str | None = None
+
+
+def predict_pictures(
+    trained: TrainedModel,
+    paths: Sequence[Path],
+    *,
+    whole_image: bool = False,
+    batch_size: int = 64,
+    out: Path | None = None,
+) -> Iterator[Result]:
+    """Find the faces in pictures and classify them; what is waiting for the network is one batch at most.
+
+    Faces are found by the Haar cascade that also cuts CK+'s original frames (`facebox.detect_face`), and
+    cropped and resized as there. A picture that is gray and has the model's size is a face already.
+
+    Args:
+        trained: the model.
+        paths: image files, and folders to search for such.
+        whole_image: every picture is a face already: it is resized as `prepare folders` does.
+        batch_size: number of faces, or of pictures without any, in a batch.
+        out: folder for annotated pictures (PNG, named like the file and under the same folders).
+
+    Yields:
+        A result for each file, in order; a path that cannot be read is a failed result.
+
+    Raises:
+        ConfigError: if the batch size is not positive, the model's input is not square, or two annotated
+            pictures would have the same name.
+    """
+    task = trained.card.task
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size is {batch_size}: it must be at least 1")
+    if task.height != task.width or task.channels not in (1, 3):
+        raise ConfigError(
+            f"the model takes {task.channels}x{task.height}x{task.width} images: "
+            "predict needs square ones with 1 or 3 channels"
+        )
+    taken: set[Path] = set()
+    waiting: list[_Seen] = []
+    for path in paths:
+        try:
+            found = find_pictures([path], out)
+        except DataError as error:
+            yield Result(path, (), str(error), failed=True)
+            continue
+        for file, name in found:
+            target = None if out is None else out / name.with_name(f"{name.name}.png")
+            if target is not None and target in taken:
+                raise ConfigError(f"{target}: two pictures would be written there: predict one at a time")
+            if target is not None:
+                taken.add(target)
+            try:
+                waiting.append(_look(trained, file, target, whole_image))
+            except DataError as error:
+                yield from _classify(trained, waiting, batch_size)
+                waiting = []
+                yield Result(file, (), str(error), failed=True)
+            if max(len(waiting), sum(len(seen.crops) for seen in waiting)) >= batch_size:
+                yield from _classify(trained, waiting, batch_size)
+                waiting = []
+    yield from _classify(trained, waiting, batch_size)
+
+
+def to_json(result: Result, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """An entry for each face, or one that says why there is none.
+
+    ``file``, ``box``, ``class``, ``probabilities`` by class, ``note`` (None where there is a face) and
+    ``failed``.
+    """
+    none = {"file": str(result.path), "box": None, "class": None, "probabilities": None}
+    if not result.faces:
+        return [{**none, "note": result.note, "failed": result.failed}]
+    return [
+        {
+            "file": str(result.path),
+            "box": list(face.box),
+            "class": classes[int(face.probabilities.argmax())],
+            "probabilities": dict(zip(classes, face.probabilities.tolist(), strict=True)),
+            "note": None,
+            "failed": False,
+        }
+        for face in result.faces
+    ]
+
+
+def _look(trained: TrainedModel, path: Path, target: Path | None, whole_image: bool) -> _Seen:
+    """Read a picture and cut out its faces, uint8 (C, H, W) each.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    task = trained.card.task
+    picture = read_picture(path)
+    kept = None if target is None else picture
+    size = (task.width, task.height)
+    if whole_image or (picture.size == size and picture.is_gray()):
+        whole = picture.image.resize(size, Image.Resampling.BILINEAR)
+        crop = _planes(whole, task.channels)
+        return _Seen(path, target, kept, [(0, 0, *picture.size)], [crop])
+    boxes = detect_faces(np.asarray(picture.image.convert("L")), SMALLEST_FACE)
+    planes = _planes(picture.image, task.channels)
+    crops = [np.stack([crop_face(plane, box, task.width) for plane in planes]) for box in boxes]
+    scaled = [tuple(round(edge * picture.scale) for edge in box) for box in boxes]
+    note = None if boxes else f"{NO_FACE} (if it is a face crop already: --whole-image)"
+    return _Seen(path, target, kept, scaled, crops, note)  # type: ignore[arg-type]
+
+
+def _planes(image: Image.Image, channels: int) -> Images:
+    """uint8 (C, H, W): gray, or the three colours."""
+    if channels == 1:
+        return np.asarray(image.convert("L"))[None]
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def _classify(trained: TrainedModel, waiting: Sequence[_Seen], batch_size: int) -> Iterator[Result]:
+    crops = [crop for seen in waiting for crop in seen.crops]
+    rows = [
+        probabilities(trained, torch.from_numpy(np.stack(crops[start : start + batch_size]))).cpu().numpy()
+        for start in range(0, len(crops), batch_size)
+    ]
+    answers = iter(np.concatenate(rows) if rows else ())
+    for seen in waiting:
+        faces = tuple(Face(box, next(answers)) for box in seen.boxes)
+        if seen.target is not None and seen.picture is not None:
+            _annotate(seen.picture, faces, trained.card.classes, seen.target)
+        yield Result(seen.path, faces, seen.note)
+
+
+@torch.inference_mode()
+def probabilities(trained: TrainedModel, images: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) to probabilities, float32 (N, K), in the precision that evaluation uses.
+
+    Raises:
+        DataError: if they are not finite.
+    """
+    device = next(trained.network.parameters()).device
+    card = trained.card
+    floats = normalise(images.to(device), card.mean, card.std).contiguous(memory_format=torch.channels_last)
+    with autocast(device, scoring_dtype(card.config.train.precision, device)):
+        logits = trained.network(floats)
+    rows: Tensor = logits.float().softmax(1)
+    if not torch.isfinite(rows).all():
+        raise DataError("the network's output is not finite: these weights cannot be used")
+    return rows
+
+
+def _annotate(picture: Picture, faces: Sequence[Face], classes: Sequence[str], target: Path) -> None:
+    """Write the picture with a frame and the likeliest class at each face."""
+    image = picture.image.copy()
+    draw = ImageDraw.Draw(image)
+    thick = max(1, max(image.size) // 400)
+    font = ImageFont.load_default(max(10, max(image.size) // 50))
+    for face in faces:
+        left, top, right, bottom = (round(edge / picture.scale) for edge in face.box)
+        draw.rectangle((left, top, right - 1, bottom - 1), outline=(255, 200, 0), width=thick)
+        best = int(face.probabilities.argmax())
+        text = f"{classes[best]} {100 * face.probabilities[best]:.0f} %"
+        x0, y0, x1, y1 = draw.textbbox((left, max(0, top)), text, font=font)
+        draw.rectangle((x0 - 2, y0 - 2, x1 + 2, y1 + 2), fill=(0, 0, 0))
+        draw.text((left, max(0, top)), text, fill=(255, 200, 0), font=font)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(target) as temporary:
+            image.save(temporary, "PNG")
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written ({error.strerror or error})") from None
