@@ -1,10 +1,12 @@
 """Where a network looks: CBAM's spatial gates, and Grad-CAM for any convolutional network.
 
-Grad-CAM (Selvaraju et al., ICCV 2017, section 3) is written here: it is a product of two tensors, and the
-libraries that offer it (captum, pytorch-grad-cam) want to be told the layer, which is found here.
+Grad-CAM (Selvaraju et al., ICCV 2017, section 3) of a network's last features says little about places here:
+at 48 px ResNet-18's are 3 x 3, and each of them sees the whole face. Finer ones are taken, and for these the
+form that multiplies gradient and features place by place (HiResCAM: Draelos and Carin, Use HiResCAM instead
+of Grad-CAM for faithful explanations, 2020). The two are the same where features are averaged and then
+weighed; elsewhere Grad-CAM averages away where the gradient lies. docs/occlusion.md has the measurements.
 
-The layer is not the network's last one: at 48 px ResNet-18's last features are 3 x 3, each of them sees the
-whole face, and their map says little about places (docs/occlusion.md has the measurement).
+It is written here, since the libraries that offer it (captum, pytorch-grad-cam) want to be told the layer.
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ CELLS: Final = (
     Cell("mask", 1, "drawn"),
 )
 """What faces are covered with to see where a network then looks: what lies over the eyes or the mouth."""
-COARSEST: Final = 8
-"""Most pixels of the image, along a side, that one pixel of the features for Grad-CAM stands for."""
+COARSEST: Final = 5
+"""Most pixels of the image, along a side, that a pixel of the features for Grad-CAM stands for."""
 BATCH_SIZE: Final = 32
 HEAT: Final = 0.5
 """Share of the heat map's colour in a picture; the rest is the face."""
@@ -49,9 +51,9 @@ class Looks:
         probabilities: float32 (B, K), rows sum to 1.
         gates: float32 (B, h, w) in (0, 1) by the size ``(h, w)`` of the features: the spatial gate of the
             last CBAM of each size, from the finest on; empty for a network without CBAM.
-        evidence: float32 (B, h, w), 0 to 1: Grad-CAM of the predicted class over the last features of which a
-            pixel stands for at most ``COARSEST`` pixels of the image along each side, divided by its maximum;
-            all 0 where nothing speaks for the class.
+        evidence: float32 (B, h, w), 0 to 1: Grad-CAM of the predicted class, place by place, over the last
+            features of which a pixel stands for at most ``COARSEST`` pixels of the image along each side,
+            divided by its maximum; all 0 where nothing speaks for the class.
     """
 
     probabilities: Floats
@@ -104,12 +106,14 @@ def _look(network: nn.Module, images: Images, mean: Sequence[float], std: Sequen
             scores = network(pixels)
             predicted = scores.argmax(1)
             if not features:
-                raise RunError(f"no features finer than 1/{COARSEST} of the image: there is no Grad-CAM")
+                raise RunError(
+                    f"no features with a pixel for each {COARSEST} of the image: there is no Grad-CAM"
+                )
             (gradient,) = torch.autograd.grad(scores.gather(1, predicted[:, None]).sum(), features)
     finally:
         for hook in hooks:
             hook.remove()
-    evidence = F.relu((gradient.mean((2, 3), keepdim=True) * features[0]).sum(1)).detach()
+    evidence = F.relu((gradient * features[0]).sum(1)).detach()
     peak = evidence.amax((1, 2), keepdim=True)
     return Looks(
         scores.detach().float().softmax(1).cpu().numpy(),
@@ -173,7 +177,8 @@ class Watched:
         evidence = self.maps()[-1]
         total = evidence.sum((2, 3))
         inside = (evidence * self.hidden).sum((2, 3))
-        return np.divide(inside, total, out=np.full_like(total, np.nan), where=total > 0)
+        shares: Floats = np.divide(inside, total, out=np.full_like(total, np.nan), where=total > 0)
+        return shares
 
     def gate_inside(self) -> Floats | None:
         """Mean of the finest gate on the covered pixels over its mean on all, float32 (2, B)."""
@@ -253,9 +258,9 @@ def heat(images: Images, maps: Floats) -> npt.NDArray[np.uint8]:
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     spread = (maps - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
     colours = 255 * colormaps["plasma"](spread)[..., :3]
-    return np.rint((1 - HEAT) * _gray(images) + HEAT * colours).astype(np.uint8)
+    return np.asarray(np.rint((1 - HEAT) * _gray(images) + HEAT * colours), dtype=np.uint8)
 
 
 def _gray(images: Images) -> npt.NDArray[np.uint8]:
     """Gray levels (B, H, W, 1) of images (B, C, H, W)."""
-    return np.rint(images.mean(1)).astype(np.uint8)[..., None]
+    return np.asarray(np.rint(images.mean(1)), dtype=np.uint8)[..., None]

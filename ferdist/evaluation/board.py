@@ -49,7 +49,7 @@ def show_benchmark(
 
 def _legend(watched: Watched, classes: Sequence[str]) -> str:
     """What each row of a picture shows, in markdown."""
-    maps = "face, spatial gate, Grad-CAM" if watched.gate_size else "face, Grad-CAM"
+    maps = "face, spatial gate, evidence (Grad-CAM)" if watched.gate_size else "face, evidence (Grad-CAM)"
     lines = [f"Columns: {maps}; then the same with the face covered. Rows, from the top:", ""]
     for row, index in enumerate(watched.index):
         said = [

@@ -114,7 +114,7 @@ def mistakes_section(runs: Sequence[Run], album: Album) -> Section:
         missing.append("Where no file in predictions/ gives a run's figures again, no sample is named.")
     text = (
         "The pairs of classes that were confused most often, and the samples that were missed with the "
-        "highest probability of a wrong class. Among the latter are those whose label is in doubt.",
+        "highest probability of a wrong class. Where face and label disagree, the label may be wrong.",
     )
     return Section(
         "mistakes",
@@ -322,12 +322,12 @@ def attention_section(runs: Sequence[Run], album: Album) -> Section:
         "attention",
         title,
         text=(
-            "Grad-CAM shows what in the features spoke for the predicted class; a spatial gate is what CBAM "
-            "multiplied the features with. In each picture yellow is the most and dark blue the least, "
-            "however small the difference: the tables have the numbers. Places are good to about an eighth "
-            "of the image. All is computed in fp32.",
-            "The share of evidence is that of Grad-CAM on the part that is covered; the ratio of a gate is "
-            "its mean there over its mean everywhere: in the face as it is, and covered.",
+            "Evidence is Grad-CAM, taken place by place: what in the features spoke for the predicted class. "
+            "A spatial gate is what CBAM multiplied the features with. In each picture yellow is the most "
+            "and dark blue the least, however small the difference: the tables have the numbers. Such maps "
+            "are a hint at what a network goes by, and no proof.",
+            "The tables have the share of the evidence on the part that is covered, and the mean of a gate "
+            "there over its mean everywhere: in the face as it is, and covered. All is computed in fp32.",
             *(
                 f"{one.run.name} is shown by the first of its runs, {one.run.folder.name}."
                 for one in looked
@@ -377,7 +377,7 @@ def _pictured(looked: _Looked, kind: str) -> tuple[Watched, Integers]:
 def _attention_charts(looked: _Looked) -> Iterator[Chart]:
     for kind in PICTURED:
         watched, rows = _pictured(looked, kind)
-        maps = ("gate", "Grad-CAM") if watched.gate_size else ("Grad-CAM",)
+        maps = ("gate", "evidence") if watched.gate_size else ("evidence",)
         pictures, spoken = watched.pictures(), []
         lines = []
         for row in rows:
@@ -390,7 +390,7 @@ def _attention_charts(looked: _Looked) -> Iterator[Chart]:
         gate = "the finest spatial gate of CBAM and " if watched.gate_size else ""
         yield Chart(
             "attention",
-            caption=f"{looked.run.name}, {kind_label(kind)}: each face, {gate}Grad-CAM; as it is on the "
+            caption=f"{looked.run.name}, {kind_label(kind)}: each face, {gate}the evidence; as it is on the "
             "left, covered on the right. Above: its label, and what the network says.",
             alt=f"Faces with {gate}Grad-CAM as heat maps, as they are and covered: {kind_label(kind)}. "
             f"{'; '.join(spoken)}.",

@@ -20,20 +20,22 @@ class Quadrant(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = nn.Conv2d(1, 2, 8, stride=8, bias=False)
-        nn.init.constant_(self.pool.weight, 1 / 64)
+        self.pool = nn.Conv2d(1, 2, 4, stride=4, bias=False)
+        nn.init.constant_(self.pool.weight, 1 / 16)
 
     def forward(self, x: Tensor) -> Tensor:
         cells = self.pool(x)
-        return torch.stack([cells[:, 0, 0, 0], cells[:, 1, 1, 1]], 1)
+        return torch.stack([cells[:, 0, :2, :2].sum((1, 2)), cells[:, 1, 2:, 2:].sum((1, 2))], 1)
 
 
 def test_grad_cam_lies_where_the_evidence_is() -> None:
     images = np.zeros((2, 1, 16, 16), dtype=np.uint8)
-    images[0, :, :8, :8] = images[1, :, 8:, 8:] = 255
+    images[0, :, :8] = images[1, :, 8:] = 255  # half of the light does not count
     looks = look(Quadrant().eval(), images, [0.0], [1.0])
     assert looks.probabilities.argmax(1).tolist() == [0, 1]
-    assert looks.evidence.tolist() == [[[1, 0], [0, 0]], [[0, 0], [0, 1]]]
+    quarter = np.zeros((2, 4, 4))
+    quarter[0, :2, :2] = quarter[1, 2:, 2:] = 1
+    np.testing.assert_array_equal(looks.evidence, quarter)
     assert looks.gates == {}
     large = enlarge(looks.evidence, 16, 16)
     assert large.shape == (2, 16, 16)
@@ -56,7 +58,7 @@ def test_cbam_gates_are_those_of_the_last_block_of_each_size(stem: str) -> None:
     np.testing.assert_array_equal(looks.gates[(sizes[-1], sizes[-1])], gates[0][:, 0].detach().numpy())
     assert all(0 < gate.min() <= gate.max() < 1 for gate in looks.gates.values())
     np.testing.assert_allclose(looks.probabilities.sum(1), 1, rtol=1e-5)
-    assert looks.evidence.shape == (3, 6, 6), "the last features that are fine enough, with either stem"
+    assert looks.evidence.shape == (3, 12, 12), "the last features that are fine enough, with either stem"
     assert 0 <= looks.evidence.min() <= looks.evidence.max() == 1
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
@@ -67,12 +69,12 @@ class LightAbove(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = nn.Conv2d(1, 2, 6, stride=6, bias=False)
-        nn.init.constant_(self.pool.weight, 1 / 36)
+        self.pool = nn.Conv2d(1, 2, 4, stride=4, bias=False)
+        nn.init.constant_(self.pool.weight, 1 / 16)
 
     def forward(self, x: Tensor) -> Tensor:
         cells = self.pool(x)
-        return torch.stack([cells[:, 0, :4].sum((1, 2)), cells[:, 1, 4:].sum((1, 2))], 1)
+        return torch.stack([cells[:, 0, :6].sum((1, 2)), cells[:, 1, 6:].sum((1, 2))], 1)
 
 
 def benchmark(samples: int) -> Benchmark:

@@ -56,5 +56,5 @@ def test_an_evaluation_under_occlusion_shows_curves_and_attention(evaluated_run:
     assert picture.shape == (7 * 48, 6 * 48, 3), "a row for each class; face, gate and Grad-CAM, twice"
     (said,) = events.Tensors("attention/mask/text_summary")
     text = said.tensor_proto.string_val[0].decode()
-    assert "face, spatial gate, Grad-CAM" in text
+    assert "face, spatial gate, evidence (Grad-CAM)" in text
     assert text.count("- sample ") == 7

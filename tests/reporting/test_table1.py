@@ -194,6 +194,8 @@ def test_the_report_of_an_experiment(kfold: Path, tmp_path: Path) -> None:
     assert "and the count over all seeds below it" in page
     figures = {path.name for path in (tmp_path / "report" / "figures").glob("*.svg")}
     assert {"recall.svg", "confusion-1.svg", "confusion-2.svg", "calibration.svg", "loss.svg"} <= figures
+    assert {"mistakes-1.svg", "mistakes-2.svg"} <= figures, "faces of all folds"
+    assert page.count("There is no attention to show here") == 2, "these runs have no checkpoints"
     assert "| First | Second |" in (tmp_path / "report" / "table1.md").read_text()
 
 
