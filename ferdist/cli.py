@@ -259,11 +259,14 @@ def report(
         list[Path], typer.Argument(help="Run folders, or folders of experiments.", metavar="RUN...")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the report.", metavar="DIR")],
+    no_faces: Annotated[
+        bool, typer.Option("--no-faces", help="Leave out everything that shows a face of the data.")
+    ] = False,
 ) -> None:
     """Write report.html (self-contained), table1.md and figures."""
     from ferdist.reporting import write_report
 
-    print(write_report(runs, out))
+    print(write_report(runs, out, faces=not no_faces))
 
 
 @app.command()

@@ -55,6 +55,24 @@ def tiny(beton_path: Path, tmp_path: Path) -> Callable[..., Config]:
     return make
 
 
+KINDS = ("square", "patch", "eye_band", "mask", "gaussian_noise")
+
+
+@pytest.fixture(scope="session")
+def evaluated_run(beton_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few seconds on drawn faces, scored on val as they are and under a cell of each sort of
+    ``KINDS``; read-only for the tests."""
+    from ferdist.evaluation.evaluate import Plan, evaluate
+    from ferdist.evaluation.occlusion import grid
+    from ferdist.training.run import run
+
+    folder = tmp_path_factory.mktemp("runs") / "drawn"
+    own = (f"data.path={beton_path}", f"run_dir={folder}", "model.width=8", "train.epochs=1")
+    run(load_config(ROOT / "configs" / "base.yaml", [*TINY, *own]))
+    evaluate(str(folder), plan=Plan(grid(KINDS, ["zero"])), device="cpu")
+    return folder
+
+
 def start(
     *arguments: str, processes: int = 0, seconds: float = 240, **environment: str
 ) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,11 @@ import numpy as np
 from ferdist import environment
 from ferdist.beton import Beton, BetonLoader, Labels, labels_of, open_beton
 from ferdist.config import to_dict
-from ferdist.datasets.record import Integers
+from ferdist.datasets.record import Images, Integers
 from ferdist.errors import ConfigError, DataError, RunError
-from ferdist.evaluation import metrics, occlusion
+from ferdist.evaluation import attention, metrics, occlusion
+from ferdist.evaluation.attention import Watched, choose_faces, watch
+from ferdist.evaluation.board import show_benchmark
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.model import ModelCard, TrainedModel, default_checkpoint, load_trained
 from ferdist.evaluation.occlusion import Benchmark, Cell
@@ -160,6 +162,14 @@ def evaluate_trained(
             },
             comparison=comparison,
         )
+        if covered is not None:
+            same = [
+                entry
+                for entry in results["evaluations"]
+                if entry["occlusion"] and all(entry[name] == value for name, value in scoring.key.items())
+            ]
+            board = folder.tensorboard / OCCLUSION / path.stem
+            show_benchmark(board, same, scoring.watch(), trained.card.classes)
     world.barrier()
     return results
 
@@ -218,7 +228,7 @@ class Scoring:
 
     def predict_covered(self, cells: tuple[Cell, ...]) -> GridPredictions:
         """Predictions for the split under each cell of the benchmark; all ranks must call."""
-        benchmark = self._benchmark(cells)
+        benchmark = self.benchmark(cells)
         covers = [partial(benchmark.cover, cell=cell) for cell in cells]
         covered = predict_covered(
             self.network, self.beton, self.labels, self.loader, self.indices, self.world, covers, **self.view
@@ -234,20 +244,19 @@ class Scoring:
             first.beton_sha256,
         )
 
-    def _benchmark(self, cells: tuple[Cell, ...]) -> Benchmark:
-        donors = np.empty(0, dtype=np.int64)
-        if any(cell.kind == "patch" for cell in cells):
-            donors = occlusion.choose_donors(self.indices)
-        channels, height, width = self.beton.manifest.image_shape
-        faces = [np.empty((0, channels, height, width), dtype=np.uint8)]
-        faces += [batch.image.cpu().numpy() for batch in self.loader.batches(donors)]
-        everyone = np.arange(self.beton.manifest.samples)
-        return Benchmark(
-            tuple(round(255 * mean) for mean in self.card.mean),
-            cluster_of(self.beton, everyone),
-            donors,
-            np.concatenate(faces),
-        )
+    def benchmark(self, cells: Sequence[Cell]) -> Benchmark:
+        """What makes the images of these cells."""
+        return benchmark_on(self.beton, self.loader, self.indices, self.card.mean, cells)
+
+    def watch(self) -> list[Watched]:
+        """Where the model looks in one face of each class; nothing where its features do not tell."""
+        (index,) = choose_faces(self.labels.scorable(self.indices), self.labels.label, rounds=1)
+        images = read_images(self.beton, self.loader, index)
+        benchmark, label = self.benchmark(attention.CELLS), self.labels.label[index]
+        try:
+            return watch(self.network, images, index, label, benchmark, self.card.mean, self.card.std)
+        except RunError:
+            return []
 
     def reference(self, run: Path) -> GridPredictions:
         """The stored predictions of another run under the same conditions, with its own checkpoint.
@@ -314,6 +323,34 @@ class Scoring:
         self, subset: str, unit: str, figures: dict[str, Any], damage: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         return {**self.key, "occlusion": damage, "subset": subset, "unit": unit, **figures}
+
+
+def benchmark_on(
+    beton: Beton, loader: BetonLoader, indices: Integers, mean: Sequence[float], cells: Sequence[Cell]
+) -> Benchmark:
+    """What makes the images of the occlusion benchmark on a part of the data.
+
+    Args:
+        beton: the data.
+        loader: of ``beton``.
+        indices: int64 (M,), all samples of the split or fold that is scored.
+        mean: that the network's inputs are normalised with, per channel, in [0, 1] units.
+        cells: the patches of ``patch`` are read only if it is among them.
+    """
+    patches = any(cell.kind == "patch" for cell in cells)
+    donors = occlusion.choose_donors(indices) if patches else np.empty(0, dtype=np.int64)
+    return Benchmark(
+        tuple(round(255 * level) for level in mean),
+        cluster_of(beton, np.arange(beton.manifest.samples)),
+        donors,
+        read_images(beton, loader, donors),
+    )
+
+
+def read_images(beton: Beton, loader: BetonLoader, indices: Integers) -> Images:
+    """The images of these samples in this order, uint8 (M, C, H, W)."""
+    none = np.empty((0, *beton.manifest.image_shape), dtype=np.uint8)
+    return np.concatenate([none, *(batch.image.cpu().numpy() for batch in loader.batches(indices))])
 
 
 def cluster_of(beton: Beton, index: Integers) -> Integers:

@@ -219,13 +219,15 @@ def hidden_pixels(cell: Cell, index: Integers, height: int, width: int, seed: in
     """Which pixels a cell covers: bool (B, H, W), or (1, H, W) where they are the same for all samples.
 
     Args:
-        cell: of a graded kind, a band or a half.
+        cell: of any kind but noise.
         index: int64 (B,), sample numbers.
         height, width: of the images.
         seed: of the draws.
     """
     if cell.kind in BANDS:
         return _band(cell.kind, height, width)[None]
+    if cell.fill == "drawn":
+        return _drawn(cell.kind, height, width)[0][None]
     key = _key(cell.kind, cell.severity, seed)
     share = SIDES[cell.severity - 1]
     if cell.kind == "cells":
@@ -286,35 +288,6 @@ def seen_in_training(cell: Cell, augment: AugmentConfig, height: int = UNITS, wi
         aspect = (bottom - top) * height / ((right - left) * width) if cell.kind in BANDS else 1.0
         inside = inside and trained.aspect[0] <= aspect <= trained.aspect[1]
     return SEEN if inside else UNSEEN_SIZE
-
-
-def gallery(
-    images: Images,
-    *,
-    kinds: Sequence[str] | None = None,
-    fills: Sequence[str] | None = ("zero",),
-    mean: Sequence[int] | None = None,
-    seed: int = SEED,
-) -> list[tuple[Cell, Images]]:
-    """What the benchmark does to a few faces, to look at.
-
-    Args:
-        images: uint8 (B, C, H, W) of B different people; with one image alone there is no ``patch``.
-        kinds, fills: the part of the grid, as for `grid`.
-        mean: gray level per channel of the fill ``mean``; that of the images by default.
-        seed: of the draws.
-
-    Returns:
-        Each cell with its uint8 (B, C, H, W), in the order of the grid.
-    """
-    people = np.arange(len(images))
-    levels = np.rint(images.mean((0, 2, 3))).astype(int).tolist() if mean is None else mean
-    benchmark = Benchmark(tuple(levels), people, people, images, seed)
-    return [
-        (cell, benchmark.cover(images, people, cell))
-        for cell in grid(kinds, fills)
-        if cell.kind != "patch" or len(images) > 1
-    ]
 
 
 # Draws

@@ -199,7 +199,7 @@ def confusion_chart(confusion: Integers, classes: Sequence[str]) -> Figure:
         for edge in range(K + 1):
             axes.plot([0, K], [edge, edge], color=GRID, linewidth=0.7, clip_on=False)
             axes.plot([edge, edge], [0, K], color=GRID, linewidth=0.7, clip_on=False)
-        names = [_short(name, 14) for name in classes]
+        names = [short(name, 14) for name in classes]
         axes.set(xlim=(0, K), ylim=(K, 0), aspect="equal", xlabel="predicted", ylabel="true")
         axes.set_xticks(np.arange(K) + 0.5, names, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(np.arange(K) + 0.5, names)
@@ -242,7 +242,7 @@ def recall_chart(
             )
         if R > 1:
             axes.hlines(places[1:] - 0.5, 0, 1, color=GRID, linewidth=0.7)
-        axes.set_yticks(places, [_short(name, 26) for name in classes])
+        axes.set_yticks(places, [short(name, 26) for name in classes])
         axes.set(xlim=(0, 1), ylim=(K - 0.5, -0.5), xlabel="recall")
         axes.xaxis.set_major_formatter(_PERCENT)
         axes.tick_params(axis="y", pad=8)
@@ -329,6 +329,57 @@ def reliability_chart(labels: Sequence[str], calibrations: Sequence[Calibration]
     return figure
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A face in a chart.
+
+    Attributes:
+        pixels: uint8 (H, W) gray levels or (H, W, 3) colours.
+        text: what stands above it, one or two lines; it may reach over pictures to the right without a text.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    text: str = ""
+
+
+def picture_chart(rows: Sequence[Sequence[Picture]], heads: Sequence[str] = ()) -> Figure:
+    """Faces in rows and columns, their pixels as they are.
+
+    Args:
+        rows: the pictures, from left to right.
+        heads: names of the columns.
+
+    Returns:
+        The figure.
+    """
+    gap, line = 0.06, 0.18  # inches
+    columns = max(map(len, rows))
+    side = min((WIDTH - gap * (columns - 1)) / columns, 1.1)
+    texts = [[picture.text.split("\n") if picture.text else [] for picture in row] for row in rows]
+    lines = [max(map(len, row)) for row in texts]
+    top = line if heads else 0.0
+    height = top + sum(side + gap + line * count for count in lines)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, height))
+        FigureCanvasAgg(figure)
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        lefts = [column * (side + gap) for column in range(columns)]
+        for left, head in zip(lefts, heads, strict=bool(heads)):
+            axes.text(left + side / 2, top - 0.06, head, color=MUTED, fontsize=8.5, ha="center")
+        for row, written, count in zip(rows, texts, lines, strict=True):
+            top += line * count
+            for left, picture, text in zip(lefts, row, written, strict=False):
+                for number, words in enumerate(reversed(text)):
+                    axes.text(left, top - 0.06 - line * number, words, fontsize=8.5)
+                pixels = picture.pixels  # as colours, since gray levels would go through a colour map
+                colours = pixels if pixels.ndim == 3 else pixels[..., None].repeat(3, axis=-1)
+                axes.imshow(colours, interpolation="none", extent=(left, left + side, top + side, top))
+            top += side + gap
+        axes.set(xlim=(0, WIDTH), ylim=(height, 0))
+    return figure
+
+
 def svg_bytes(figure: Figure) -> bytes:
     """The figure as an svg file: text stays text, the same figure gives the same bytes."""
     buffer = io.BytesIO()
@@ -365,6 +416,8 @@ def inline_svg(svg: bytes, name: str, description: str) -> str:
                 parent.remove(child)
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
+        if element.tag == "image":
+            del element.attrib["id"]  # of its content: two equal pictures would share it
         for key in list(element.attrib):
             value = element.attrib.pop(key)
             element.set(key.rpartition("}")[2], _localise(key.rpartition("}")[2], value, name))
@@ -442,11 +495,12 @@ def _legend_rows(labels: Sequence[str]) -> int:
 
 def _label(text: str) -> str:
     """A label that matplotlib shows as it is: one that starts with an underscore would be hidden."""
-    short = _short(text, 34)
-    return "\u200b" + short if short.startswith("_") else short
+    label = short(text, 34)
+    return "\u200b" + label if label.startswith("_") else label
 
 
-def _short(text: str, length: int) -> str:
+def short(text: str, length: int) -> str:
+    """A name in one line of at most so many characters."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"
 

@@ -13,12 +13,13 @@ from typing import Final
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 import ferdist
 from ferdist.errors import RunError
 from ferdist.evaluation.robustness import compare, kind_label
 from ferdist.reporting import figures, table1, tables
+from ferdist.reporting.album import Album
+from ferdist.reporting.faces import attention_section, gallery_sections, mistakes_section
 from ferdist.reporting.figures import Series
 from ferdist.reporting.load import (
     Evaluation,
@@ -26,10 +27,12 @@ from ferdist.reporting.load import (
     Run,
     grid_of,
     load_runs,
+    occluded_entries,
     predictions_of,
     robustness_of,
 )
 from ferdist.reporting.networks import Pair, compare_runs, is_experiment, load_networks
+from ferdist.reporting.page import Chart, Section, numbered
 from ferdist.reporting.pooled import pooled_run
 from ferdist.reporting.tables import Table, count, percent, place
 
@@ -37,59 +40,9 @@ TRAIN_POINTS: Final = 150
 """Points that a curve of training has at most; more lines of metrics.jsonl are averaged."""
 
 _FIGURE_FILE: Final = re.compile(
-    r"(.+-)?(recall|confusion|occlusion|calibration|loss|accuracy|learning-rate)(-\d+)?\.(svg|png)"
+    r"(.+-)?(recall|confusion|mistakes|occlusion|gallery|attention|calibration|loss|accuracy|learning-rate)"
+    r"(-\d+)?\.(svg|png)"
 )
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure in the page.
-
-    Attributes:
-        name: file name without suffix, unique in the report.
-        caption: what it shows.
-        alt: the same for readers who do not see it, with the main numbers.
-        figure: the figure.
-        tables: the numbers of it.
-    """
-
-    name: str
-    caption: str
-    alt: str
-    figure: Figure
-    tables: tuple[Table, ...]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page, shown from top to bottom: text, charts, tables, folded texts.
-
-    Attributes:
-        name: anchor in the page.
-        title: heading.
-        text: paragraphs.
-        missing: what cannot be shown, and why.
-        charts: figures, side by side where there is room.
-        tables: open tables.
-        folded_tables: tables that open on a click.
-        folded_texts: titles and texts that open on a click.
-        points: a list of short sentences at the end.
-    """
-
-    name: str
-    title: str
-    text: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    charts: tuple[Chart, ...] = ()
-    tables: tuple[Table, ...] = ()
-    folded_tables: tuple[Table, ...] = ()
-    folded_texts: tuple[tuple[str, str], ...] = ()
-    points: tuple[str, ...] = ()
-
-    @property
-    def beside(self) -> bool:
-        """Whether there is one chart, with one table that is short enough to stand beside it."""
-        return len(self.charts) == 1 and [len(table.rows) <= 15 for table in self.charts[0].tables] == [True]
 
 
 @dataclass(frozen=True)
@@ -111,13 +64,14 @@ class Content:
     table1: str
 
 
-def write_report(runs: Sequence[Path], out: Path) -> Path:
+def write_report(runs: Sequence[Path], out: Path, *, faces: bool = True) -> Path:
     """Write a report on one run, on several in comparison, or on the networks of an experiment.
 
     Args:
         runs: run folders, each with a results.json, and folders of experiments.
         out: the folder for report.html, table1.md and figures/*.svg and *.png; made if it is not there. An
             earlier report in it is replaced; other files stay.
+        faces: whether charts show faces of the data; their numbers are there in either case.
 
     Returns:
         Path of report.html.
@@ -125,7 +79,8 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     Raises:
         RunError: if a run cannot be read or the folder cannot be written; nothing is written then.
     """
-    content = of_networks(runs) if any(map(is_experiment, runs)) else of_runs(runs)
+    album = Album(shown=faces)
+    content = of_networks(runs, album) if any(map(is_experiment, runs)) else of_runs(runs, album)
     charts = [chart for section in content.sections for chart in section.charts]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -150,10 +105,10 @@ def write_report(runs: Sequence[Path], out: Path) -> Path:
     return out / "report.html"
 
 
-def of_runs(folders: Sequence[Path]) -> Content:
+def of_runs(folders: Sequence[Path], album: Album) -> Content:
     """A report on runs as they are, with paired comparisons where there are several."""
     runs = load_runs(folders)
-    sections, text = build_sections(runs), tables.table1_markdown(runs)
+    sections, text = build_sections(runs, album), tables.table1_markdown(runs)
     if len(runs) > 1:
         pairs, remarks = compare_runs(folders)
         sections.insert(1, _paired_section(pairs, remarks))
@@ -163,7 +118,7 @@ def of_runs(folders: Sequence[Path]) -> Content:
     return Content(title, headlines, _remarks(runs), sections, text)
 
 
-def of_networks(folders: Sequence[Path]) -> Content:
+def of_networks(folders: Sequence[Path], album: Album) -> Content:
     """A report on the networks of experiments, data set by data set."""
     groups = table1.group_by_data(load_networks(folders))
     several = len(groups) > 1
@@ -175,7 +130,7 @@ def of_networks(folders: Sequence[Path]) -> Content:
         sections.append(_table1_section(group))
         if pooled:
             headlines.append(_group_headline(group.data, pooled))
-            parts = build_sections(pooled)
+            parts = build_sections(pooled, album)
             sections += [_of_data(part, group.data) for part in parts] if several else parts
         runs += [replace(run, name=f"{group.data}/{run.name}") if several else run for run in pooled]
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
@@ -345,12 +300,15 @@ def _remarks_on(run: Run) -> Iterator[str]:
     yield from run.remarks
 
 
-def build_sections(runs: Sequence[Run]) -> list[Section]:
+def build_sections(runs: Sequence[Run], album: Album) -> list[Section]:
     """All parts of the report, in order."""
     parts = [
         evaluation_section(runs),
         class_section(runs),
+        mistakes_section(runs, album),
         occlusion_section(runs),
+        *gallery_sections(runs, album),
+        attention_section(runs, album),
         calibration_section(runs),
         training_section(runs),
         protocol_section(runs),
@@ -392,9 +350,9 @@ def class_section(runs: Sequence[Run]) -> Section:
     class_lists = list(dict.fromkeys(run.classes for run, _ in evaluated))
     for number, classes in enumerate(class_lists, start=1):
         group = [(run, main) for run, main in evaluated if run.classes == classes]
-        charts.append(_recall_chart(_numbered("recall", number, len(class_lists)), group))
+        charts.append(_recall_chart(numbered("recall", number, len(class_lists)), group))
     for number, (run, main) in enumerate(evaluated, start=1):
-        charts.append(_confusion_chart(_numbered("confusion", number, len(evaluated)), run, main))
+        charts.append(_confusion_chart(numbered("confusion", number, len(evaluated)), run, main))
     return Section("classes", "Classes", charts=tuple(charts))
 
 
@@ -445,7 +403,7 @@ def occlusion_section(runs: Sequence[Run]) -> Section:
             "There is no evaluation under occlusion in results.json: `ferdist evaluate RUN --occlusion`."
         )
         return Section("occlusion", "Occlusion", missing=(missing,))
-    chosen = [(run, entries) for run in runs if (entries := _occluded_conditions(run))]
+    chosen = [(run, entries) for run in runs if (entries := occluded_entries(run))]
     groups = _occlusion_groups(chosen, several=len(runs) > 1)
     where = "; ".join(dict.fromkeys(_measured_on(entries[0]) for _, entries in chosen))
     text = f"Accuracy as more of each image is covered, measured on {where}."
@@ -459,7 +417,7 @@ def occlusion_section(runs: Sequence[Run]) -> Section:
         text=(f"{text} The shading is the 95 % interval of each point.",) if groups else (),
         missing=(*(() if groups else (unknown,)), *missing_pairs),
         charts=tuple(
-            _occlusion_chart(_numbered("occlusion", number, len(groups)), title, lines, chosen)
+            _occlusion_chart(numbered("occlusion", number, len(groups)), title, lines, chosen)
             for number, (title, lines) in enumerate(groups.items(), start=1)
         ),
         tables=(tables.robustness_table(known), *((compared,) if compared.rows else ())),
@@ -512,15 +470,6 @@ def _measured_on(evaluation: Evaluation) -> str:
         tables.TTA.get(evaluation.tta, evaluation.tta),
     )
     return f"{tables.place(evaluation)} of {evaluation.data} ({samples}, {views})"
-
-
-def _occluded_conditions(run: Run) -> list[Evaluation]:
-    """The occluded entries that share one set of conditions: the headline's where it has any."""
-    entries = [e for e in run.evaluations if e.occlusion is not None]
-    main = run.main
-    if main is not None and any(entry.conditions == main.conditions for entry in entries):
-        return [entry for entry in entries if entry.conditions == main.conditions]
-    return [entry for entry in entries if entry.conditions == entries[0].conditions]
 
 
 def _occlusion_groups(
@@ -729,7 +678,3 @@ def data_section(runs: Sequence[Run]) -> Section:
         tables=tuple(table for table in shown if table.rows),
         folded_tables=tuple(table for table in folded if table.rows),
     )
-
-
-def _numbered(name: str, number: int, of: int) -> str:
-    return name if of == 1 else f"{name}-{number}"

@@ -73,6 +73,8 @@ class Evaluation:
     """How many held-out folds are pooled in it; 0 where it is of one split or fold."""
     seeds: int = 1
     """Over how many seeds the rates are means; the confusion matrix counts each sample once for each."""
+    beton_sha256: str = ""
+    """Of the data that were scored; "" where it is not recorded."""
 
     @property
     def conditions(self) -> tuple[str | int | None, ...]:
@@ -271,6 +273,15 @@ def predictions_of(run: Run, evaluation: Evaluation) -> Predictions | None:
     return None
 
 
+def occluded_entries(run: Run) -> list[Evaluation]:
+    """The evaluations under occlusion that share one set of conditions, the headline's where it can."""
+    entries = [e for e in run.evaluations if e.occlusion is not None]
+    main = run.main
+    if main is not None and any(entry.conditions == main.conditions for entry in entries):
+        return [entry for entry in entries if entry.conditions == main.conditions]
+    return [entry for entry in entries if entry.conditions == entries[0].conditions]
+
+
 def robustness_of(run: Run, evaluation: Evaluation) -> Mapping[str, Any] | None:
     """The figures of the benchmark that an evaluation is part of, or None where there are none."""
     for summary in run.robustness:
@@ -390,6 +401,7 @@ def _evaluation(entry: Any, classes: int | None, where: str) -> Evaluation:
         ece=_rate(entry, "ece", where),
         recall=tuple(_fraction(value, f"{where}: per_class_recall") for value in recall),
         confusion=confusion,
+        beton_sha256=str(entry.get("beton_sha256", "")),
     )
 
 

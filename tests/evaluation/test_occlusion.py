@@ -278,11 +278,3 @@ def test_which_noise_training_has_seen() -> None:
 
     assert [seen(severity) for severity in (1, 2)] == ["seen", "unseen size"]
     assert seen(1, probability=0.0) == seen(1, sigma=[0.0, 0.0]) == "unseen kind"
-
-
-def test_the_gallery_shows_every_cell() -> None:
-    faces = synthesize(3, 0).images
-    shown = occlusion.gallery(faces, fills=None)
-    assert [cell for cell, _ in shown] == list(grid())
-    assert all(images.shape == faces.shape and (images != faces).any() for _, images in shown)
-    assert [c.kind for c, _ in occlusion.gallery(faces[:1], kinds=["patch", "mask"])] == ["mask"]

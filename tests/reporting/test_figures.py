@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import io
 import xml.etree.ElementTree as ET
 
@@ -156,3 +157,26 @@ def test_an_inline_svg_takes_colours_and_ids_of_its_page() -> None:
     for variable in ("--ink", "--grid", "--series-1", "--series-2"):
         assert f"var({variable})" in inline
     assert figures.SERIES[0] not in inline
+
+
+def test_pictures_keep_their_pixels_and_stay_inside() -> None:
+    gray = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    colour = np.stack([gray] * 2 + [255 - gray], axis=-1)
+    rows = [
+        [figures.Picture(gray, "one\ntwo"), figures.Picture(gray)],
+        [figures.Picture(colour, "$x$ <b>")],
+    ]
+    figure = figures.picture_chart(rows, ("left", "right"))
+    assert texts(figure) == ["left", "right", "two", "one", "$x$ <b>"]
+    root = ET.fromstring(figures.inline_svg(figures.svg_bytes(figure), "faces", "two rows of faces"))
+    images = [element for element in root.iter() if element.tag == "image"]
+    assert len(images) == 3
+    assert not any("id" in image.attrib for image in images), "equal pictures would share one"
+    links = [image.attrib["href"].partition("base64,")[2] for image in images]
+    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(link))).convert("RGB")) for link in links]
+    assert (shown[0] == gray[..., None]).all()
+    assert (shown[1] == gray[..., None]).all()
+    assert (shown[2] == colour).all()
+    edges = figure.axes[0].get_images()[1].get_extent()
+    assert edges[1] <= figures.WIDTH
+    assert edges[2] <= figure.get_figheight()

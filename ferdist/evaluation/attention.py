@@ -1,0 +1,261 @@
+"""Where a network looks: CBAM's spatial gates, and Grad-CAM for any convolutional network.
+
+Grad-CAM (Selvaraju et al., ICCV 2017, section 3) is written here: it is a product of two tensors, and the
+libraries that offer it (captum, pytorch-grad-cam) want to be told the layer, which is found here.
+
+The layer is not the network's last one: at 48 px ResNet-18's last features are 3 x 3, each of them sees the
+whole face, and their map says little about places (docs/occlusion.md has the measurement).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ferdist.augment import normalise
+from ferdist.datasets.record import Images, Integers
+from ferdist.errors import RunError
+from ferdist.evaluation.occlusion import Benchmark, Cell, hidden_pixels
+from ferdist.models.cbam import SpatialAttention
+
+Floats = npt.NDArray[np.float32]
+
+CELLS: Final = (
+    Cell("eye_band", 1, "zero"),
+    Cell("mouth_band", 1, "zero"),
+    Cell("glasses", 1, "drawn"),
+    Cell("mask", 1, "drawn"),
+)
+"""What faces are covered with to see where a network then looks: what lies over the eyes or the mouth."""
+COARSEST: Final = 8
+"""Most pixels of the image, along a side, that one pixel of the features for Grad-CAM stands for."""
+BATCH_SIZE: Final = 32
+HEAT: Final = 0.5
+"""Share of the heat map's colour in a picture; the rest is the face."""
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Where a network looks in B images.
+
+    Attributes:
+        probabilities: float32 (B, K), rows sum to 1.
+        gates: float32 (B, h, w) in (0, 1) by the size ``(h, w)`` of the features: the spatial gate of the
+            last CBAM of each size, from the finest on; empty for a network without CBAM.
+        evidence: float32 (B, h, w), 0 to 1: Grad-CAM of the predicted class over the last features of which a
+            pixel stands for at most ``COARSEST`` pixels of the image along each side, divided by its maximum;
+            all 0 where nothing speaks for the class.
+    """
+
+    probabilities: Floats
+    gates: dict[tuple[int, int], Floats]
+    evidence: Floats
+
+
+def look(network: nn.Module, images: Images, mean: Sequence[float], std: Sequence[float]) -> Looks:
+    """Where a network looks.
+
+    Args:
+        network: in evaluation mode; it is computed in fp32, and its parameters get no gradient.
+        images: uint8 (B, C, H, W), B > 0.
+        mean, std: per channel, in [0, 1] units.
+
+    Raises:
+        RunError: if the network has no features so fine.
+    """
+    parts = [
+        _look(network, images[start : start + BATCH_SIZE], mean, std)
+        for start in range(0, len(images), BATCH_SIZE)
+    ]
+    return Looks(
+        np.concatenate([part.probabilities for part in parts]),
+        {size: np.concatenate([part.gates[size] for part in parts]) for size in parts[0].gates},
+        np.concatenate([part.evidence for part in parts]),
+    )
+
+
+def _look(network: nn.Module, images: Images, mean: Sequence[float], std: Sequence[float]) -> Looks:
+    device = next(network.parameters()).device
+    height, width = images.shape[2:]
+    gates: dict[tuple[int, int], Floats] = {}
+    features: list[Tensor] = []
+
+    def watch(module: nn.Module, _: Any, output: Any) -> None:
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            return
+        fine = COARSEST * output.shape[2] >= height and COARSEST * output.shape[3] >= width
+        if isinstance(module, SpatialAttention):
+            gates[(output.shape[2], output.shape[3])] = output.detach()[:, 0].float().cpu().numpy()
+        elif fine and output.requires_grad and output.shape[1] > 1:  # a gate of one channel is no features
+            features[:] = [output]
+
+    # What CAM explains is the network's use of the pixels: they carry the gradient, frozen weights or not.
+    pixels = normalise(torch.from_numpy(images).to(device), mean, std).requires_grad_()
+    hooks = [module.register_forward_hook(watch) for module in network.modules()]
+    try:
+        with torch.enable_grad():
+            scores = network(pixels)
+            predicted = scores.argmax(1)
+            if not features:
+                raise RunError(f"no features finer than 1/{COARSEST} of the image: there is no Grad-CAM")
+            (gradient,) = torch.autograd.grad(scores.gather(1, predicted[:, None]).sum(), features)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    evidence = F.relu((gradient.mean((2, 3), keepdim=True) * features[0]).sum(1)).detach()
+    peak = evidence.amax((1, 2), keepdim=True)
+    return Looks(
+        scores.detach().float().softmax(1).cpu().numpy(),
+        gates,
+        (evidence / peak.clamp(min=torch.finfo(peak.dtype).tiny)).cpu().numpy(),
+    )
+
+
+def choose_faces(index: Integers, label: Integers, rounds: int) -> list[Integers]:
+    """Faces to look at, drawn once: in each round another one of each class.
+
+    Args:
+        index: int64 (M,), the samples to choose from.
+        label: int64 (N,), the class of every sample of the data, by its number.
+        rounds: how many rounds.
+
+    Returns:
+        Sample numbers of each round in label order. A class whose samples are used up is left out; a round
+        without any face too.
+    """
+    order = np.random.default_rng(0).permutation(np.sort(index))
+    by_class = [order[label[order] == name] for name in np.unique(label[order])]
+    chosen = [[of_one[n] for of_one in by_class if n < len(of_one)] for n in range(rounds)]
+    return [np.array(faces, dtype=np.int64) for faces in chosen if faces]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Faces as they are and covered, and where a network looks in both.
+
+    Attributes:
+        cell: of the occlusion benchmark, what covers them.
+        index, label: int64 (B,), sample numbers and true classes.
+        images: uint8 (2, B, C, H, W), as they are and covered.
+        hidden: bool (B, H, W), the pixels that are covered.
+        looks: in the two.
+    """
+
+    cell: Cell
+    index: Integers
+    label: Integers
+    images: Images
+    hidden: npt.NDArray[np.bool_]
+    looks: tuple[Looks, Looks]
+
+    @property
+    def gate_size(self) -> tuple[int, int] | None:
+        """Size of the finest spatial gates, None for a network without CBAM."""
+        return next(iter(self.looks[0].gates), None)
+
+    def maps(self) -> list[Floats]:
+        """The finest gates, if there are any, and the evidence, enlarged: float32 (2, B, H, W) each."""
+        height, width = self.hidden.shape[1:]
+        size = self.gate_size
+        found = [] if size is None else [[looks.gates[size] for looks in self.looks]]
+        found.append([looks.evidence for looks in self.looks])
+        return [np.stack([enlarge(part, height, width) for part in pair]) for pair in found]
+
+    def evidence_inside(self) -> Floats:
+        """Share of the evidence that lies on the covered pixels, float32 (2, B); NaN where there is none."""
+        evidence = self.maps()[-1]
+        total = evidence.sum((2, 3))
+        inside = (evidence * self.hidden).sum((2, 3))
+        return np.divide(inside, total, out=np.full_like(total, np.nan), where=total > 0)
+
+    def gate_inside(self) -> Floats | None:
+        """Mean of the finest gate on the covered pixels over its mean on all, float32 (2, B)."""
+        if self.gate_size is None:
+            return None
+        gate = self.maps()[0]
+        inside = (gate * self.hidden).sum((2, 3)) / self.hidden.sum((1, 2))
+        return np.asarray(inside / gate.mean((2, 3)), dtype=np.float32)
+
+    def pictures(self) -> npt.NDArray[np.uint8]:
+        """Each face beside its maps, as it is and then covered, to look at.
+
+        Returns:
+            uint8 (B, P, H, W, 3): face, gate and evidence, then the same covered, which makes P 6; without
+            CBAM there is no gate, and P is 4.
+        """
+        maps = self.maps()
+        columns = []
+        for state, images in enumerate(self.images):
+            columns.append(_gray(images).repeat(3, -1))
+            columns += [heat(images, part[state]) for part in maps]
+        return np.stack(columns, axis=1)
+
+
+def watch(
+    network: nn.Module,
+    images: Images,
+    index: Integers,
+    label: Integers,
+    benchmark: Benchmark,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> list[Watched]:
+    """Where a network looks in faces as they are and under each of ``CELLS``.
+
+    Args:
+        network, mean, std: as for `look`.
+        images: uint8 (B, C, H, W), B > 0.
+        index: int64 (B,), sample numbers.
+        benchmark: of the data that the samples are from.
+        cells: of any kind but noise.
+
+    Raises:
+        RunError: if the network has no features so fine.
+    """
+    plain = look(network, images, mean, std)
+    height, width = images.shape[2:]
+    watched = []
+    for cell in CELLS:
+        covered = benchmark.cover(images, index, cell)
+        hidden = np.broadcast_to(
+            hidden_pixels(cell, index, height, width, benchmark.seed), (len(index), height, width)
+        )
+        looks = (plain, look(network, covered, mean, std))
+        watched.append(Watched(cell, index, label, np.stack([images, covered]), hidden, looks))
+    return watched
+
+
+def enlarge(maps: Floats, height: int, width: int) -> Floats:
+    """Maps (B, h, w) bilinearly enlarged to (B, H, W)."""
+    large = F.interpolate(torch.from_numpy(maps)[:, None], (height, width), mode="bilinear")
+    return np.asarray(large[:, 0].numpy(), dtype=np.float32)
+
+
+def heat(images: Images, maps: Floats) -> npt.NDArray[np.uint8]:
+    """Maps as colours over the faces.
+
+    Args:
+        images: uint8 (B, C, H, W).
+        maps: float32 (B, H, W); the least value of each is dark blue in the picture and the greatest yellow.
+
+    Returns:
+        uint8 (B, H, W, 3).
+    """
+    from matplotlib import colormaps
+
+    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+    spread = (maps - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+    colours = 255 * colormaps["plasma"](spread)[..., :3]
+    return np.rint((1 - HEAT) * _gray(images) + HEAT * colours).astype(np.uint8)
+
+
+def _gray(images: Images) -> npt.NDArray[np.uint8]:
+    """Gray levels (B, H, W, 1) of images (B, C, H, W)."""
+    return np.rint(images.mean(1)).astype(np.uint8)[..., None]

@@ -1,0 +1,61 @@
+"""The occlusion benchmark in TensorBoard: a view of what results.json holds, and where the network looks."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ferdist.evaluation.attention import Watched
+from ferdist.evaluation.robustness import kind_label
+
+_log = logging.getLogger(__name__)
+
+
+def show_benchmark(
+    folder: Path, entries: Sequence[Mapping[str, Any]], watched: Sequence[Watched], classes: Sequence[str]
+) -> None:
+    """Write the accuracy under each kind of occlusion and pictures of attention; a folder that cannot be
+    written is a warning.
+
+    Args:
+        folder: for the event file, a run of its own in TensorBoard; what was in it is replaced.
+        entries: of results.json, of one benchmark. The step is the covered share of the image in percent,
+            and the severity for noise, which covers nothing.
+        watched: a picture for each.
+        classes: names, in label order.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        with SummaryWriter(str(folder)) as board:
+            for entry in entries:
+                damage = entry["occlusion"]
+                covered = damage["covered"]
+                step = damage["severity"] if covered is None else round(100 * covered)
+                board.add_scalar(f"occlusion/{damage['kind']}, {damage['fill']}", entry["accuracy"], step)
+            for one in watched:
+                tag = f"attention/{kind_label(one.cell.kind)}"
+                faces, columns, height, width, _ = (pictures := one.pictures()).shape
+                sheet = pictures.transpose(0, 2, 1, 3, 4).reshape(faces * height, columns * width, 3)
+                board.add_image(tag, sheet, dataformats="HWC")
+                board.add_text(tag, _legend(one, classes))
+    except OSError as error:
+        _log.warning("%s: not written, TensorBoard lacks the benchmark: %s", folder, error.strerror)
+
+
+def _legend(watched: Watched, classes: Sequence[str]) -> str:
+    """What each row of a picture shows, in markdown."""
+    maps = "face, spatial gate, Grad-CAM" if watched.gate_size else "face, Grad-CAM"
+    lines = [f"Columns: {maps}; then the same with the face covered. Rows, from the top:", ""]
+    for row, index in enumerate(watched.index):
+        said = [
+            f"{classes[rows[row].argmax()]} ({rows[row].max():.0%})"
+            for rows in (looks.probabilities for looks in watched.looks)
+        ]
+        true = classes[watched.label[row]]
+        lines.append(f"- sample {index}, {true}: taken for {said[0]}, covered for {said[1]}")
+    return "\n".join(lines)

@@ -1,0 +1,60 @@
+"""The occlusion benchmark in TensorBoard."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ferdist.evaluation.board import show_benchmark
+
+
+def entry(kind: str, severity: int, covered: float | None, accuracy: float) -> dict[str, Any]:
+    damage = {"kind": kind, "severity": severity, "fill": "zero", "covered": covered}
+    return {"occlusion": damage, "accuracy": accuracy}
+
+
+def test_curves_over_the_covered_share_are_replaced(tmp_path: Path) -> None:
+    square = [entry("square", 1, 0.0278, 0.6), entry("square", 2, 0.111, 0.5)]
+    show_benchmark(tmp_path / "val", square, [], [])
+    show_benchmark(tmp_path / "val", [*square, entry("gaussian_noise", 4, None, 0.25)], [], [])
+    events = EventAccumulator(str(tmp_path / "val")).Reload()
+    points = [(e.step, round(e.value, 4)) for e in events.Scalars("occlusion/square, zero")]
+    assert points == [(3, 0.6), (11, 0.5)]
+    assert [e.step for e in events.Scalars("occlusion/gaussian_noise, zero")] == [4]
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tb").touch()
+    with caplog.at_level(logging.WARNING):
+        show_benchmark(tmp_path / "tb" / "val", [entry("square", 1, 0.0278, 0.6)], [], [])
+    (message,) = caplog.messages
+    assert "not written, TensorBoard lacks the benchmark" in message
+
+
+def test_an_evaluation_under_occlusion_shows_curves_and_attention(evaluated_run: Path) -> None:
+    (folder,) = (evaluated_run / "tb" / "occlusion").iterdir()
+    assert folder.name == "synthetic-val-best"
+    events = EventAccumulator(str(folder)).Reload()
+    assert len(events.Scalars("occlusion/square, zero")) == 5
+    assert events.Tags()["images"] == [
+        "attention/eye band",
+        "attention/mouth band",
+        "attention/glasses",
+        "attention/mask",
+    ]
+    (shown,) = events.Images("attention/mask")
+    picture = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)))
+    assert picture.shape == (7 * 48, 6 * 48, 3), "a row for each class; face, gate and Grad-CAM, twice"
+    (said,) = events.Tensors("attention/mask/text_summary")
+    text = said.tensor_proto.string_val[0].decode()
+    assert "face, spatial gate, Grad-CAM" in text
+    assert text.count("- sample ") == 7
