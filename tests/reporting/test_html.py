@@ -69,7 +69,10 @@ def test_a_full_report(make_run: MakeRun, tmp_path: Path) -> None:
     assert sections == [
         "evaluations",
         "classes",
+        "mistakes",
         "occlusion",
+        "gallery",
+        "attention",
         "calibration",
         "training",
         "protocol",
