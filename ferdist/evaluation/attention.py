@@ -173,7 +173,9 @@ class Watched:
         evidence = self.maps()[-1]
         total = evidence.sum((2, 3))
         inside = (evidence * self.hidden).sum((2, 3))
-        return np.divide(inside, total, out=np.full_like(total, np.nan), where=total > 0)
+        return np.asarray(
+            np.divide(inside, total, out=np.full_like(total, np.nan), where=total > 0), dtype=np.float32
+        )
 
     def gate_inside(self) -> Floats | None:
         """Mean of the finest gate on the covered pixels over its mean on all, float32 (2, B)."""
@@ -253,9 +255,9 @@ def heat(images: Images, maps: Floats) -> npt.NDArray[np.uint8]:
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     spread = (maps - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
     colours = 255 * colormaps["plasma"](spread)[..., :3]
-    return np.rint((1 - HEAT) * _gray(images) + HEAT * colours).astype(np.uint8)
+    return np.asarray(np.rint((1 - HEAT) * _gray(images) + HEAT * colours).astype(np.uint8), dtype=np.uint8)
 
 
 def _gray(images: Images) -> npt.NDArray[np.uint8]:
     """Gray levels (B, H, W, 1) of images (B, C, H, W)."""
-    return np.rint(images.mean(1)).astype(np.uint8)[..., None]
+    return np.asarray(np.rint(images.mean(1)).astype(np.uint8)[..., None], dtype=np.uint8)
