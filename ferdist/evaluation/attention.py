@@ -70,7 +70,7 @@ def look(network: nn.Module, images: Images, mean: Sequence[float], std: Sequenc
         mean, std: per channel, in [0, 1] units.
 
     Raises:
-        RunError: if the network has no features so fine.
+        RunError: if the network has no features that are fine enough.
     """
     parts = [
         _look(network, images[start : start + BATCH_SIZE], mean, std)
@@ -217,12 +217,11 @@ def watch(
     Args:
         network, mean, std: as for `look`.
         images: uint8 (B, C, H, W), B > 0.
-        index: int64 (B,), sample numbers.
+        index, label: int64 (B,), sample numbers and true classes.
         benchmark: of the data that the samples are from.
-        cells: of any kind but noise.
 
     Raises:
-        RunError: if the network has no features so fine.
+        RunError: if the network has no features that are fine enough.
     """
     plain = look(network, images, mean, std)
     height, width = images.shape[2:]
