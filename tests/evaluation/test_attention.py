@@ -15,23 +15,27 @@ from ferdist.models import Task, build_model
 from ferdist.models.registry import ModelConfig
 
 
-class Quadrant(nn.Module):
-    """Class 0 for light in the upper left quarter, class 1 for light in the lower right one."""
+class Light(nn.Module):
+    """Class 0 for light in one part of the image, class 1 for another part; both in cells of 4 pixels."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: tuple[slice, slice], second: tuple[slice, slice]) -> None:
         super().__init__()
         self.pool = nn.Conv2d(1, 2, 4, stride=4, bias=False)
         nn.init.constant_(self.pool.weight, 1 / 16)
+        self.parts = first, second
 
     def forward(self, x: Tensor) -> Tensor:
         cells = self.pool(x)
-        return torch.stack([cells[:, 0, :2, :2].sum((1, 2)), cells[:, 1, 2:, 2:].sum((1, 2))], 1)
+        return torch.stack([cells[:, k, *part].sum((1, 2)) for k, part in enumerate(self.parts)], 1)
+
+
+UPPER, LOWER, ALL = slice(None, 2), slice(2, None), slice(None)
 
 
 def test_grad_cam_lies_where_the_evidence_is() -> None:
     images = np.zeros((2, 1, 16, 16), dtype=np.uint8)
     images[0, :, :8] = images[1, :, 8:] = 255  # half of the light does not count
-    looks = look(Quadrant().eval(), images, [0.0], [1.0])
+    looks = look(Light((UPPER, UPPER), (LOWER, LOWER)).eval(), images, [0.0], [1.0])
     assert looks.probabilities.argmax(1).tolist() == [0, 1]
     quarter = np.zeros((2, 4, 4))
     quarter[0, :2, :2] = quarter[1, 2:, 2:] = 1
@@ -64,19 +68,6 @@ def test_cbam_gates_are_those_of_the_last_block_of_each_size(stem: str) -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-class LightAbove(nn.Module):
-    """Class 0 for light in the upper half, class 1 for light in the lower one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool = nn.Conv2d(1, 2, 4, stride=4, bias=False)
-        nn.init.constant_(self.pool.weight, 1 / 16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        cells = self.pool(x)
-        return torch.stack([cells[:, 0, :6].sum((1, 2)), cells[:, 1, 6:].sum((1, 2))], 1)
-
-
 def benchmark(samples: int) -> Benchmark:
     none = np.empty(0, np.int64)
     return Benchmark((128,), np.arange(samples), none, np.empty((0, 1, 48, 48), np.uint8))
@@ -86,7 +77,8 @@ def test_evidence_moves_away_from_what_is_covered() -> None:
     images = np.zeros((1, 1, 48, 48), np.uint8)
     images[:, :, 6:24] = 255  # the eyes, rows 10 to 22, are a part of the light
     numbers, label = np.array([5]), np.array([0])
-    watched = watch(LightAbove().eval(), images, numbers, label, benchmark(6), [0.0], [1.0])
+    network = Light((slice(None, 6), ALL), (slice(6, None), ALL)).eval()
+    watched = watch(network, images, numbers, label, benchmark(6), [0.0], [1.0])
     assert [one.cell for one in watched] == list(CELLS)
     eyes, mouth = watched[0], watched[1]
     assert eyes.gate_size is None
