@@ -220,7 +220,7 @@ def predict(
 ) -> None:
     """Find the faces in pictures and say what each expresses (not what anybody feels)."""
     from ferdist.evaluation.model import load_trained
-    from ferdist.training.distributed import choose_device
+    from ferdist.runtime.distributed import choose_device
     from ferdist.use.predict import predict_pictures, to_json
     from ferdist.use.table import print_results
 

@@ -20,8 +20,8 @@ import yaml
 
 from ferdist.config import Config
 from ferdist.errors import RunError
-from ferdist.training.experiment import Cell
-from ferdist.training.folder import RunFolder
+from ferdist.runtime.experiment import Cell
+from ferdist.runtime.folder import RunFolder
 from launch.executor import Options, training_job
 from launch.experiment import Experiment
 

@@ -24,8 +24,8 @@ from ferdist.beton import Beton, open_beton
 from ferdist.config import Config, differences, load_config, to_dict
 from ferdist.errors import ConfigError, FerdistError, Preempted, RunError
 from ferdist.files import locked, write_json
-from ferdist.training.experiment import FILE, SCHEMA, Cell, Part, read_experiment
-from ferdist.training.folder import RunFolder
+from ferdist.runtime.experiment import FILE, SCHEMA, Cell, Part, read_experiment
+from ferdist.runtime.folder import RunFolder
 from launch.executor import (
     Options,
     add_cluster_options,

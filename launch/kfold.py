@@ -23,7 +23,7 @@ from ferdist.evaluation.kfold import summarise
 from ferdist.evaluation.pool import shared_config
 from ferdist.files import write_json, write_text
 from ferdist.reporting.kfold import kfold_markdown
-from ferdist.training.experiment import Cell, Part
+from ferdist.runtime.experiment import Cell, Part
 from launch.executor import read_options
 from launch.experiment import (
     Experiment,

@@ -23,7 +23,7 @@ from ferdist.evaluation.pool import folds_of, shared_config
 from ferdist.files import write_text
 from ferdist.reporting.networks import load_networks
 from ferdist.reporting.table1 import group_by_data, networks_markdown
-from ferdist.training.experiment import Cell, Part
+from ferdist.runtime.experiment import Cell, Part
 from launch.estimate import estimate
 from launch.executor import read_options
 from launch.experiment import (

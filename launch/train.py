@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ferdist.training.experiment import Cell, Part
+from ferdist.runtime.experiment import Cell, Part
 from launch.executor import read_options
 from launch.experiment import (
     Experiment,

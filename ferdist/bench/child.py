@@ -166,8 +166,8 @@ def _trainer(job: Job, stack: ExitStack) -> Trainer:
     from ferdist.bench.trainer import Trainer
     from ferdist.config import Config, DataConfig
     from ferdist.models import ModelConfig
+    from ferdist.runtime.distributed import join_world
     from ferdist.training.config import TrainConfig
-    from ferdist.training.distributed import join_world
 
     torch.set_num_threads(job.threads)
     world = stack.enter_context(join_world(job.device))

@@ -10,7 +10,7 @@ from ferdist.bench.settings import Bench
 from ferdist.bench.timing import Figure, Peer, Row, contest, rate
 from ferdist.bench.trainer import Trainer, alone
 from ferdist.models import build_model
-from ferdist.training.precision import configure_kernels
+from ferdist.runtime.precision import configure_kernels
 
 TRAIN_TO_VAL = 8
 """Training samples per validation sample, as in FER2013."""

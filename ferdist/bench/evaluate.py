@@ -11,7 +11,7 @@ from ferdist.bench.timing import Floor, Peer, Row, contest, rate
 from ferdist.bench.trainer import Trainer, alone
 from ferdist.evaluation.predict import TTA, views
 from ferdist.models import build_model
-from ferdist.training.precision import autocast
+from ferdist.runtime.precision import autocast
 
 
 def run(bench: Bench) -> list[Row]:

@@ -16,8 +16,8 @@ from ferdist.bench import augment, convert, epoch, evaluate, load, memory, scale
 from ferdist.bench.settings import Bench, size_of
 from ferdist.bench.timing import Row
 from ferdist.errors import ConfigError, DataError
-from ferdist.training.distributed import choose_device
-from ferdist.training.precision import keep_freed_memory
+from ferdist.runtime.distributed import choose_device
+from ferdist.runtime.precision import keep_freed_memory
 
 STAGES: dict[str, Callable[[Bench], list[Row]]] = {
     "convert": convert.run,

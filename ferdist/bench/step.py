@@ -15,9 +15,9 @@ from ferdist.bench.settings import Bench
 from ferdist.bench.timing import Floor, Measure, Peer, Row, Seconds, contest, rate
 from ferdist.bench.trainer import Trainer, alone
 from ferdist.models import ModelConfig, Task, build_model
+from ferdist.runtime.precision import autocast, autocast_dtype
 from ferdist.training import optim
 from ferdist.training.config import TrainConfig
-from ferdist.training.precision import autocast, autocast_dtype
 
 
 def run(bench: Bench) -> list[Row]:

@@ -12,11 +12,11 @@ from ferdist.beton import BetonLoader, labels_of, open_beton
 from ferdist.config import Config
 from ferdist.evaluation.predict import predict
 from ferdist.models import Task, build_model
+from ferdist.runtime.distributed import World
+from ferdist.runtime.precision import configure_kernels
 from ferdist.training import seeds
-from ferdist.training.distributed import World
 from ferdist.training.engine import Engine
 from ferdist.training.monitor import Stopwatch
-from ferdist.training.precision import configure_kernels
 from ferdist.training.steps import StepPlan
 
 

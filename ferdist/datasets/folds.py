@@ -30,8 +30,8 @@ def assign_folds(dataset: FaceDataset, folds: int, seed: int) -> FaceDataset:
         The data set with ``fold`` set to 0..folds-1: the fold in which the sample is held out.
 
     Raises:
-        DataError: if samples have no subject, ``folds`` does not fit the number of subjects, or
-            ``seed`` is negative.
+        DataError: if samples have no subject, ``folds`` does not fit the number of subjects or is above
+            every class's count, or ``seed`` is negative.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -48,6 +48,12 @@ def assign_folds(dataset: FaceDataset, folds: int, seed: int) -> FaceDataset:
     if not 2 <= folds <= subjects:
         raise DataError(
             f"{dataset.name}: cannot make {folds} folds of {subjects} subjects; ask for 2 to {subjects}"
+        )
+    largest = int(np.bincount(dataset.labels).max())
+    if folds > largest:
+        raise DataError(
+            f"{dataset.name}: cannot make {folds} folds where no class has more than {largest} samples; "
+            f"ask for 2 to {largest}, or prepare more samples"
         )
 
     def draw(state: int) -> Integers:

@@ -26,9 +26,9 @@ from ferdist.evaluation.realfaces import listed_samples
 from ferdist.evaluation.results import add_evaluations
 from ferdist.evaluation.robustness import GridPredictions, compare
 from ferdist.files import sha256
-from ferdist.training.distributed import World, join_world
-from ferdist.training.folder import RunFolder
-from ferdist.training.precision import configure_kernels, scoring_dtype
+from ferdist.runtime.distributed import World, join_world
+from ferdist.runtime.folder import RunFolder
+from ferdist.runtime.precision import configure_kernels, scoring_dtype
 
 BATCH_SIZE = 256
 OCCLUSION: Final = "occlusion"

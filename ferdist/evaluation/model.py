@@ -12,8 +12,8 @@ from torch import nn
 from ferdist.config import Config, differences, from_dict, to_dict
 from ferdist.errors import ConfigError, RunError
 from ferdist.models import Task, build_model, weights
-from ferdist.training import checkpoint
-from ferdist.training.folder import RunFolder
+from ferdist.runtime import checkpoint
+from ferdist.runtime.folder import RunFolder
 
 
 @dataclass(frozen=True)

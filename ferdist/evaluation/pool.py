@@ -17,7 +17,7 @@ from ferdist.evaluation import metrics
 from ferdist.evaluation.evaluate import cluster_of, has_copy, predictions_name
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.model import default_checkpoint
-from ferdist.training.folder import RunFolder
+from ferdist.runtime.folder import RunFolder
 
 FIGURES: Final = ("accuracy", "balanced_accuracy", "macro_f1")
 """The figures that are given as mean and standard deviation over the seeds."""

@@ -17,8 +17,8 @@ from ferdist.datasets.record import Images, Integers
 from ferdist.errors import RunError
 from ferdist.evaluation import occlusion
 from ferdist.evaluation.metrics import Predictions
-from ferdist.training.distributed import World
-from ferdist.training.precision import autocast
+from ferdist.runtime.distributed import World
+from ferdist.runtime.precision import autocast
 
 TTA: Final = ("none", "flip", "ten-crop")
 CROP: Final = 44 / 48

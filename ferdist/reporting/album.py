@@ -14,7 +14,7 @@ from ferdist.errors import DataError
 from ferdist.evaluation.evaluate import benchmark_on, read_images
 from ferdist.evaluation.occlusion import Benchmark, Cell
 from ferdist.reporting.load import Evaluation, Run
-from ferdist.training.folder import RunFolder
+from ferdist.runtime.folder import RunFolder
 
 HIDDEN = "The pictures of faces are left out, as asked for by --no-faces."
 

@@ -21,8 +21,8 @@ from ferdist.evaluation.predict import TTA
 from ferdist.evaluation.results import read_results
 from ferdist.models import Task, build_model, is_reconstruction, parameter_count
 from ferdist.reporting.tables import count
-from ferdist.training.experiment import FILE, read_experiment
-from ferdist.training.folder import RunFolder
+from ferdist.runtime.experiment import FILE, read_experiment
+from ferdist.runtime.folder import RunFolder
 
 _ORDER: Final = {"test": 0, "val": 1, "none": 0, "all": 0, "image": 0}
 """What comes first: test before val, one view, all samples and images before others."""

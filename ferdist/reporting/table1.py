@@ -84,17 +84,25 @@ def pairs_markdown(level: str, pairs: Sequence[Pair], refused: Sequence[str]) ->
 
 
 def published_table(group: DataGroup) -> Table:
-    """One row per network: those of the paper in its order, also where nothing was measured, then others."""
+    """One row per network: those of the paper in its order, also where nothing was measured, then others.
+
+    A network that starts from pretrained weights is none of the paper's, whatever its layers.
+    """
     networks, published = group.networks, PUBLISHED.get(group.data, {})
+    from_scratch = [network for network in networks if not network.config.model.pretrained]
     rows: list[tuple[str, ...]] = []
     for model, accuracy in published.items():
-        own = [network for network in networks if network.model == model]
+        own = [network for network in from_scratch if network.model == model]
         rows += [_row(network, accuracy) for network in own]
         if not own:
             kind = _yes_no(is_reconstruction(model))
             empty = [MISSING] * 5
             rows.append((model, percent(accuracy, DIGITS), *empty, kind, "missing: not in this report"))
-    rows += [_row(network, None) for network in networks if network.model not in published]
+    rows += [
+        _row(network, None)
+        for network in networks
+        if network.model not in published or network not in from_scratch
+    ]
     return Table(
         caption=f"{group.data}: published and measured accuracy, in percent",
         head=(

@@ -16,10 +16,10 @@ from ferdist.config import Config
 from ferdist.datasets.record import Integers
 from ferdist.errors import RunError
 from ferdist.models import Task
+from ferdist.runtime.distributed import World
+from ferdist.runtime.precision import autocast, autocast_dtype
 from ferdist.training import optim, seeds
-from ferdist.training.distributed import World
 from ferdist.training.ema import Ema
-from ferdist.training.precision import autocast, autocast_dtype
 from ferdist.training.steps import StepPlan
 
 

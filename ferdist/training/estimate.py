@@ -20,8 +20,9 @@ from ferdist.cli import is_main_rank, leave
 from ferdist.config import Config, load_config
 from ferdist.errors import FerdistError
 from ferdist.files import write_json
-from ferdist.training.distributed import World, join_world
-from ferdist.training.run import Job, claimed, open_data
+from ferdist.runtime.claim import claimed
+from ferdist.runtime.distributed import World, join_world
+from ferdist.training.run import Job, open_data
 
 WARMUP: Final = 3
 """Steps before the timed ones: compilation, the loader's start, the choice of kernels."""
@@ -44,7 +45,8 @@ def measure(config: Config) -> dict[str, float]:
     config = replace(config, train=replace(config.train, lr=1e-9))
     with join_world(config.device) as world:
         beton = open_data(config, world)
-        with claimed(config, beton, world) as folder, closing(Job(config, beton, world, folder)) as job:
+        taken = claimed(config, beton.manifest.sha256, world)
+        with taken as folder, closing(Job(config, beton, world, folder)) as job:
             opened = time.perf_counter() - began
             total = job.plan.total_steps
             starts = [int(start * total) for start, _ in config.train.resolution] or [0]

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from ferdist.config import Config, flatten, to_dict
-from ferdist.training.folder import RunFolder
+from ferdist.runtime.folder import RunFolder
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import torch
 import torch.distributed as dist
 
-from ferdist.training.distributed import World
+from ferdist.runtime.distributed import World
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR2)
 """SIGUSR2 is what SLURM is told to send before a time limit; NCCL may catch SIGUSR1."""

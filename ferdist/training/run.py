@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +34,19 @@ from ferdist.evaluation.model import ModelCard, TrainedModel, default_checkpoint
 from ferdist.evaluation.predict import predict
 from ferdist.models import Task, build_model, check_resolution
 from ferdist.models.pretrained import load_pretrained
-from ferdist.training import checkpoint, optim, seeds
-from ferdist.training.distributed import World, join_world
+from ferdist.runtime import checkpoint
+from ferdist.runtime.claim import claimed
+from ferdist.runtime.distributed import World, join_world
+from ferdist.runtime.folder import RunFolder
+from ferdist.runtime.precision import configure_kernels
+from ferdist.training import optim, seeds
 from ferdist.training.engine import Engine
-from ferdist.training.folder import RunFolder, claim
 from ferdist.training.monitor import Monitor, Stopwatch
-from ferdist.training.precision import configure_kernels
 from ferdist.training.preemption import Agreement, StopRequest, catch_stop_signals
 from ferdist.training.profiling import trace_steps
 from ferdist.training.steps import StepPlan
 
 GRID_IMAGES = 32
-_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _log = logging.getLogger(__name__)
 
 
@@ -66,7 +66,7 @@ def run(config: Config) -> Path:
     with join_world(config.device) as world, catch_stop_signals() as request:
         beton = open_data(config, world)
         with (
-            claimed(config, beton, world) as folder,
+            claimed(config, beton.manifest.sha256, world) as folder,
             closing(Job(config, beton, world, folder)) as job,
         ):
             _loop(job, request)
@@ -87,53 +87,6 @@ def open_data(config: Config, world: World) -> Beton:
             raise refusal or RunError(f"{path}: a local rank 0 cannot copy it to {folder}: see its message")
         path = staged_path(path, folder)
     return open_beton(path, checksum=True)
-
-
-@contextmanager
-def claimed(config: Config, beton: Beton, world: World) -> Iterator[RunFolder]:
-    """The run's folder, taken by rank 0 for all; how the run ends badly goes into its status.json."""
-    with ExitStack() as stack:
-        refusal: FerdistError | None = None
-        if world.is_main:
-            try:
-                stack.enter_context(claim(config, beton.manifest.sha256))
-            except FerdistError as error:
-                refusal = error
-        # All ranks hear of a refusal, so that none waits for a rank 0 that has gone.
-        if world.any(refusal is not None):
-            raise refusal or RunError(f"{config.run_dir}: rank 0 cannot take the run folder: see its message")
-        folder = RunFolder(Path(config.run_dir))
-        try:
-            yield folder
-        except BaseException as error:
-            if isinstance(error, OSError) and (known := _refusal(folder, error)):
-                _note_end(folder, known)
-                raise known from None
-            _note_end(folder, error)
-            raise
-
-
-def _refusal(folder: RunFolder, error: OSError) -> RunError | None:
-    """What an error of the system means for the run, None where it means nothing known."""
-    if error.errno in _DISK_REFUSES:
-        reason = f"{error.strerror}; make room and resume"
-        return RunError(f"{folder.path}: the run folder cannot be written: {reason}")
-    if error.errno == errno.ENOENT and not folder.config.exists():
-        return RunError(f"{folder.path}: the run folder was removed while it was in use: start the run again")
-    return None
-
-
-def _note_end(folder: RunFolder, error: BaseException) -> None:
-    """Say in status.json how the run ended; the rank that knows the cause has the last word.
-
-    When one rank fails, the others see no more than a closed connection.
-    """
-    known = isinstance(error, FerdistError)
-    reason = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())
-    if known or folder.state() == "running":
-        with suppress(OSError):  # a full disk must not hide the error that it caused
-            state = "preempted" if isinstance(error, Preempted) else "failed"
-            folder.set_status(state, reason, **folder.progress())
 
 
 def _loop(job: Job, request: StopRequest) -> None:

@@ -18,7 +18,7 @@ from ferdist.datasets.record import Images
 from ferdist.errors import ConfigError, DataError
 from ferdist.evaluation.model import TrainedModel
 from ferdist.files import atomic_path
-from ferdist.training.precision import autocast, scoring_dtype
+from ferdist.runtime.precision import autocast, scoring_dtype
 from ferdist.use.pictures import Picture, find_pictures, read_picture
 
 Box = tuple[int, int, int, int]

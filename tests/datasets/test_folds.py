@@ -59,6 +59,13 @@ def test_samples_without_subject_are_refused() -> None:
         assign_folds(make_dataset(with_subjects=False), 5, seed=0)
 
 
+def test_folds_beyond_every_class_are_refused() -> None:
+    small = make_dataset(subjects=12, per_subject=1)
+    largest = int(np.bincount(small.labels).max())
+    with pytest.raises(DataError, match=f"no class has more than {largest} samples"):
+        assign_folds(small, largest + 1, seed=0)
+
+
 def test_a_negative_seed_is_refused() -> None:
     with pytest.raises(DataError, match="mine: seed -1 is negative"):
         assign_folds(make_dataset(), 5, seed=-1)

@@ -20,7 +20,7 @@ from ferdist.config import Config, to_dict
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.occlusion import Cell, grid
 from ferdist.evaluation.robustness import GridPredictions
-from ferdist.training import checkpoint
+from ferdist.runtime import checkpoint
 from ferdist.training.run import run
 from tests.conftest import start
 from tests.faults.processes import unequal
@@ -134,7 +134,7 @@ def test_more_processes_than_samples(tiny: Callable[..., Config], tmp_path: Path
         "from torch import nn\n"
         "from ferdist.beton import BetonLoader, labels_of, open_beton\n"
         "from ferdist.evaluation.predict import predict\n"
-        "from ferdist.training.distributed import join_world\n"
+        "from ferdist.runtime.distributed import join_world\n"
         "torch.manual_seed(0)\n"
         "with join_world('cpu') as world:\n"
         "    beton = open_beton(Path(sys.argv[1]))\n"

@@ -17,7 +17,7 @@ from ferdist.config import Config, load_config
 from ferdist.errors import RunError
 from ferdist.evaluation.kfold import summarise
 from ferdist.evaluation.metrics import Predictions
-from ferdist.training.folder import RunFolder
+from ferdist.runtime.folder import RunFolder
 from tests.conftest import ROOT
 
 FOLDS, CLASSES = 10, 7

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from ferdist.config import Config, load_config, to_dict
-from ferdist.training import checkpoint
+from ferdist.runtime import checkpoint
 from tests.conftest import ROOT
 
 SMALL = (

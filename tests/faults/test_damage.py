@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ferdist.config import Config
-from ferdist.training import checkpoint
+from ferdist.runtime import checkpoint
 from tests.faults.processes import (
     STEPS,
     Training,

@@ -13,8 +13,8 @@ import pytest
 from ferdist.beton import open_beton
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.pool import shared_config
-from ferdist.training.experiment import Cell, Part
-from ferdist.training.folder import RunFolder
+from ferdist.runtime.experiment import Cell, Part
+from ferdist.runtime.folder import RunFolder
 from launch import experiment
 from launch import kfold as launcher
 from launch.experiment import Experiment, claim

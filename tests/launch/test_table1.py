@@ -13,8 +13,8 @@ from ferdist.beton import open_beton
 from ferdist.config import load_config
 from ferdist.datasets import prepare
 from ferdist.evaluation.pool import shared_config
-from ferdist.training.experiment import Cell, Part
-from ferdist.training.folder import RunFolder
+from ferdist.runtime.experiment import Cell, Part
+from ferdist.runtime.folder import RunFolder
 from launch import table1 as launcher
 from launch.estimate import cost_of_finished, estimate
 from launch.executor import Options

@@ -20,8 +20,8 @@ from ferdist.reporting.networks import Network, compare_pairs, load_networks
 from ferdist.reporting.pooled import pooled_run
 from ferdist.reporting.published import PUBLISHED
 from ferdist.reporting.table1 import group_by_data, networks_markdown, p_value
-from ferdist.training.experiment import Cell
-from ferdist.training.folder import RunFolder
+from ferdist.runtime.experiment import Cell
+from ferdist.runtime.folder import RunFolder
 from tests.conftest import ROOT
 
 FOLDS, CLASSES = 10, 7
@@ -56,12 +56,14 @@ def write_run(
     *,
     splits: Sequence[str] = ("val",),
     scorings: int = 0,
+    pretrained: str = "null",
 ) -> Config:
     """A finished run as a training leaves it, with what a report reads of it; its config."""
     run = RunFolder(folder)
     fold = "null" if cell.fold is None else str(cell.fold)
     own = [f"data.path={beton.path}", f"run_dir={folder}", f"data.fold={fold}", f"seed={cell.seed}"]
-    config = load_config(ROOT / "configs" / "base.yaml", [*own, f"model.name={model}", "model.width=8"])
+    own += [f"model.name={model}", f"model.pretrained={pretrained}", "model.width=8"]
+    config = load_config(ROOT / "configs" / "base.yaml", own)
     folder.mkdir(parents=True)
     run.write_config(config, {"beton_sha256": beton.manifest.sha256})
     which = "best" if cell.fold is None else "last"
@@ -168,6 +170,28 @@ def test_published_networks_without_a_figure_are_shown_as_missing(
         "missing: not in this report",
     ]
     assert cells_of(text, "resnet18")[1] == "–", "the paper lacks it"
+
+
+def test_nothing_published_stands_beside_pretrained_weights(
+    beton: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PUBLISHED, "synthetic", PUBLISHED["ckplus"])
+    cells, configs = [], {}
+    for name, pretrained in (("scratch", "null"), ("tuned", "fer2013")):
+        cell = Cell(None, 0, f"synthetic/{name}")
+        configs[cell.part] = write_run(
+            beton,
+            tmp_path / cell.name,
+            "resnet18_cbam",
+            cell,
+            right_of(beton, 0.9, 0),
+            pretrained=pretrained,
+        )
+        cells.append(cell)
+    write_experiment(tmp_path, configs, beton, cells)
+    text = networks_markdown(group_by_data(load_networks([tmp_path])))
+    assert cells_of(text, "scratch")[1] == "96.12"
+    assert cells_of(text, "tuned")[1] == "–"
 
 
 def test_a_network_becomes_one_run_with_mean_curves(kfold: Path, beton: Beton) -> None:

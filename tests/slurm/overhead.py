@@ -15,7 +15,7 @@ from pathlib import Path
 from ferdist.beton import open_beton
 from ferdist.datasets import prepare
 from ferdist.evaluation.pool import shared_config
-from ferdist.training.experiment import Cell, Part
+from ferdist.runtime.experiment import Cell, Part
 from launch.executor import Options
 from launch.experiment import Experiment
 from tests.faults.processes import small_config

@@ -14,7 +14,7 @@ from submitit.slurm.slurm import SlurmJob
 from ferdist.beton import open_beton
 from ferdist.datasets import prepare
 from ferdist.evaluation.metrics import Predictions
-from ferdist.training.folder import RunFolder
+from ferdist.runtime.folder import RunFolder
 from tests.faults.processes import small_config, status_of, unequal
 from tests.slurm.jobs import ask
 from tests.slurm.launchers import Launcher, ended, has_begun, wait_for

@@ -14,7 +14,7 @@ from ferdist.beton import Batch
 from ferdist.config import Config
 from ferdist.errors import RunError
 from ferdist.models import Task
-from ferdist.training.distributed import World
+from ferdist.runtime.distributed import World
 from ferdist.training.engine import Engine
 from ferdist.training.steps import StepPlan
 

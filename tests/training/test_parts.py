@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from ferdist.errors import ConfigError, RunError
-from ferdist.training import checkpoint, optim, seeds
+from ferdist.runtime import checkpoint
+from ferdist.runtime.distributed import choose_device
+from ferdist.runtime.precision import autocast_dtype
+from ferdist.training import optim, seeds
 from ferdist.training.config import TrainConfig
-from ferdist.training.distributed import choose_device
 from ferdist.training.ema import Ema
 from ferdist.training.monitor import cut_back
-from ferdist.training.precision import autocast_dtype
 from ferdist.training.steps import StepPlan
 
 

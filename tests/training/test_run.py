@@ -18,7 +18,7 @@ from ferdist.beton import Batch, BetonLoader, open_beton
 from ferdist.config import Config, load_config
 from ferdist.errors import ConfigError, RunError
 from ferdist.evaluation.metrics import Predictions
-from ferdist.training import checkpoint
+from ferdist.runtime import checkpoint
 from ferdist.training.engine import Engine
 from ferdist.training.run import run
 
