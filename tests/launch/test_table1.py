@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from ferdist.beton import open_beton
 from ferdist.config import load_config
-from ferdist.datasets import prepare
 from ferdist.evaluation.pool import shared_config
 from ferdist.runtime.experiment import Cell, Part
 from ferdist.runtime.folder import RunFolder
@@ -21,6 +19,7 @@ from launch.executor import Options
 from launch.experiment import Experiment, wanted
 from tests.conftest import start
 from tests.faults.processes import SMALL, status_of
+from tests.launch.grids import write_grid
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -31,19 +30,7 @@ NAMES = ("fer2013/resnet18/seed-0", "ckplus/resnet18/fold-00-seed-0", "ckplus/re
 @pytest.fixture(scope="module")
 def configs(two_folds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DATASET/resnet18.yaml for drawn faces in the layouts of FER2013 (splits) and CK+ (two folds)."""
-    place = tmp_path_factory.mktemp("grid")
-    raw = prepare.synthetic(place / "raw", images=140, seed=3, format="fer2013-csv")
-    fer2013 = prepare.fer2013(raw, place)
-    for data, beton, fold in (("fer2013", fer2013, None), ("ckplus", two_folds, 0)):
-        (place / "configs" / data).mkdir(parents=True)
-        values = {
-            "data": {"path": str(beton), "fold": fold, "batch_size": 16},
-            "model": {"name": "resnet18", "stem": "imagenet", "width": 8},
-            "train": {"epochs": 2, "precision": "fp32", "lr": 0.02, "resolution": [[0, 0.5], [0.5, 1]]},
-            "device": "cpu",
-        }
-        (place / "configs" / data / "resnet18.yaml").write_text(yaml.safe_dump(values))
-    return place / "configs"
+    return write_grid(tmp_path_factory.mktemp("grid"), two_folds)
 
 
 def grid(configs: Path, out: Path, *arguments: str) -> list[str]:
