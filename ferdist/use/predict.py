@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ Box = tuple[int, int, int, int]
 
 SMALLEST_FACE: Final = 1 / 12
 """Side of the smallest face that is looked for, as a share of the picture's shorter side."""
+SMALLEST_ANNOTATED: Final = 240
+"""Pixels of the longer side of an annotated picture, at least, so that the class at a face can be read."""
 NO_FACE: Final = "no face found"
 
 
@@ -206,13 +209,14 @@ def probabilities(trained: TrainedModel, images: Tensor) -> Tensor:
 
 
 def _annotate(picture: Picture, faces: Sequence[Face], classes: Sequence[str], target: Path) -> None:
-    """Write the picture with a frame and the likeliest class at each face."""
-    image = picture.image.copy()
+    """Write the picture, enlarged where it is too small for words, with a frame and a class at each face."""
+    enlarged = math.ceil(SMALLEST_ANNOTATED / max(picture.image.size))
+    image = picture.image.resize([enlarged * side for side in picture.image.size], Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
     thick = max(1, max(image.size) // 400)
     font = ImageFont.load_default(max(10, max(image.size) // 50))
     for face in faces:
-        left, top, right, bottom = (round(edge / picture.scale) for edge in face.box)
+        left, top, right, bottom = (round(edge / picture.scale * enlarged) for edge in face.box)
         draw.rectangle((left, top, right - 1, bottom - 1), outline=(255, 200, 0), width=thick)
         best = int(face.probabilities.argmax())
         text = f"{classes[best]} {100 * face.probabilities[best]:.0f} %"

@@ -98,6 +98,18 @@ def test_a_face_is_found_and_seen_alike_in_every_kind_of_picture(
     assert (turned[..., 0] - turned[..., 2] > 100).sum() > 500  # the yellow frame
 
 
+def test_a_small_crop_is_marked_large_enough_to_read(
+    trained_run: Path, photograph: Photograph, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photograph(3).crop(BOX).resize((48, 48)).save(tmp_path / "crop.png")
+    [entry] = predicted(capsys, trained_run, tmp_path / "crop.png", "--out", tmp_path / "out")
+    assert entry["box"] == [0, 0, 48, 48], "of the file, not of what is drawn"
+    marked = np.asarray(Image.open(tmp_path / "out" / "crop.png.png")).astype(int)
+    assert marked.shape == (240, 240, 3)
+    yellow = marked[..., 0] - marked[..., 2] > 100
+    assert yellow[:, 0].all() or yellow[:, -1].all(), "the frame"
+
+
 def test_two_faces_and_none(
     trained_run: Path,
     photograph: Photograph,
