@@ -149,7 +149,8 @@ def evaluate_trained(
         if covered is not None:
             entries += scoring.covered_entries(covered)
             if reference is not None:
-                comparison = {**scoring.key, "reference": str(plan.reference), **compare(covered, reference)}
+                compared = compare([covered], [reference])
+                comparison = {**scoring.key, "reference": str(plan.reference), **compared}
             covered.merged_into(path.parent / OCCLUSION / path.name)
         results = add_evaluations(
             folder.results,

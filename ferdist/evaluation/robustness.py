@@ -164,6 +164,18 @@ def pool(grids: Sequence[GridPredictions]) -> GridPredictions:
     )
 
 
+def correct_share(seeds: Sequence[GridPredictions]) -> npt.NDArray[np.float64]:
+    """In how many of the seeds each sample is recognised, as a fraction, float64 (M, N).
+
+    Raises:
+        RunError: if the seeds' cells or images differ.
+    """
+    first = seeds[0]
+    if any((seed.cells, seed.checksums) != (first.cells, first.checksums) for seed in seeds):
+        raise RunError("the seeds were not evaluated under the same occlusion: evaluate all of them alike")
+    return np.asarray(np.mean([seed.correct() for seed in seeds], axis=0, dtype=float))
+
+
 def area_under_curve(covered: Sequence[float], accuracy: Sequence[float]) -> float:
     """Mean accuracy over the covered fraction from 0 to the largest one, by the trapezoid rule.
 
@@ -265,11 +277,11 @@ def _by_seen(covered: Sequence[Entry]) -> Entry:
     return groups
 
 
-def compare(own: GridPredictions, reference: GridPredictions) -> Entry:
-    """A model against a reference, over the cells that both have.
+def compare(owns: Sequence[GridPredictions], references: Sequence[GridPredictions]) -> Entry:
+    """A model against a reference, over the cells that both have, each averaged over its seeds.
 
     Args:
-        own, reference: predictions for the same images.
+        owns, references: predictions for the same images, of each seed.
 
     Returns:
         ``cells``; ``mean_corruption_error`` (the mean of the kinds' `corruption_error`, 1 where the two are
@@ -281,7 +293,9 @@ def compare(own: GridPredictions, reference: GridPredictions) -> Entry:
     Raises:
         RunError: if samples, labels or images differ, or there is no common cell.
     """
-    reference.check_samples(own.index, own.label, own.beton_sha256)
+    own, reference = owns[0], references[0]
+    for other in (*owns, *references):
+        other.check_samples(own.index, own.label, own.beton_sha256)
     pairs = [
         (number, reference.cells.index(cell))
         for number, cell in enumerate(own.cells)
@@ -296,7 +310,7 @@ def compare(own: GridPredictions, reference: GridPredictions) -> Entry:
                 f"the images of {cell.kind} {cell.severity} {cell.fill} differ between the runs: evaluate "
                 "both with this version; the fill mean is that of a run's training data, see --fills"
             )
-    hits, reference_hits = own.correct(), reference.correct()
+    hits, reference_hits = correct_share(owns), correct_share(references)
     gains, errors = {}, {}
     for kind in dict.fromkeys(own.cells[mine].kind for mine, _ in pairs):
         of_kind = [pair for pair in pairs if own.cells[pair[0]].kind == kind]

@@ -25,7 +25,7 @@ from ferdist.reporting.load import (
     Evaluation,
     Floats,
     Run,
-    grid_of,
+    grids_of,
     load_runs,
     occluded_entries,
     predictions_of,
@@ -449,16 +449,16 @@ def _occlusion_chart(
 def _compared(chosen: Sequence[tuple[Run, Sequence[Evaluation]]]) -> tuple[Table, tuple[str, ...]]:
     """Paired differences of all runs to the first, and why there is none for some."""
     comparisons, missing = [], []
-    first = grid_of(*chosen[0])
+    first = grids_of(*chosen[0])
     for run, entries in chosen[1:]:
-        grid = grid_of(run, entries)
-        if first is None or grid is None:
+        own = grids_of(run, entries)
+        if not first or not own:
             missing.append(
                 f"{run.name}: without both runs' predictions/occlusion/ there is no paired difference."
             )
             continue
         try:
-            comparisons.append((run.name, compare(grid, first)))
+            comparisons.append((run.name, compare(own, first)))
         except RunError as error:
             missing.append(f"{run.name} against {chosen[0][0].name}: {error}.")
     return tables.paired_table(chosen[0][0].name, comparisons), tuple(missing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -300,19 +301,26 @@ def robustness_of(run: Run, evaluation: Evaluation) -> Mapping[str, Any] | None:
     return None
 
 
-def grid_of(run: Run, covered: Sequence[Evaluation]) -> GridPredictions | None:
-    """The predictions that evaluations under occlusion were computed from, or None where no file agrees."""
-    for grid in run.grids:
-        hits = dict(
-            zip(zip(grid.cells, grid.checksums, strict=True), grid.correct().sum(axis=1), strict=True)
-        )
+def grids_of(run: Run, covered: Sequence[Evaluation]) -> tuple[GridPredictions, ...]:
+    """The predictions of each seed that evaluations under occlusion were computed from.
+
+    Empty where no file agrees with them.
+    """
+    if not covered:
+        return ()
+    several = covered[0].seeds > 1
+    for grids in [run.grids] if several else [(grid,) for grid in run.grids]:
+        hits: Counter[tuple[Cell, str]] = Counter()
+        for grid in grids:
+            counts = grid.correct().sum(axis=1).tolist()
+            hits.update(dict(zip(zip(grid.cells, grid.checksums, strict=True), counts, strict=True)))
         if all(
             hits.get((Cell(o.kind, o.severity, o.fill), o.checksum)) == entry.confusion.trace()
             for entry in covered
             if (o := entry.occlusion) is not None
         ):
-            return grid
-    return None
+            return grids
+    return ()
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ferdist.errors import RunError
 from ferdist.evaluation import metrics
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.model import default_checkpoint
+from ferdist.evaluation.occlusion import Cell
 from ferdist.evaluation.pool import join
-from ferdist.reporting.load import Evaluation, Run, load_run
+from ferdist.evaluation.robustness import GridPredictions, correct_share, pool, summarise
+from ferdist.reporting.load import Evaluation, Run, grids_of, load_run, occluded_entries
 from ferdist.reporting.networks import Measurement, Network
 
 _CURVES = ("train/loss", "train/accuracy", "train/lr", "val/loss", "val/accuracy", "val/balanced_accuracy")
@@ -34,11 +37,17 @@ def pooled_run(network: Network) -> Run | None:
     if len(runs) == 1 and not network.folds:
         return replace(runs[0], name=network.name, remarks=tuple(remarks))
     pooled = [_evaluation(network, measured) for measured in network.measured]
+    plain = tuple(evaluation for evaluation, _ in pooled)
+    covered = _covered(runs, network, plain)
+    if covered.remark:
+        remarks[covered.remark] = None
     return replace(
         runs[0],
         name=network.name,
         config=_shared(runs),
-        evaluations=(*(evaluation for evaluation, _ in pooled), *_covered(runs, network)),
+        evaluations=(*plain, *covered.evaluations),
+        robustness=covered.robustness,
+        grids=covered.grids,
         predictions=tuple(predictions for _, predictions in pooled),
         history=tuple(_mean_history(runs)),
         test_scorings=network.test_scorings,
@@ -82,35 +91,79 @@ def _evaluation(network: Network, measured: Measurement) -> tuple[Evaluation, Pr
     return evaluation, together
 
 
-def _covered(runs: Sequence[Run], network: Network) -> Iterator[Evaluation]:
-    """The evaluations of covered faces that all runs have, their counts added up; without an interval."""
-    found: dict[Any, list[Evaluation]] = {}
-    for run in runs:
-        for entry in run.evaluations:
-            if entry.occlusion is not None:
-                key = (replace(entry, fold=None).conditions, entry.occlusion)
-                found.setdefault(key, []).append(entry)
-    seeds = len({run.option("seed") for run in runs})
-    for entries in found.values():
-        if len(entries) < len(runs):
-            continue
-        confusion = np.sum([entry.confusion for entry in entries], axis=0)
-        recall = _recall(confusion)
-        present = [value for value in recall if value is not None]
-        yield replace(
-            entries[0],
-            fold=None,
-            samples=int(confusion.sum()) // seeds,
-            accuracy=float(np.trace(confusion) / confusion.sum()),
-            interval=None,
-            balanced_accuracy=float(np.mean(present)),
-            macro_f1=None,
-            ece=None,
-            recall=recall,
-            confusion=confusion,
-            folds=network.folds,
-            seeds=seeds,
+@dataclass(frozen=True)
+class _Covered:
+    """The occlusion benchmark over all runs: what a `Run` holds of it."""
+
+    evaluations: tuple[Evaluation, ...] = ()
+    robustness: tuple[Mapping[str, Any], ...] = ()
+    grids: tuple[GridPredictions, ...] = ()
+    remark: str = ""
+
+
+def _covered(runs: Sequence[Run], network: Network, plain: Sequence[Evaluation]) -> _Covered:
+    """The benchmark pooled over the folds and averaged over the seeds; nothing where a run lacks it."""
+    parts = [(run, entries, grids_of(run, entries)) for run in runs if (entries := occluded_entries(run))]
+    if not parts:
+        return _Covered()
+    whole = [part for part in parts if part[2]]
+    if len(whole) < len(runs):
+        return _Covered(
+            remark=f"{len(whole)} of {len(runs)} runs have predictions under occlusion: they are not pooled."
         )
+    by_seed: dict[Any, list[GridPredictions]] = {}
+    for run, _, grids in whole:
+        by_seed.setdefault(run.option("seed"), []).extend(grids)
+    try:
+        pooled = [pool(grids) for grids in by_seed.values()]
+        most = max(len(grid.index) for grid in pooled)
+        seeds = tuple(grid for grid in pooled if len(grid.index) == most)
+        share = correct_share(seeds)
+    except RunError as error:
+        return _Covered(remark=f"The runs' figures under occlusion are not pooled: {error}.")
+    intervals = metrics.accuracy_intervals(share, seeds[0].cluster)
+    first = {_cell_of(entry): entry for entry in whole[0][1]}
+    evaluations = []
+    for number, cell in enumerate(seeds[0].cells):
+        predictions = [grid.predictions(number) for grid in seeds]
+        scores = [metrics.quick_score(one) for one in predictions]
+        confusion = np.sum([metrics.confusion(one) for one in predictions], axis=0)
+        entry = first[cell]
+        assert entry.occlusion is not None
+        evaluations.append(
+            replace(
+                entry,
+                fold=None,
+                occlusion=replace(entry.occlusion, checksum=seeds[0].checksums[number]),
+                samples=most,
+                accuracy=float(share[number].mean()),
+                interval=intervals[number],
+                balanced_accuracy=float(np.mean([one["balanced_accuracy"] for one in scores])),
+                macro_f1=float(np.mean([one["macro_f1"] for one in scores])),
+                ece=None,
+                recall=_recall(confusion),
+                confusion=confusion,
+                folds=network.folds,
+                seeds=len(seeds),
+            )
+        )
+    alike = [one for one in plain if one.conditions == evaluations[0].conditions and one.samples == most]
+    summaries = summarise([_as_entry(one) for one in (*alike, *evaluations)])
+    return _Covered(tuple(evaluations), tuple(summaries), seeds)
+
+
+def _cell_of(entry: Evaluation) -> Cell | None:
+    damage = entry.occlusion
+    return None if damage is None else Cell(damage.kind, damage.severity, damage.fill)
+
+
+def _as_entry(evaluation: Evaluation) -> dict[str, Any]:
+    """What `summarise` reads of an entry of results.json."""
+    names = ("data", "split", "fold", "inner_fold", "tta", "checkpoint", "subset", "unit", "samples")
+    return {
+        **{name: getattr(evaluation, name) for name in (*names, "accuracy", "macro_f1")},
+        "occlusion": evaluation.occlusion and asdict(evaluation.occlusion),
+    }
 
 
 def _recall(confusion: Any) -> tuple[float | None, ...]:

@@ -106,7 +106,7 @@ def test_the_text_is_narrow_and_says_everything() -> None:
     assert "seen (74 cells)           50.0 %" in text
     own = predictions([[1, 1, 1, 0]], (Cell("mask", 1, "drawn"),), [0, 1, 2, 3])
     reference = predictions([[1, 0, 0, 0]], own.cells, [0, 1, 2, 3])
-    said = robustness.comparison_as_text({"reference": "runs/plain", **compare(own, reference)})
+    said = robustness.comparison_as_text({"reference": "runs/plain", **compare([own], [reference])})
     assert max(map(len, said.splitlines())) <= 46
     assert "mCE 33.3 %" in said
     assert "|mask      | 33.3| +50.0|    +0.0 +100.0|"[:24] in said
@@ -119,7 +119,7 @@ def test_a_comparison_worked_out_by_hand() -> None:
     cells = (Cell("square", 1, "zero"), Cell("square", 2, "zero"), Cell("mask", 1, "drawn"))
     own = predictions([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]], cells, [0, 0, 1, 1])
     reference = predictions([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]], cells, [0, 0, 1, 1])
-    found = compare(own, reference)
+    found = compare([own], [reference])
     square, mask = found["kinds"]["square"], found["kinds"]["mask"]
     assert square["corruption_error"] == pytest.approx((0 + 0.5) / (0.25 + 0.75))
     assert mask["corruption_error"] == pytest.approx(0.75 / 0.5)
@@ -134,7 +134,7 @@ def test_a_comparison_worked_out_by_hand() -> None:
 
 def test_a_model_against_itself() -> None:
     own = predictions([[1, 1, 0, 0]], (Cell("mask", 1, "drawn"),), [0, 1, 2, 3])
-    found = compare(own, own)
+    found = compare([own], [own])
     assert found["mean_corruption_error"] == 1
     assert (found["difference"], found["difference_ci95"]) == (0, [0, 0])
 
@@ -145,13 +145,13 @@ def test_a_paired_interval_is_narrower_than_two_intervals() -> None:
     easy = rng.random(2000) < 0.6
     own = predictions([easy.tolist()], cells, clusters)
     reference = predictions([np.where(rng.random(2000) < 0.03, ~easy, easy).tolist()], cells, clusters)
-    low, high = compare(own, reference)["difference_ci95"]
+    low, high = compare([own], [reference])["difference_ci95"]
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(0.03 / 2000), rel=0.15)
 
 
 def test_a_reference_without_errors_gives_no_corruption_error() -> None:
     cells = (Cell("mask", 1, "drawn"),)
-    found = compare(predictions([[1, 0]], cells, [0, 1]), predictions([[1, 1]], cells, [0, 1]))
+    found = compare([predictions([[1, 0]], cells, [0, 1])], [predictions([[1, 1]], cells, [0, 1])])
     assert found["mean_corruption_error"] is None
     assert "mCE - %" in robustness.comparison_as_text({"reference": "r", **found})
 
@@ -165,11 +165,21 @@ def test_what_cannot_be_compared_is_refused() -> None:
         replace(own, beton_sha256="1"),
     ):
         with pytest.raises(RunError, match="not evaluated on the same samples with the same labels"):
-            compare(own, other)
+            compare([own], [other])
     with pytest.raises(RunError, match="images of mask 1 drawn differ between the runs"):
-        compare(own, replace(own, checksums=("other",)))
+        compare([own], [replace(own, checksums=("other",))])
     with pytest.raises(RunError, match="no cell of the benchmark in common"):
-        compare(own, replace(own, cells=(Cell("glasses", 1, "drawn"),)))
+        compare([own], [replace(own, cells=(Cell("glasses", 1, "drawn"),))])
+
+
+def test_seeds_are_averaged_before_they_are_compared() -> None:
+    cells = (Cell("mask", 1, "drawn"),)
+    seeds = [predictions([row], cells, [0, 1, 2, 3]) for row in ([1, 0, 1, 1], [1, 1, 0, 1])]
+    other = predictions([[1, 0, 0, 0]], cells, [0, 1, 2, 3])
+    assert robustness.correct_share(seeds).tolist() == [[1, 0.5, 0.5, 1]]
+    assert compare(seeds, [other])["difference"] == pytest.approx(0.5)
+    with pytest.raises(RunError, match="the seeds were not evaluated under the same occlusion"):
+        compare([seeds[0], replace(seeds[1], checksums=("other",))], [other])
 
 
 def test_folds_are_pooled() -> None:
@@ -191,7 +201,7 @@ def test_folds_are_pooled() -> None:
     assert np.array_equal(pooled.cluster, whole.cluster)
     assert np.array_equal(pooled.correct(), whole.correct())
     assert pooled.checksums == robustness.pool(folds[::-1]).checksums
-    assert compare(pooled, pooled)["difference"] == 0
+    assert compare([pooled], [pooled])["difference"] == 0
     with pytest.raises(RunError, match="the same samples do not pool"):
         robustness.pool([folds[0], folds[0]])
     with pytest.raises(RunError, match="other cells or data do not pool"):
