@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -407,6 +407,9 @@ def occlusion_section(runs: Sequence[Run]) -> Section:
     groups = _occlusion_groups(chosen, several=len(runs) > 1)
     where = "; ".join(dict.fromkeys(_measured_on(entries[0]) for _, entries in chosen))
     text = f"Accuracy as more of each image is covered, measured on {where}."
+    shading = "The shading is the 95 % interval of each point."
+    if len(runs) > 1:
+        shading = "A point is the mean over the fills; where there is one fill, its 95 % interval is shaded."
     unknown = "Of no evaluation under occlusion is the covered fraction known: there is no curve."
     summaries = [(run, robustness_of(run, entries[0])) for run, entries in chosen]
     known = [(run.name, summary) for run, summary in summaries if summary is not None]
@@ -414,7 +417,7 @@ def occlusion_section(runs: Sequence[Run]) -> Section:
     return Section(
         "occlusion",
         "Occlusion",
-        text=(f"{text} The shading is the 95 % interval of each point.",) if groups else (),
+        text=(f"{text} {shading}",) if groups else (),
         missing=(*(() if groups else (unknown,)), *missing_pairs),
         charts=tuple(
             _occlusion_chart(numbered("occlusion", number, len(groups)), title, lines, chosen)
@@ -476,48 +479,44 @@ def _occlusion_groups(
     chosen: Sequence[tuple[Run, Sequence[Evaluation]]], *, several: bool
 ) -> dict[str, list[Series]]:
     """The curves of each chart, by its title: a chart per fill with a line per kind, or, for several runs, a
-    chart per kind with a line per run and fill. Kinds with one covered fraction have no curve."""
+    chart per kind with a line per run, the mean over the fills. Kinds with one covered fraction have none."""
     groups: dict[str, list[Series]] = {}
     for number, (run, entries) in enumerate(chosen):
-        curves: dict[tuple[str, str], list[tuple[float, Evaluation]]] = {}
+        curves: dict[tuple[str, str], dict[float, list[Evaluation]]] = {}
         for entry in entries:
             damage = entry.occlusion
             if damage is not None and damage.covered is not None:
-                curves.setdefault((damage.kind, damage.fill), []).append((damage.covered, entry))
-        graded = {key: points for key, points in curves.items() if len(points) > 1}
-        for (kind, fill), points in graded.items():
-            fills = [other for name, other in graded if name == kind]
-            name = f"{run.name}, {fill}" if len(fills) > 1 else run.name
-            lines = groups.setdefault(kind_label(kind) if several else tables.FILLS.get(fill, fill), [])
-            order = len(lines)
-            lines.append(
-                _occlusion_line(
-                    run,
-                    points,
-                    name if several else kind_label(kind),
-                    colour=number if several else order,
-                    dash=fills.index(fill) if several else 0,
-                )
-            )
+                curve = curves.setdefault((damage.kind, "" if several else damage.fill), {})
+                curve.setdefault(damage.covered, []).append(entry)
+        for (kind, fill), points in curves.items():
+            if len(points) > 1:
+                title = kind_label(kind) if several else tables.FILLS.get(fill, fill)
+                lines = groups.setdefault(title, [])
+                name, colour = (run.name, number) if several else (kind_label(kind), len(lines))
+                lines.append(_occlusion_line(run, points, name, colour=colour))
     return groups
 
 
 def _occlusion_line(
-    run: Run, covered: Sequence[tuple[float, Evaluation]], name: str, *, colour: int, dash: int
+    run: Run, covered: Mapping[float, Sequence[Evaluation]], name: str, *, colour: int
 ) -> Series:
-    """Accuracy from the uncovered face, where it was scored under the same conditions, on."""
-    conditions = covered[0][1].conditions
-    clean = [(0.0, e) for e in run.evaluations if e.occlusion is None and e.conditions == conditions]
-    points = sorted([*clean, *covered], key=lambda point: point[0])
-    bounds = [entry.interval or (np.nan, np.nan) for _, entry in points]
+    """Accuracy from the uncovered face, where it was scored under the same conditions, on.
+
+    A mean over several evaluations has no interval: theirs do not say what it is.
+    """
+    conditions = next(iter(covered.values()))[0].conditions
+    clean = [e for e in run.evaluations if e.occlusion is None and e.conditions == conditions]
+    points = sorted({**({0.0: clean[:1]} if clean else {}), **covered}.items())
+    alone = [entries[0].interval if len(entries) == 1 else None for _, entries in points]
+    bounds = [interval or (np.nan, np.nan) for interval in alone]
+    known = [[np.nan if e.accuracy is None else e.accuracy for e in entries] for _, entries in points]
     return Series(
         label=name,
         x=np.array([at for at, _ in points], float),
-        y=np.array([np.nan if e.accuracy is None else e.accuracy for _, e in points], float),
+        y=np.array([np.mean(values) for values in known], float),
         low=np.array([low for low, _ in bounds], float),
         high=np.array([high for _, high in bounds], float),
         colour=colour,
-        dash=dash,
     )
 
 

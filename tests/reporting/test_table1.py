@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +16,11 @@ from ferdist.config import Config, load_config, to_dict
 from ferdist.datasets import prepare
 from ferdist.errors import RunError
 from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.occlusion import Cell as Damage
 from ferdist.evaluation.pool import shared_config
+from ferdist.evaluation.robustness import GridPredictions
 from ferdist.reporting import write_report
+from ferdist.reporting.load import grids_of, occluded_entries, robustness_of
 from ferdist.reporting.networks import Network, compare_pairs, load_networks
 from ferdist.reporting.pooled import pooled_run
 from ferdist.reporting.published import PUBLISHED
@@ -23,6 +28,7 @@ from ferdist.reporting.table1 import group_by_data, networks_markdown, p_value
 from ferdist.runtime.experiment import Cell
 from ferdist.runtime.folder import RunFolder
 from tests.conftest import ROOT
+from tests.reporting.conftest import measure
 
 FOLDS, CLASSES = 10, 7
 
@@ -208,6 +214,70 @@ def test_a_network_becomes_one_run_with_mean_curves(kfold: Path, beton: Beton) -
     assert epochs.tolist() == [1.0, 2.0]
     assert loss.tolist() == [2.5, 2.5]
     assert run.curve("val/accuracy")[1] == pytest.approx([0.1, 0.2])
+
+
+def cover(beton: Beton, run: RunFolder, cell: Cell, right: np.ndarray) -> None:
+    """Add the benchmark's masks to a finished run, as `ferdist evaluate --occlusion` does for its fold."""
+    found = predictions_for(beton, beton.indices("val", cell.fold), right)
+    checksum = f"{cell.fold}" * 64  # the images of another fold are others
+    grid = GridPredictions(
+        found.index,
+        found.label,
+        beton.subject[found.index],
+        (Damage("mask", 1, "drawn"),),
+        (checksum,),
+        found.probabilities[None],
+        beton.manifest.sha256,
+    )
+    grid.merged_into(run.predictions / "occlusion" / f"synthetic-val-fold{cell.fold}-last.npz")
+    results = json.loads(run.results.read_text())
+    damage = {"kind": "mask", "severity": 1, "fill": "drawn", "covered": 0.325, "seen": "unseen kind"}
+    conditions = {"data": "synthetic", "split": "val", "fold": cell.fold, "subset": "all", "unit": "image"}
+    scores = measure(found.label, found.probabilities)
+    entry = {**conditions, "tta": "none", "checkpoint": "last", **scores}
+    results["evaluations"].append(entry | {"occlusion": damage | {"checksum": checksum}})
+    run.results.write_text(json.dumps(results))
+
+
+def test_the_benchmark_is_pooled_over_folds_and_seeds(beton: Beton, tmp_path: Path) -> None:
+    """Where each fold has images of its own, and so checksums of its own."""
+    masked = {"resnet18_cbam": (0.6, 0.5), "resnet18": (0.4, 0.4)}
+    cells, configs = [], {}
+    for model, shares in masked.items():
+        part = f"synthetic/{model}"
+        for seed, share in enumerate(shares):
+            for fold in range(FOLDS):
+                cell = Cell(fold, seed, part)
+                cells.append(cell)
+                folder = tmp_path / "x" / cell.name
+                right = right_of(beton, SHARES[model][seed], seed)
+                configs[part] = write_run(beton, folder, model, cell, right)
+                cover(beton, RunFolder(folder), cell, right_of(beton, share, seed))
+    experiment = write_experiment(tmp_path / "x", configs, beton, cells)
+
+    run = pooled_run(load_networks([experiment])[0])
+    assert run is not None
+    (covered,) = occluded_entries(run)
+    assert (covered.folds, covered.seeds, covered.samples) == (10, 2, 420)
+    assert covered.accuracy == pytest.approx(0.55)
+    assert covered.interval is not None
+    assert covered.interval[0] < 0.55 < covered.interval[1]
+    summary = robustness_of(run, covered)
+    assert summary is not None
+    assert summary["clean_accuracy"] == pytest.approx(0.85)
+    assert summary["kinds"]["mask"]["relative_robustness"] == pytest.approx(0.55 / 0.85)
+    assert len(grids_of(run, [covered])) == 2
+
+    page = write_report([experiment], tmp_path / "report").read_text()
+    table = page.split("<caption>Accuracy under occlusion minus that of resnet18_cbam, in points")[1]
+    row = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", table.split("</table>")[0])[5:9]
+    assert row[:3] == ["resnet18", "mask", "-15.0"]
+    low, high = map(float, row[3].split(" to "))
+    assert low < -15 < high < 0
+
+    shutil.rmtree(tmp_path / "x" / cells[0].name / "predictions" / "occlusion")
+    page = write_report([experiment], tmp_path / "report").read_text()
+    assert "19 of 20 runs have predictions under occlusion: they are not pooled." in page
 
 
 def test_the_report_of_an_experiment(kfold: Path, tmp_path: Path) -> None:
