@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ferdist.augment.config import AugmentConfig
 from ferdist.errors import ConfigError
-from ferdist.models.registry import ModelConfig
+from ferdist.models.config import ModelConfig
 from ferdist.training.config import TrainConfig
 
 LABELS = ("own", "ferplus-majority", "ferplus-soft")

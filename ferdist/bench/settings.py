@@ -16,7 +16,7 @@ from ferdist.datasets import prepare
 from ferdist.datasets.rawformats import write_fer2013_csv
 from ferdist.datasets.synthetic import synthesize
 from ferdist.errors import ConfigError
-from ferdist.models.registry import STEMS, ModelConfig
+from ferdist.models.config import STEMS, ModelConfig
 from ferdist.training.config import TrainConfig
 
 

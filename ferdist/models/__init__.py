@@ -7,10 +7,9 @@ from ferdist.models import kernel_cnn as _kernel_cnn
 from ferdist.models import mianet as _mianet
 from ferdist.models import resnet as _resnet
 from ferdist.models import vgg as _vgg
+from ferdist.models.config import ModelConfig, Task
 from ferdist.models.cost import multiply_adds, parameter_count
 from ferdist.models.registry import (
-    ModelConfig,
-    Task,
     build_model,
     check_resolution,
     is_reconstruction,

@@ -6,8 +6,9 @@ from torch import nn
 from torchvision.models import AlexNet
 
 from ferdist.errors import ConfigError
+from ferdist.models.config import ModelConfig, Task
 from ferdist.models.init import start_for_relu
-from ferdist.models.registry import ModelConfig, Task, register
+from ferdist.models.registry import register
 
 _SMALLEST_IMAGENET = 63
 """With 11x11 stride 4 the last pool has nothing left of a smaller image."""

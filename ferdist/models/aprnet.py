@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from ferdist.models.registry import ModelConfig, Task, register
+from ferdist.models.config import ModelConfig, Task
+from ferdist.models.registry import register
 from ferdist.models.resnet import fit
 
 _KERNELS: Final = (3, 5, 7, 9)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ferdist.models.registry import Task
+from ferdist.models.config import Task
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -6,15 +6,13 @@ import difflib
 import importlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from ferdist.errors import ConfigError, FerdistError
-
-if TYPE_CHECKING:
-    from ferdist.models.registry import ModelConfig, Task
+from ferdist.models.config import ModelConfig, Task
 
 TIMM: Final = "timm"
 """What stands before the colon in the name of one of timm's networks."""

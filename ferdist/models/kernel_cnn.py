@@ -13,8 +13,9 @@ from typing import Final
 
 from torch import Tensor, nn
 
+from ferdist.models.config import ModelConfig, Task
 from ferdist.models.init import start_for_relu
-from ferdist.models.registry import ModelConfig, Task, register
+from ferdist.models.registry import register
 
 _KERNEL: Final = 8
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception, InceptionAux
 
+from ferdist.models.config import ModelConfig, Task
 from ferdist.models.init import start_for_relu
-from ferdist.models.registry import ModelConfig, Task, register
+from ferdist.models.registry import register
 
 
 class ECA(nn.Module):

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from ferdist.models.cbam import CBAM
-from ferdist.models.registry import ModelConfig, Task, register
+from ferdist.models.config import ModelConfig, Task
+from ferdist.models.registry import register
 
 _WIDTH: Final = 64
 """Channels of the first stage of a ResNet."""

@@ -7,8 +7,9 @@ from collections import OrderedDict
 from torch import nn
 from torchvision.models import vgg
 
+from ferdist.models.config import ModelConfig, Task
 from ferdist.models.init import start_for_relu
-from ferdist.models.registry import ModelConfig, Task, register
+from ferdist.models.registry import register
 
 
 @register("vgg16", smallest=32)

@@ -12,7 +12,7 @@ from ferdist.errors import RunError
 from ferdist.evaluation.attention import CELLS, choose_faces, enlarge, heat, look, watch
 from ferdist.evaluation.occlusion import Benchmark, covered_fraction
 from ferdist.models import Task, build_model
-from ferdist.models.registry import ModelConfig
+from ferdist.models.config import ModelConfig
 
 
 class Light(nn.Module):
