@@ -203,7 +203,7 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
     if not unique:
         raise RunError("no run to report on: give at least one run folder")
     runs = [load_run(folder) for folder in unique]
-    return [replace(run, name=name) for run, name in zip(runs, _names(unique), strict=True)]
+    return [replace(run, name=name) for run, name in zip(runs, telling_ends(unique), strict=True)]
 
 
 def load_run(folder: Path) -> Run:
@@ -323,8 +323,8 @@ def grids_of(run: Run, covered: Sequence[Evaluation]) -> tuple[GridPredictions, 
     return ()
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+def telling_ends(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of distinct paths that tell them apart, all of as many parts."""
     for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
         if len(set(names)) == len(names):

@@ -20,6 +20,7 @@ from ferdist.evaluation.pool import Pool, SavedRun, folds_of, over_seeds, pools,
 from ferdist.evaluation.predict import TTA
 from ferdist.evaluation.results import read_results
 from ferdist.models import Task, build_model, is_reconstruction, parameter_count
+from ferdist.reporting.load import telling_ends
 from ferdist.reporting.tables import count
 from ferdist.runtime.experiment import FILE, read_experiment
 from ferdist.runtime.folder import RunFolder
@@ -108,17 +109,29 @@ class Network:
 def load_networks(folders: Sequence[Path]) -> list[Network]:
     """The networks of experiments and of single runs; runs that differ in fold and seed only are one network.
 
+    Networks of the same data whose names are the same are named by the ends of their paths.
+
     Raises:
         RunError, DataError: if an experiment, a run or its beton cannot be read, or there is no run.
     """
-    found: list[Network] = []
+    found: list[tuple[Path, Network]] = []
     single: list[Path] = []
     for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
         if is_experiment(folder):
             found += _of_experiment(folder)
         else:
             single.append(folder)
-    return found + [_network("", group, ()) for group in _groups(single)]
+    found += [(group[0], _network("", group, ())) for group in _groups(single)]
+    alike: dict[tuple[str, str], list[int]] = {}
+    for number, (_, network) in enumerate(found):
+        alike.setdefault((network.data, network.name), []).append(number)
+    networks = [network for _, network in found]
+    for numbers in alike.values():
+        if len(numbers) > 1:
+            names = telling_ends([found[number][0] for number in numbers])
+            for number, name in zip(numbers, names, strict=True):
+                networks[number] = replace(networks[number], name=name)
+    return networks
 
 
 def is_experiment(folder: Path) -> bool:
@@ -126,7 +139,7 @@ def is_experiment(folder: Path) -> bool:
     return (folder / FILE).is_file()
 
 
-def _of_experiment(folder: Path) -> Iterator[Network]:
+def _of_experiment(folder: Path) -> Iterator[tuple[Path, Network]]:
     stored = read_experiment(folder)
     for name, part in stored.parts.items():
         cells = [cell for cell in stored.cells if cell.part == name]
@@ -141,7 +154,8 @@ def _of_experiment(folder: Path) -> Iterator[Network]:
             else:
                 unfinished.append(OpenRun(cell.name, state, run.stored_status().get("reason")))
         # An experiment of one config goes by its folder's name.
-        yield _network(name.rpartition("/")[2] or folder.name, finished, unfinished, part.config)
+        network = _network(name.rpartition("/")[2] or folder.name, finished, unfinished, part.config)
+        yield folder / name, network
 
 
 def _groups(runs: Sequence[Path]) -> list[list[Path]]:

@@ -178,6 +178,18 @@ def test_published_networks_without_a_figure_are_shown_as_missing(
     assert cells_of(text, "resnet18")[1] == "–", "the paper lacks it"
 
 
+def test_networks_of_one_name_are_told_apart_by_their_paths(
+    kfold: Path, beton: Beton, tmp_path: Path
+) -> None:
+    part = "synthetic/resnet18"
+    cells = [Cell(fold, 0, part) for fold in range(FOLDS)]
+    for cell in cells:
+        config = write_run(beton, tmp_path / "small" / cell.name, "resnet18", cell, right_of(beton, 0.5, 0))
+    other = write_experiment(tmp_path / "small", {part: config}, beton, cells)
+    names = [network.name for network in load_networks([kfold, other])]
+    assert names == ["resnet18_cbam", "experiment/synthetic/resnet18", "small/synthetic/resnet18"]
+
+
 def test_nothing_published_stands_beside_pretrained_weights(
     beton: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
