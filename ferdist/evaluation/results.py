@@ -95,7 +95,8 @@ def as_text(results: dict[str, Any]) -> str:
             f"{entry['tta']:<10}{entry['samples']:>7}  "
             f"{100 * entry['accuracy']:.2f} % (95 % {100 * low:.2f}-{100 * high:.2f}), {entry['checkpoint']}"
         )
-    lines.append(f"test was scored {results['test_scorings']} times")
+    times = results["test_scorings"]
+    lines.append(f"test was scored {times} time{'' if times == 1 else 's'}")
     for summary in results.get("robustness", []):
         lines += ["", robustness.as_text(summary)]
         for comparison in results.get("comparisons", []):
