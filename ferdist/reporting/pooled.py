@@ -122,19 +122,19 @@ def _covered(runs: Sequence[Run], network: Network, plain: Sequence[Evaluation])
     except RunError as error:
         return _Covered(remark=f"The runs' figures under occlusion are not pooled: {error}.")
     intervals = metrics.accuracy_intervals(share, seeds[0].cluster)
-    first = {_cell_of(entry): entry for entry in whole[0][1]}
     evaluations = []
-    for number, cell in enumerate(seeds[0].cells):
+    for entry in whole[0][1]:
+        damage = entry.occlusion
+        assert damage is not None  # `occluded_entries` gives no others
+        number = seeds[0].cells.index(Cell(damage.kind, damage.severity, damage.fill))
         predictions = [grid.predictions(number) for grid in seeds]
         scores = [metrics.quick_score(one) for one in predictions]
         confusion = np.sum([metrics.confusion(one) for one in predictions], axis=0)
-        entry = first[cell]
-        assert entry.occlusion is not None
         evaluations.append(
             replace(
                 entry,
                 fold=None,
-                occlusion=replace(entry.occlusion, checksum=seeds[0].checksums[number]),
+                occlusion=replace(damage, checksum=seeds[0].checksums[number]),
                 samples=most,
                 accuracy=float(share[number].mean()),
                 interval=intervals[number],
@@ -150,11 +150,6 @@ def _covered(runs: Sequence[Run], network: Network, plain: Sequence[Evaluation])
     alike = [one for one in plain if one.conditions == evaluations[0].conditions and one.samples == most]
     summaries = summarise([_as_entry(one) for one in (*alike, *evaluations)])
     return _Covered(tuple(evaluations), tuple(summaries), seeds)
-
-
-def _cell_of(entry: Evaluation) -> Cell | None:
-    damage = entry.occlusion
-    return None if damage is None else Cell(damage.kind, damage.severity, damage.fill)
 
 
 def _as_entry(evaluation: Evaluation) -> dict[str, Any]:
