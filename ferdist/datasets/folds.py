@@ -53,7 +53,7 @@ def assign_folds(dataset: FaceDataset, folds: int, seed: int) -> FaceDataset:
     if folds > largest:
         raise DataError(
             f"{dataset.name}: cannot make {folds} folds where no class has more than {largest} samples; "
-            f"ask for 2 to {largest}, or prepare more samples"
+            "ask for fewer folds or prepare more samples"
         )
 
     def draw(state: int) -> Integers:
