@@ -203,7 +203,7 @@ def evaluate(
         device=device,
     )
     if is_main_rank():
-        print(json.dumps(results) if as_json else as_text(results))
+        print(json.dumps(results) if as_json else as_text(results, split))
 
 
 @app.command()

@@ -81,10 +81,14 @@ def add_evaluations(
     return results
 
 
-def as_text(results: dict[str, Any]) -> str:
-    """The evaluations for people: one a line without occlusion, a table for each benchmark."""
+def as_text(results: dict[str, Any], split: str | None = None) -> str:
+    """The evaluations for people, of one split or all: a line each, a table for each occlusion benchmark."""
+
+    def wanted(entry: dict[str, Any]) -> bool:
+        return split in (None, entry["split"])
+
     lines = [f"{'data':<12}{'split':<12}{'subset':<20}{'unit':<10}{'tta':<10}{'n':>7}  accuracy"]
-    for entry in results["evaluations"]:
+    for entry in filter(wanted, results["evaluations"]):
         if entry["occlusion"] is not None:
             continue
         fold = "" if entry["fold"] is None else f" fold {entry['fold']}"
@@ -97,7 +101,7 @@ def as_text(results: dict[str, Any]) -> str:
         )
     times = results["test_scorings"]
     lines.append(f"test was scored {times} time{'' if times == 1 else 's'}")
-    for summary in results.get("robustness", []):
+    for summary in filter(wanted, results.get("robustness", [])):
         lines += ["", robustness.as_text(summary)]
         for comparison in results.get("comparisons", []):
             if robustness.conditions(comparison) == robustness.conditions(summary):

@@ -13,7 +13,7 @@ from ferdist.evaluation.model import default_checkpoint
 from ferdist.evaluation.pool import join
 from ferdist.models import is_reconstruction
 from ferdist.reporting.networks import Measurement, Network, Pair, compare_pairs
-from ferdist.reporting.published import PUBLISHED
+from ferdist.reporting.published import PUBLISHED, published_accuracy
 from ferdist.reporting.tables import (
     MISSING,
     SUBSETS,
@@ -84,25 +84,20 @@ def pairs_markdown(level: str, pairs: Sequence[Pair], refused: Sequence[str]) ->
 
 
 def published_table(group: DataGroup) -> Table:
-    """One row per network: those of the paper in its order, also where nothing was measured, then others.
-
-    A network that starts from pretrained weights is none of the paper's, whatever its layers.
-    """
-    networks, published = group.networks, PUBLISHED.get(group.data, {})
-    from_scratch = [network for network in networks if not network.config.model.pretrained]
+    """One row per network: those of the paper in its order, also where nothing was measured, then others."""
     rows: list[tuple[str, ...]] = []
-    for model, accuracy in published.items():
-        own = [network for network in from_scratch if network.model == model]
-        rows += [_row(network, accuracy) for network in own]
+    others = {network.name: _row(network, None) for network in group.networks}
+    for model, accuracy in PUBLISHED.get(group.data, {}).items():
+        same = [network for network in group.networks if network.model == model]
+        own = [network for network in same if published_accuracy(group.data, network.config) is not None]
+        for network in own:
+            rows.append(_row(network, accuracy))
+            del others[network.name]
         if not own:
             kind = _yes_no(is_reconstruction(model))
             empty = [MISSING] * 5
             rows.append((model, percent(accuracy, DIGITS), *empty, kind, "missing: not in this report"))
-    rows += [
-        _row(network, None)
-        for network in networks
-        if network.model not in published or network not in from_scratch
-    ]
+    rows += others.values()
     return Table(
         caption=f"{group.data}: published and measured accuracy, in percent",
         head=(

@@ -71,6 +71,16 @@ def test_every_scoring_of_test_is_counted(tmp_path: Path) -> None:
     assert "50.00 % (95 % 10.00-90.00)" in as_text(read_results(path))
 
 
+def test_the_text_of_a_split_leaves_out_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    square = entry(0.4, occlusion={"kind": "square", "severity": 1, "fill": "zero"})
+    add_evaluations(path, [entry(0.8), square, entry(0.6, split="test")], **META)
+    results = read_results(path)
+    assert "80.00 %" in as_text(results) and "60.00 %" in as_text(results) and "|square" in as_text(results)
+    assert "80.00 %" not in as_text(results, "test") and "|square" not in as_text(results, "test")
+    assert "60.00 %" in as_text(results, "test")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", json.dumps({"schema": 2})])
 def test_another_file_is_no_results_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "results.json"

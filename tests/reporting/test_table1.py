@@ -62,13 +62,13 @@ def write_run(
     *,
     splits: Sequence[str] = ("val",),
     scorings: int = 0,
-    pretrained: str = "null",
+    settings: Sequence[str] = (),
 ) -> Config:
     """A finished run as a training leaves it, with what a report reads of it; its config."""
     run = RunFolder(folder)
     fold = "null" if cell.fold is None else str(cell.fold)
     own = [f"data.path={beton.path}", f"run_dir={folder}", f"data.fold={fold}", f"seed={cell.seed}"]
-    own += [f"model.name={model}", f"model.pretrained={pretrained}", "model.width=8"]
+    own += [f"model.name={model}", "model.width=8", *settings]
     config = load_config(ROOT / "configs" / "base.yaml", own)
     folder.mkdir(parents=True)
     run.write_config(config, {"beton_sha256": beton.manifest.sha256})
@@ -190,26 +190,27 @@ def test_networks_of_one_name_are_told_apart_by_their_paths(
     assert names == ["resnet18_cbam", "experiment/synthetic/resnet18", "small/synthetic/resnet18"]
 
 
-def test_nothing_published_stands_beside_pretrained_weights(
+def test_what_is_published_stands_beside_what_the_paper_trains_only(
     beton: Beton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PUBLISHED, "synthetic", PUBLISHED["ckplus"])
+    trained = {
+        "scratch": ("resnet18_cbam", ()),
+        "tuned": ("resnet18_cbam", ["model.pretrained=fer2013"]),
+        "plain": ("resnet18_cbam", ["augment.occlusion.probability=0"]),
+        "none": ("resnet18_cbam", ["augment.enabled=false"]),
+        "other": ("mianet", ["augment.occlusion.probability=0"]),
+    }
     cells, configs = [], {}
-    for name, pretrained in (("scratch", "null"), ("tuned", "fer2013")):
+    for name, (model, settings) in trained.items():
         cell = Cell(None, 0, f"synthetic/{name}")
-        configs[cell.part] = write_run(
-            beton,
-            tmp_path / cell.name,
-            "resnet18_cbam",
-            cell,
-            right_of(beton, 0.9, 0),
-            pretrained=pretrained,
-        )
+        right = right_of(beton, 0.9, 0)
+        configs[cell.part] = write_run(beton, tmp_path / cell.name, model, cell, right, settings=settings)
         cells.append(cell)
     write_experiment(tmp_path, configs, beton, cells)
     text = networks_markdown(group_by_data(load_networks([tmp_path])))
-    assert cells_of(text, "scratch")[1] == "96.12"
-    assert cells_of(text, "tuned")[1] == "–"
+    published = {name: cells_of(text, name)[1] for name in trained}
+    assert published == {"scratch": "96.12", "tuned": "–", "plain": "–", "none": "–", "other": "95.76"}
 
 
 def test_a_network_becomes_one_run_with_mean_curves(kfold: Path, beton: Beton) -> None:
