@@ -176,6 +176,24 @@ def correct_share(seeds: Sequence[GridPredictions]) -> npt.NDArray[np.float64]:
     return np.asarray(np.mean([seed.correct() for seed in seeds], axis=0, dtype=float))
 
 
+def mean_intervals(
+    seeds: Sequence[GridPredictions], groups: Sequence[Sequence[Cell]]
+) -> list[tuple[float, float]]:
+    """95 % bootstrap interval of the mean accuracy over each of several groups of cells.
+
+    Args:
+        seeds: predictions for the same images, over which the accuracies are means too.
+        groups: cells that the predictions have.
+
+    Raises:
+        RunError: if the seeds' cells or images differ.
+    """
+    share = correct_share(seeds)
+    place = {cell: number for number, cell in enumerate(seeds[0].cells)}
+    rows = [share[[place[cell] for cell in cells]].mean(axis=0) for cells in groups]
+    return metrics.accuracy_intervals(np.array(rows), seeds[0].cluster)
+
+
 def area_under_curve(covered: Sequence[float], accuracy: Sequence[float]) -> float:
     """Mean accuracy over the covered fraction from 0 to the largest one, by the trapezoid rule.
 

@@ -16,7 +16,8 @@ from markupsafe import Markup
 
 import ferdist
 from ferdist.errors import RunError
-from ferdist.evaluation.robustness import compare, kind_label
+from ferdist.evaluation.occlusion import Cell
+from ferdist.evaluation.robustness import compare, kind_label, mean_intervals
 from ferdist.reporting import figures, table1, tables
 from ferdist.reporting.album import Album
 from ferdist.reporting.faces import attention_section, gallery_sections, mistakes_section
@@ -38,6 +39,9 @@ from ferdist.reporting.tables import Table, count, percent, place
 
 TRAIN_POINTS: Final = 150
 """Points that a curve of training has at most; more lines of metrics.jsonl are averaged."""
+
+Cells = tuple[Cell, ...]
+Interval = tuple[float, float]
 
 _FIGURE_FILE: Final = re.compile(
     r"(.+-)?(recall|confusion|mistakes|occlusion|gallery|attention|calibration|loss|accuracy|learning-rate)"
@@ -409,7 +413,7 @@ def occlusion_section(runs: Sequence[Run]) -> Section:
     text = f"Accuracy as more of each image is covered, measured on {where}."
     shading = "The shading is the 95 % interval of each point."
     if len(runs) > 1:
-        shading = "A point is the mean over the fills; where there is one fill, its 95 % interval is shaded."
+        shading = "A point is the mean over the fills, the shading its 95 % interval where that is known."
     unknown = "Of no evaluation under occlusion is the covered fraction known: there is no curve."
     summaries = [(run, robustness_of(run, entries[0])) for run, entries in chosen]
     known = [(run.name, summary) for run, summary in summaries if summary is not None]
@@ -418,7 +422,7 @@ def occlusion_section(runs: Sequence[Run]) -> Section:
         "occlusion",
         "Occlusion",
         text=(f"{text} {shading}",) if groups else (),
-        missing=(*(() if groups else (unknown,)), *missing_pairs),
+        missing=(*(() if groups else (unknown,)), *_unlike_cells(chosen), *missing_pairs),
         charts=tuple(
             _occlusion_chart(numbered("occlusion", number, len(groups)), title, lines, chosen)
             for number, (title, lines) in enumerate(groups.items(), start=1)
@@ -446,6 +450,20 @@ def _occlusion_chart(
             baseline=_majority([entries[0] for _, entries in chosen]),
         ),
         tables=(tables.series_table(lines, "Covered", f"Accuracy by covered part: {title}"),),
+    )
+
+
+def _unlike_cells(chosen: Sequence[tuple[Run, Sequence[Evaluation]]]) -> tuple[str, ...]:
+    """A warning where the means of the runs are not over the same cells."""
+    cells = [frozenset(_cells(entries)) for _, entries in chosen]
+    if len(set(cells)) == 1:
+        return ()
+    counts = ", ".join(f"{run.name} {len(own)}" for (run, _), own in zip(chosen, cells, strict=True))
+    common = len(cells[0].intersection(*cells[1:]))
+    return (
+        f"The runs were evaluated under different cells of the benchmark ({counts}, {common} in common): "
+        "means over fills, severities and kinds are not of the same images. A paired difference is over what "
+        "both have.",
     )
 
 
@@ -488,36 +506,59 @@ def _occlusion_groups(
             if damage is not None and damage.covered is not None:
                 curve = curves.setdefault((damage.kind, "" if several else damage.fill), {})
                 curve.setdefault(damage.covered, []).append(entry)
+        curves = {key: points for key, points in curves.items() if len(points) > 1}
+        intervals = _intervals(run, entries, [p for points in curves.values() for p in points.values()])
         for (kind, fill), points in curves.items():
-            if len(points) > 1:
-                title = kind_label(kind) if several else tables.FILLS.get(fill, fill)
-                lines = groups.setdefault(title, [])
-                name, colour = (run.name, number) if several else (kind_label(kind), len(lines))
-                lines.append(_occlusion_line(run, points, name, colour=colour))
+            title = kind_label(kind) if several else tables.FILLS.get(fill, fill)
+            lines = groups.setdefault(title, [])
+            name, colour = (run.name, number) if several else (kind_label(kind), len(lines))
+            lines.append(_occlusion_line(run, points, intervals, name, colour=colour))
     return groups
 
 
-def _occlusion_line(
-    run: Run, covered: Mapping[float, Sequence[Evaluation]], name: str, *, colour: int
-) -> Series:
-    """Accuracy from the uncovered face, where it was scored under the same conditions, on.
+def _intervals(
+    run: Run, entries: Sequence[Evaluation], points: Sequence[Sequence[Evaluation]]
+) -> dict[Cells, Interval | None]:
+    """95 % intervals of the mean accuracy over each point's evaluations, by their cells.
 
-    A mean over several evaluations has no interval: theirs do not say what it is.
+    Args:
+        run: has the predictions, without which a mean over several has no interval.
+        entries: all evaluations under occlusion that the run is shown with.
+        points: evaluations under occlusion, those of a point together.
     """
+    known = {_cells(point): point[0].interval for point in points if len(point) == 1}
+    means = [_cells(point) for point in points if len(point) > 1]
+    grids = grids_of(run, entries) if means else ()
+    return known | (dict(zip(means, mean_intervals(grids, means), strict=True)) if grids else {})
+
+
+def _occlusion_line(
+    run: Run,
+    covered: Mapping[float, Sequence[Evaluation]],
+    intervals: Mapping[Cells, Interval | None],
+    name: str,
+    *,
+    colour: int,
+) -> Series:
+    """Accuracy from the uncovered face, where it was scored under the same conditions, on."""
     conditions = next(iter(covered.values()))[0].conditions
-    clean = [e for e in run.evaluations if e.occlusion is None and e.conditions == conditions]
-    points = sorted({**({0.0: clean[:1]} if clean else {}), **covered}.items())
-    alone = [entries[0].interval if len(entries) == 1 else None for _, entries in points]
-    bounds = [interval or (np.nan, np.nan) for interval in alone]
-    known = [[np.nan if e.accuracy is None else e.accuracy for e in entries] for _, entries in points]
+    clean = [e for e in run.evaluations if e.occlusion is None and e.conditions == conditions][:1]
+    points = [(0.0, clean, entry.interval) for entry in clean]
+    points += [(at, [*entries], intervals.get(_cells(entries))) for at, entries in sorted(covered.items())]
+    known = [[np.nan if e.accuracy is None else e.accuracy for e in entries] for _, entries, _ in points]
+    bounds = [interval or (np.nan, np.nan) for _, _, interval in points]
     return Series(
         label=name,
-        x=np.array([at for at, _ in points], float),
+        x=np.array([at for at, _, _ in points], float),
         y=np.array([np.mean(values) for values in known], float),
         low=np.array([low for low, _ in bounds], float),
         high=np.array([high for _, high in bounds], float),
         colour=colour,
     )
+
+
+def _cells(entries: Sequence[Evaluation]) -> Cells:
+    return tuple(entry.cell for entry in entries if entry.cell is not None)
 
 
 def _majority(evaluations: Sequence[Evaluation]) -> tuple[float, str] | None:

@@ -78,6 +78,12 @@ class Evaluation:
     """Of the data that were scored; "" where it is not recorded."""
 
     @property
+    def cell(self) -> Cell | None:
+        """Of the occlusion benchmark; None where nothing is covered."""
+        damage = self.occlusion
+        return None if damage is None else Cell(damage.kind, damage.severity, damage.fill)
+
+    @property
     def conditions(self) -> tuple[str | int | None, ...]:
         """All that defines the measurement except the occlusion."""
         folds = self.fold, self.inner_fold
@@ -315,9 +321,9 @@ def grids_of(run: Run, covered: Sequence[Evaluation]) -> tuple[GridPredictions, 
             counts = grid.correct().sum(axis=1).tolist()
             hits.update(dict(zip(zip(grid.cells, grid.checksums, strict=True), counts, strict=True)))
         if all(
-            hits.get((Cell(o.kind, o.severity, o.fill), o.checksum)) == entry.confusion.trace()
+            hits.get((entry.cell, entry.occlusion.checksum)) == entry.confusion.trace()
             for entry in covered
-            if (o := entry.occlusion) is not None
+            if entry.cell is not None and entry.occlusion is not None
         ):
             return grids
     return ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def write_run(
     epochs: int = 8,
     test: bool = False,
     occlusion: bool = False,
+    fills: Sequence[str] = ("zero",),
     fold: int | None = None,
     manifest: bool = False,
     model: str = "resnet18_cbam",
@@ -109,6 +111,7 @@ def write_run(
         epochs: in metrics.jsonl.
         test: whether test was scored too.
         occlusion: whether val was scored under squares and circles, with their predictions.
+        fills: of the squares and circles; each is harder than the one before.
         fold: held-out fold, or None for splits.
         manifest: whether the beton's manifest is there.
         model: its name.
@@ -135,23 +138,24 @@ def write_run(
         )
         evaluations.append({"split": split, **conditions, "occlusion": None, **measure(label, probabilities)})
     cells, grid = [], []
-    for kind in ("square", "circle") if occlusion else ():
-        for severity, covered in enumerate((0.028, 0.111, 0.25, 0.444, 0.5625), start=1):
-            weaker = skill * (1 - (1.1 if kind == "square" else 0.95) * covered)
-            label, probabilities = draw_predictions(samples, weaker, seed)
-            entry = {
-                "kind": kind,
-                "severity": severity,
-                "fill": "zero",
-                "covered": covered,
-                "seen": "seen" if covered < 0.3 else "unseen size",
-                "checksum": f"{severity}" * 64,
-            }
-            evaluations.append(
-                {"split": "val", **conditions, "occlusion": entry, **measure(label, probabilities)}
-            )
-            cells.append(Cell(kind, severity, "zero"))
-            grid.append(probabilities)
+    areas = enumerate((0.028, 0.111, 0.25, 0.444, 0.5625), start=1)
+    grades = product(("square", "circle"), areas, enumerate(fills)) if occlusion else ()
+    for kind, (severity, covered), (number, fill) in grades:
+        weaker = skill * (1 - (1.1 if kind == "square" else 0.95) * covered - 0.1 * number)
+        label, probabilities = draw_predictions(samples, weaker, seed)
+        entry = {
+            "kind": kind,
+            "severity": severity,
+            "fill": fill,
+            "covered": covered,
+            "seen": "seen" if covered < 0.3 else "unseen size",
+            "checksum": f"{severity}" * 64,
+        }
+        evaluations.append(
+            {"split": "val", **conditions, "occlusion": entry, **measure(label, probabilities)}
+        )
+        cells.append(Cell(kind, severity, fill))
+        grid.append(probabilities)
     if occlusion:
         GridPredictions(
             np.arange(samples),

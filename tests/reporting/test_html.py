@@ -13,6 +13,7 @@ from ferdist.errors import RunError
 from ferdist.reporting import write_report
 
 MakeRun = Callable[..., Path]
+SKILLS = (("cbam", 2.6), ("plain", 2.0))
 VOID = {"meta", "link", "img", "br", "hr", "input", "col"}
 
 
@@ -47,6 +48,13 @@ class Page(HTMLParser):
 
     def find(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.elements if name == tag]
+
+
+def table_rows(page: Page, caption: str) -> list[list[str]]:
+    """The cells of a table's rows below its head."""
+    table = page.source.split(f"<caption>{caption}")[1].split("</table>")[0]
+    rows = table.split("<tbody>")[1].split("</tr>")
+    return [cells for row in rows if (cells := re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row))]
 
 
 def figure_names(out: Path) -> set[str]:
@@ -96,8 +104,7 @@ def test_a_full_report(make_run: MakeRun, tmp_path: Path) -> None:
     assert not [attributes for attributes in page.find("ul") if attributes.get("class") == "remarks"]
     for text, n in (("Recall and precision", 7), ("Counts: true class", 7), ("Accuracy by covered part", 12)):
         assert text in page.text
-        table = page.source.split(f"<caption>{text}")[1].split("</table>")[0]
-        assert table.count("<tr>") == n + 1
+        assert len(table_rows(page, text)) == n
 
 
 def test_the_page_loads_nothing(make_run: MakeRun, tmp_path: Path) -> None:
@@ -205,18 +212,47 @@ def test_runs_on_the_same_samples_are_compared_in_pairs(make_run: MakeRun, tmp_p
     write_report(runs, tmp_path / "report")
     page = Page(tmp_path / "report" / "report.html")
     assert "Accuracy by kind of occlusion (means over the fills), in percent" in page.text
-    table = page.source.split("<caption>Accuracy under occlusion minus that of cbam, in points")[1]
-    cells = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", table.split("</table>")[0])
+    first = table_rows(page, "Accuracy under occlusion minus that of cbam, in points")[0]
     own, other = (
         [e["accuracy"] for e in json.loads((run / "results.json").read_text())["evaluations"]] for run in runs
     )
-    assert cells[5:8] == ["plain", "square", f"{100 * (np.mean(other[1:6]) - np.mean(own[1:6])):+.1f}"]
-    low, high = (float(bound) for bound in cells[8].split(" to "))
-    assert low < float(cells[7]) < high < 0
+    assert first[:3] == ["plain", "square", f"{100 * (np.mean(other[1:6]) - np.mean(own[1:6])):+.1f}"]
+    low, high = (float(bound) for bound in first[3].split(" to "))
+    assert low < float(first[2]) < high < 0
     (runs[1] / "predictions" / "occlusion" / "val.npz").unlink()
     write_report(runs, tmp_path / "report")
     page = Page(tmp_path / "report" / "report.html")
     assert "plain: without both runs' predictions/occlusion/ there is no paired difference." in page.text
+
+
+def test_a_mean_over_fills_has_its_interval(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run(name, occlusion=True, fills=("zero", "mean"), skill=skill) for name, skill in SKILLS]
+    write_report(runs, tmp_path / "report")
+    rows = table_rows(Page(tmp_path / "report" / "report.html"), "Accuracy by covered part: square")
+    assert [row[1] for row in rows] == 2 * ["0.0", "2.8", "11.1", "25.0", "44.4", "56.2"]
+    with np.load(runs[0] / "predictions" / "occlusion" / "val.npz") as stored:
+        chosen = (stored["kind"] == "square") & (stored["severity"] == 3)
+        share = (stored["probabilities"][chosen].argmax(axis=2) == stored["label"]).mean(axis=0)
+    assert chosen.sum() == 2
+    half = 196 * share.std() / np.sqrt(len(share))
+    low, high = (float(bound) for bound in rows[3][3].split("–"))
+    assert float(rows[3][2]) == pytest.approx(100 * share.mean(), abs=0.05)
+    assert (low, high) == pytest.approx((100 * share.mean() - half, 100 * share.mean() + half), abs=0.4)
+    (runs[1] / "predictions" / "occlusion" / "val.npz").unlink()
+    write_report(runs, tmp_path / "report")
+    rows = table_rows(Page(tmp_path / "report" / "report.html"), "Accuracy by covered part: square")
+    assert {row[3] for row in rows[7:]} == {"–"}, "a mean without predictions has no interval"
+    assert {row[3] for row in rows[1:6]} != {"–"}
+
+
+def test_different_cells_are_said(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run("a", occlusion=True, fills=("zero", "mean")), make_run("b", occlusion=True)]
+    write_report(runs, tmp_path / "report")
+    text = Page(tmp_path / "report" / "report.html").text
+    said = "under different cells of the benchmark (a 20, b 10, 10 in common): means over fills"
+    assert said in text
+    write_report([make_run("c", occlusion=True), runs[1]], tmp_path / "report")
+    assert "different cells" not in Page(tmp_path / "report" / "report.html").text
 
 
 def test_data_that_the_run_was_not_trained_on_are_named(make_run: MakeRun, tmp_path: Path) -> None:
@@ -265,9 +301,8 @@ def test_curves_take_the_conditions_that_were_occluded(make_run: MakeRun, tmp_pa
     page = Page(tmp_path / "report" / "report.html")
     assert "measured on val of fer2013 (700 images, one view)" in page.text
     val = json.loads((run / "results.json").read_text())["evaluations"][0]
-    table = page.source.split("<caption>Accuracy by covered part")[1].split("</table>")[0]
-    cells = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", table)
-    assert cells[4:7] == ["square", "0.0", f"{100 * val['accuracy']:.1f}"]
+    rows = table_rows(page, "Accuracy by covered part")
+    assert rows[0][:3] == ["square", "0.0", f"{100 * val['accuracy']:.1f}"]
 
 
 def test_a_new_report_replaces_the_old_one_and_nothing_else(make_run: MakeRun, tmp_path: Path) -> None:
