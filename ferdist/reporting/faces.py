@@ -220,7 +220,7 @@ def gallery_sections(runs: Sequence[Run], album: Album) -> list[Section]:
 
 def _gallery(entries: Sequence[Evaluation], faces: Faces) -> Iterator[Chart]:
     """One face under the kinds that have severities, another under those that have none."""
-    scored = [Cell(o.kind, o.severity, o.fill) for entry in entries if (o := entry.occlusion) is not None]
+    scored = [o.cell for entry in entries if (o := entry.occlusion) is not None]
     cells = [cell for cell in grid() if cell in scored]  # cells of other versions cannot be made here
     samples = choose_faces(faces.labels.scorable(faces.indices), faces.labels.label, rounds=1)[0]
     for sample, graded in ((samples[-1], True), (samples[0], False)):

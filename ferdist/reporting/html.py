@@ -558,7 +558,7 @@ def _occlusion_line(
 
 
 def _cells(entries: Sequence[Evaluation]) -> Cells:
-    return tuple(entry.cell for entry in entries if entry.cell is not None)
+    return tuple(o.cell for entry in entries if (o := entry.occlusion) is not None)
 
 
 def _majority(evaluations: Sequence[Evaluation]) -> tuple[float, str] | None:

@@ -46,6 +46,11 @@ class Occlusion:
     seen: str = ""
     checksum: str = ""
 
+    @property
+    def cell(self) -> Cell:
+        """Of the benchmark."""
+        return Cell(self.kind, self.severity, self.fill)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -76,12 +81,6 @@ class Evaluation:
     """Over how many seeds the rates are means; the confusion matrix counts each sample once for each."""
     beton_sha256: str = ""
     """Of the data that were scored; "" where it is not recorded."""
-
-    @property
-    def cell(self) -> Cell | None:
-        """Of the occlusion benchmark; None where nothing is covered."""
-        damage = self.occlusion
-        return None if damage is None else Cell(damage.kind, damage.severity, damage.fill)
 
     @property
     def conditions(self) -> tuple[str | int | None, ...]:
@@ -321,9 +320,9 @@ def grids_of(run: Run, covered: Sequence[Evaluation]) -> tuple[GridPredictions, 
             counts = grid.correct().sum(axis=1).tolist()
             hits.update(dict(zip(zip(grid.cells, grid.checksums, strict=True), counts, strict=True)))
         if all(
-            hits.get((entry.cell, entry.occlusion.checksum)) == entry.confusion.trace()
+            hits.get((o.cell, o.checksum)) == entry.confusion.trace()
             for entry in covered
-            if entry.cell is not None and entry.occlusion is not None
+            if (o := entry.occlusion) is not None
         ):
             return grids
     return ()

@@ -12,7 +12,6 @@ from ferdist.errors import RunError
 from ferdist.evaluation import metrics
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.model import default_checkpoint
-from ferdist.evaluation.occlusion import Cell
 from ferdist.evaluation.pool import join
 from ferdist.evaluation.robustness import GridPredictions, correct_share, pool, summarise
 from ferdist.reporting.load import Evaluation, Run, grids_of, load_run, occluded_entries
@@ -126,7 +125,7 @@ def _covered(runs: Sequence[Run], network: Network, plain: Sequence[Evaluation])
     for entry in whole[0][1]:
         damage = entry.occlusion
         assert damage is not None  # `occluded_entries` gives no others
-        number = seeds[0].cells.index(Cell(damage.kind, damage.severity, damage.fill))
+        number = seeds[0].cells.index(damage.cell)
         predictions = [grid.predictions(number) for grid in seeds]
         scores = [metrics.quick_score(one) for one in predictions]
         confusion = np.sum([metrics.confusion(one) for one in predictions], axis=0)
