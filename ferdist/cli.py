@@ -32,6 +32,9 @@ app.add_typer(prepare, name="prepare")
 Out = Annotated[Path, typer.Option(help="Folder for the beton.", metavar="DIR")]
 Source = Annotated[Path, typer.Option(help="Raw file, folder or zip.", metavar="PATH")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Let the model import the module of its own that it names.")
+]
 
 
 class SyntheticFormat(StrEnum):
@@ -179,6 +182,7 @@ def evaluate(
         str | None, typer.Option(help="best, last or a path; by default what the run selects.")
     ] = None,
     device: Device = "auto",
+    trust_code: TrustCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Score each sample of a split exactly once; writes results.json and the predictions."""
@@ -201,6 +205,7 @@ def evaluate(
         tta=tta,
         checkpoint=checkpoint,
         device=device,
+        trust_code=trust_code,
     )
     if is_main_rank():
         print(json.dumps(results) if as_json else as_text(results, split))
@@ -216,6 +221,7 @@ def predict(
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Faces in a batch.")] = 64,
     device: Device = "auto",
+    trust_code: TrustCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, an entry for each face.")] = False,
 ) -> None:
     """Find the faces in pictures and say what each expresses (not what anybody feels)."""
@@ -224,7 +230,7 @@ def predict(
     from ferdist.use.predict import predict_pictures, to_json
     from ferdist.use.table import print_results
 
-    trained = load_trained(model, None, choose_device(device, 0))
+    trained = load_trained(model, None, choose_device(device, 0), trust_code=trust_code)
     results = []
     for result in predict_pictures(
         trained, pictures, whole_image=whole_image, batch_size=batch_size, out=out
@@ -246,11 +252,12 @@ def predict(
 def export(
     model: Annotated[str, typer.Argument(help="A run folder, a .safetensors file or shipped weights.")],
     out: Annotated[Path, typer.Option(help="FILE.onnx or FILE.safetensors.", metavar="FILE")],
+    trust_code: TrustCode = False,
 ) -> None:
     """Write a model as ONNX with its preprocessing, or as half-precision weights, and check it."""
     from ferdist.use.export import export
 
-    print(export(model, out))
+    print(export(model, out, trust_code=trust_code))
 
 
 @app.command()

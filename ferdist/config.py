@@ -199,6 +199,7 @@ def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, dict[str, Any]
     parsed = []
     for override in overrides:
         key, equals, _ = override.partition("=")
+        _refuse_interpolation(override, override)
         if not equals or not key:
             raise ConfigError(f"{override!r} is no override: write key=value, such as train.epochs=10")
         try:
@@ -210,7 +211,19 @@ def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, dict[str, Any]
     return parsed  # type: ignore[return-value]
 
 
+def _refuse_interpolation(value: Any, origin: str) -> None:
+    """Refuse OmegaConf's ``${...}``: it could copy a secret from the environment into a shared file."""
+    if isinstance(value, str) and "${" in value:
+        raise ConfigError(f"{origin}: '${{...}}' is not allowed in a config: write the value itself")
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple):
+        for item in value:
+            _refuse_interpolation(item, origin)
+
+
 def _merge(config: DictConfig, values: dict[str, Any], origin: str) -> DictConfig:
+    _refuse_interpolation(values, origin)
     known = flatten(dataclasses.asdict(Config()))
     sections = {key.rpartition(".")[0] for key in known} - {""}
     for key, value in flatten(values).items():

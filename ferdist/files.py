@@ -13,6 +13,9 @@ from typing import Any
 
 from ferdist.errors import RunError
 
+LOCK = ".lock"
+"""File in a folder that has one owner; whoever holds its lock owns the folder."""
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -61,7 +64,7 @@ def locked(folder: Path, what: str, *, busy: str, instead: str) -> Iterator[None
     """Make a folder and hold it against other processes; the lock goes with the process, however it dies.
 
     Args:
-        folder: its file ``.lock`` is the lock.
+        folder: its file ``LOCK`` is the lock.
         what: the folder is, for people.
         busy: what to say where another process has it.
         instead: what to do where the file system cannot lock.
@@ -71,7 +74,7 @@ def locked(folder: Path, what: str, *, busy: str, instead: str) -> Iterator[None
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
+        lock = (folder / LOCK).open("a")
     except OSError as error:
         raise RunError(f"{folder}: the {what} cannot be written: {error.strerror}") from None
     with lock:

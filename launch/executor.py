@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,22 @@ class Options:
     qos: str | None = None
     constraint: str | None = None
     sbatch: Mapping[str, str | bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("partition", "account", "qos", "constraint"):
+            refuse_control_characters(f"--{name}", getattr(self, name))
+        for key, value in self.sbatch.items():
+            refuse_control_characters(f"--sbatch {key}", value)
+
+
+def refuse_control_characters(option: str, value: object) -> None:
+    """Refuse a value that would end its line in an sbatch script, so that the rest of it ran as a command.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in str(value)):
+        raise ConfigError(f"{option} is {str(value)!r}: remove the line break or control character")
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:

@@ -32,6 +32,7 @@ from launch.executor import (
     last_state,
     live_jobs,
     positive,
+    refuse_control_characters,
     sbatch_text,
     submit,
 )
@@ -115,6 +116,7 @@ class Experiment:
 
     def __init__(self, folder: Path, parts: Mapping[str, Part], cells: Sequence[Cell]) -> None:
         self.folder, self.asked = folder.absolute(), frozenset(cells)
+        refuse_control_characters("--out", self.folder)
         self._jobs: dict[str, list[dict[str, Any]]] = {}
         self.parts = dict(parts)
         known: list[Cell] = []
@@ -252,8 +254,10 @@ def claim(folder: Path) -> Iterator[None]:
     """Take an experiment's folder for one launcher.
 
     Raises:
+        ConfigError: if its path cannot stand in an sbatch script.
         RunError: if another launcher has it.
     """
+    refuse_control_characters("--out", folder.absolute())
     busy = "another launcher is at work on this experiment: wait for it, or choose --out"
     with locked(folder, "experiment's folder", busy=busy, instead="choose --out"):
         yield

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ferdist.datasets.record import SPLITS, FaceDataset, Images, Integers
+from ferdist.datasets.record import NAME, NAME_RULE, SPLITS, FaceDataset, Images, Integers
 from ferdist.errors import DataError
 
 SCHEMA: Final = 1
@@ -367,8 +367,8 @@ def _plain_faults(content: dict[str, Any]) -> Iterator[str]:
         size = content["image"].get(key)
         if not _is_count(size) or size == 0:
             yield f"'image.{key}' must be a whole number above 0, not {size!r}"
-    if not isinstance(content["name"], str):
-        yield f"'name' must be text, not {content['name']!r}"
+    if not isinstance(content["name"], str) or not NAME.fullmatch(content["name"]):
+        yield f"'name' is {content['name']!r:.80}, which cannot name a file: {NAME_RULE}"
     if not _is_texts(content["classes"]) or not content["classes"]:
         yield f"'classes' must be a list of names, not {content['classes']!r}"
 

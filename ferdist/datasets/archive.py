@@ -23,6 +23,10 @@ from ferdist.datasets.record import Images
 from ferdist.errors import DataError
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+IMAGE_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
+"""Pillow's names of the formats that are decoded, whatever a file's name says: each further decoder can be
+attacked too, and that of EPS starts Ghostscript.
+"""
 
 MAX_MEMBER_BYTES: Final = 2**30
 """Largest unpacked member of a zip: above any image and fer2013.csv, below what fills a memory."""
@@ -218,10 +222,10 @@ def open_image(archive: Archive, name: str) -> Image.Image:
     """
     data = archive.read(name)
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         image.load()
     except UnidentifiedImageError as error:
-        reason = "of no known format" if data else "empty file"
+        reason = f"not one of {', '.join(IMAGE_FORMATS)}" if data else "empty file"
         raise DataError(
             f"{archive.path}: {name}: not a readable image ({reason}); replace or remove it"
         ) from error

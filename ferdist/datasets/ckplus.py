@@ -48,6 +48,9 @@ EMOTION_CODES: Final = ("neutral", "angry", "contempt", "disgust", "fear", "happ
 PEAK_FRAMES: Final = 3
 """Last frames of a sequence, which show its expression (as in CK+48)."""
 
+MAX_H5_BYTES: Final = 2**29
+"""Most pixels that an h5 file may declare: over 200 times CK+'s, and below what fills a memory."""
+
 _FRAME: Final = re.compile(r"(S\d+)_(\d+)_(\d+)")
 _HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 
@@ -219,22 +222,24 @@ def _read_h5(path: Path, subjects_from: Path | None) -> FaceDataset:
 
 
 def _h5_arrays(path: Path, file: h5py.File) -> tuple[Images, Integers]:
-    """Images (N, S, S) and labels (N,)."""
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    for key in ("data_pixel", "data_label"):
-        if key not in file:
-            raise DataError(f"{path}: no array {key} in it; give CK_data.h5 with data_pixel and data_label")
-        arrays[key] = file[key][()]
-    images, labels = arrays["data_pixel"], arrays["data_label"]
-    if images.dtype != np.uint8 or images.ndim != 3 or len(images) == 0:
+    """Images (N, S, S) and labels (N,); nothing is read before kind, type and size are known to be right."""
+    pixels, numbers = _plain_array(path, file, "data_pixel"), _plain_array(path, file, "data_label")
+    if pixels.dtype != np.uint8 or len(pixels.shape) != 3 or len(pixels) == 0:
         raise DataError(
-            f"{path}: data_pixel must be uint8 (N, height, width), not {images.dtype} {images.shape}; "
+            f"{path}: data_pixel must be uint8 (N, height, width), not {pixels.dtype} {pixels.shape}; "
             "download it again"
         )
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iuf":
+    if pixels.size > MAX_H5_BYTES:
         raise DataError(
-            f"{path}: {len(images)} images but labels {labels.dtype} {labels.shape}; download it again"
+            f"{path}: data_pixel {pixels.shape} would take {pixels.size / 2**20:,.0f} MiB, more than the "
+            f"{MAX_H5_BYTES // 2**20} MiB that are read; give CK_data.h5"
         )
+    if numbers.shape != (len(pixels),) or numbers.dtype.kind not in "iuf":
+        raise DataError(
+            f"{path}: {len(pixels)} images but labels {numbers.dtype} {numbers.shape}; download it again"
+        )
+    images: Images = pixels[()]
+    labels: npt.NDArray[Any] = numbers[()]
     wrong = np.flatnonzero((labels < 0) | (labels >= len(H5_CLASSES)) | (labels != labels.astype(np.int64)))
     if len(wrong):
         raise DataError(
@@ -242,6 +247,22 @@ def _h5_arrays(path: Path, file: h5py.File) -> tuple[Images, Integers]:
             "download it again"
         )
     return images, labels.astype(np.int64)
+
+
+def _plain_array(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
+    """A data set whose bytes lie in this very file.
+
+    A link or a virtual data set reads other files, or itself without end, which crashes the HDF5 library.
+    """
+    import h5py
+
+    link = file.get(key, getlink=True)
+    if link is None:
+        raise DataError(f"{path}: no array {key} in it; give CK_data.h5 with data_pixel and data_label")
+    array = file[key] if isinstance(link, h5py.HardLink) else None
+    if not isinstance(array, h5py.Dataset) or array.shape is None or array.is_virtual or array.external:
+        raise DataError(f"{path}: {key} is not a plain array in the file itself; give CK_data.h5")
+    return array
 
 
 def _match_h5(path: Path, images: Images, labels: Integers, archive: Archive) -> tuple[Images, list[_Frame]]:

@@ -21,13 +21,11 @@ from ferdist.datasets.archive import (
     progress,
     sources_of,
 )
-from ferdist.datasets.record import FaceDataset, Images, Integers, no_values
+from ferdist.datasets.record import NAME, NAME_RULE, FaceDataset, Images, Integers, no_values
 from ferdist.errors import DataError
 
 SPLIT_FOLDERS: Final = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 """Names, in any case, of split folders and their split codes."""
-
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class _Member(NamedTuple):
@@ -58,8 +56,8 @@ def read_folders(source: Path, name: str, size: int = 48, subject_regex: str | N
     Raises:
         DataError: names the file or folder, what is wrong and what to do.
     """
-    if not _NAME.fullmatch(name):
-        raise DataError(f"name {name!r}: it becomes a file name; use letters, digits, '_', '.' and '-' only")
+    if not NAME.fullmatch(name):
+        raise DataError(f"name {name!r}: it becomes a file name; {NAME_RULE}")
     if not 2 <= size <= 1024:
         raise DataError(f"{name}: size {size} is not from 2 to 1024 pixels; choose such a size")
     archive = open_archive(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -16,6 +17,10 @@ Integers = npt.NDArray[np.int64]
 
 SPLITS: Final = ("train", "val", "test")
 """Names of the split codes 0, 1 and 2; -1 stands for "no split" (data with folds only)."""
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+"""What a data set may be called: its files, evaluations and figures bear the name."""
+NAME_RULE: Final = "use letters, digits, '_', '.' and '-' only, with a letter or digit first"
 
 FER2013_CLASSES: Final = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 CKPLUS7_CLASSES: Final = ("angry", "disgust", "fear", "happy", "sad", "surprise", "contempt")

@@ -59,6 +59,7 @@ def evaluate(
     tta: str = "none",
     checkpoint: str | None = None,
     device: str = "auto",
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a run and write its results.json; under torchrun the ranks share the samples.
 
@@ -71,6 +72,7 @@ def evaluate(
         tta: one of ``none``, ``flip``, ``ten-crop``.
         checkpoint: ``best``, ``last`` or a path; by default what the run's config selects.
         device: ``auto``, ``cpu`` or ``cuda``.
+        trust_code: whether a module that the model's card names may be imported, which runs its code.
 
     Returns:
         The content of results.json, the new evaluations last.
@@ -88,7 +90,7 @@ def evaluate(
     if plan.lists and split != "test":
         raise ConfigError("the published lists name images of test: give --split test")
     with join_world(device) as world:
-        trained = load_trained(model, checkpoint, world.device)
+        trained = load_trained(model, checkpoint, world.device, trust_code=trust_code)
         if data is None and trained.weights is not None:
             raise ConfigError(f"{model}: exported weights come without data: give --data FILE.beton")
         beton = open_beton(data or Path(trained.card.config.data.path), checksum=True)

@@ -88,23 +88,27 @@ def default_checkpoint(config: Config) -> str:
     return "best" if config.data.fold is None else "last"
 
 
-def load_trained(model: str, which: str | None, device: torch.device) -> TrainedModel:
+def load_trained(
+    model: str, which: str | None, device: torch.device, *, trust_code: bool = False
+) -> TrainedModel:
     """Load a run's weights (their moving average), or exported ones.
 
     Args:
         model: a run folder, a .safetensors file of `ferdist export` or the name of shipped weights.
         which: of a run: ``best``, ``last``, the path of a checkpoint, or None for the run's own choice.
         device: where the network goes.
+        trust_code: whether a module that the model's card names may be imported, which runs its code.
 
     Raises:
-        ConfigError: if ``which`` is given for exported weights, which are of one checkpoint.
+        ConfigError: if ``which`` is given for exported weights, which are of one checkpoint, or the card
+            names a module that was not imported before and ``trust_code`` is not given.
         RunError: if there is no such model or checkpoint, or the checkpoint is another run's.
     """
     exported = weights.find(model)
     if exported is not None:
         if which is not None:
             raise ConfigError(f"--checkpoint is {which}, but {exported} holds one only: leave it out")
-        return _load_exported(exported, device)
+        return _load_exported(exported, device, trust_code)
     folder = RunFolder(Path(model))
     if not folder.path.exists():
         raise RunError(
@@ -126,7 +130,7 @@ def load_trained(model: str, which: str | None, device: torch.device) -> Trained
         state = checkpoint.load(path)
     try:
         card = ModelCard.from_dict(state["card"], path)
-        network = build_model(card.config.model, card.task)
+        network = build_model(card.config.model, card.task, trust_code=trust_code)
         network.load_state_dict(state["ema"])
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
@@ -137,7 +141,7 @@ def load_trained(model: str, which: str | None, device: torch.device) -> Trained
     return TrainedModel(_ready(network, device), card, which, int(state["step"]))
 
 
-def _load_exported(path: Path, device: torch.device) -> TrainedModel:
+def _load_exported(path: Path, device: torch.device, trust_code: bool) -> TrainedModel:
     tensors, facts = weights.read(path)
     if "config" not in facts:
         raise RunError(
@@ -146,7 +150,7 @@ def _load_exported(path: Path, device: torch.device) -> TrainedModel:
         )
     try:
         card = ModelCard.from_dict(facts, path)
-        network = build_model(card.config.model, card.task)
+        network = build_model(card.config.model, card.task, trust_code=trust_code)
         network.load_state_dict(tensors)
         return TrainedModel(_ready(network, device), card, facts["checkpoint"], facts["step"], path)
     except (KeyError, TypeError, RuntimeError) as error:

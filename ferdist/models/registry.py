@@ -55,23 +55,30 @@ def model_names() -> list[str]:
 
 
 def is_reconstruction(name: str) -> bool:
-    """Whether a network follows a description instead of published layers.
+    """Whether a network follows a description instead of published layers; imports no user's module.
 
     Raises:
-        ConfigError: if there is no network of that name.
+        ConfigError: if there is no network of that name, or its module was not imported.
     """
-    return _find(name).reconstruction
+    return _find(name, trust_code=False).reconstruction
 
 
-def build_model(config: ModelConfig, task: Task) -> nn.Module:
+def build_model(config: ModelConfig, task: Task, *, trust_code: bool = True) -> nn.Module:
     """Build the network that ``config`` names, with fresh weights.
 
+    Args:
+        config: names the network.
+        task: image shape and class count.
+        trust_code: whether a user's module that ``config`` names may be imported, which runs its code. Pass
+            False for a config that was read from a model file or a run folder.
+
     Raises:
-        ConfigError: if there is no network of that name, it does not take the task's images, or it is a
-            user's or timm's and does not give logits for them.
+        ConfigError: if there is no network of that name, its module must not be imported, the network does
+            not take the task's images, or it is a user's or timm's and does not give logits for them.
     """
+    network = _find(config.name, trust_code=trust_code)
     _check_size(config.name, task)
-    model = _find(config.name).build(config, task)
+    model = network.build(config, task)
     if ":" in config.name:
         external.check(model, config.name, task)
     return model
@@ -101,13 +108,18 @@ def _check_size(name: str, task: Task) -> None:
         )
 
 
-def _find(name: str) -> _Network:
+def _find(name: str, *, trust_code: bool = True) -> _Network:
     source, colon, own = name.partition(":")
     if source == external.TIMM and colon:
         return _Network(lambda config, task: external.timm_model(own, config, task), False, 1)
     if colon and not (source and own):
         raise ConfigError(f"model.name is {name!r}: write it as MODULE:NAME")
     if colon and name not in _NETWORKS:
+        if not trust_code:
+            raise ConfigError(
+                f"model.name is {name!r}, which a file asks for and which would run code of the module "
+                f"{source!r}: give --trust-code if you trust that file and that module"
+            )
         external.import_module(source, name)
     if name in _NETWORKS:
         return _NETWORKS[name]

@@ -94,7 +94,7 @@ class Network:
         task = Task(image["channels"], image["height"], image["width"], len(classes))
         try:
             with torch.device("meta"):
-                return parameter_count(build_model(self.config.model, task))
+                return parameter_count(build_model(self.config.model, task, trust_code=False))
         except ConfigError:
             return None
 

@@ -17,7 +17,7 @@ import yaml
 
 from ferdist.config import RECORD_KEY, Config, differences, load_config, to_dict
 from ferdist.errors import RunError
-from ferdist.files import locked, write_json, write_text
+from ferdist.files import LOCK, locked, write_json, write_text
 
 PROGRESS_KEYS: Final = ("step", "total_steps", "epoch", "world_size")
 """Of status.json: how far the run is."""
@@ -63,6 +63,11 @@ class RunFolder:
     def results(self) -> Path:
         """All evaluations."""
         return self.path / "results.json"
+
+    def contents(self) -> tuple[Path, ...]:
+        """All that a training and its evaluations may write into the folder."""
+        own = (self.config, self.status, self.metrics, self.tensorboard, self.checkpoints)
+        return (*own, self.predictions, self.results, self.path / LOCK, self.path / "profile")
 
     def set_status(self, state: str, reason: str | None = None, **details: Any) -> None:
         """Write status.json: a state of ``running``, ``finished``, ``preempted`` or ``failed``, and why."""

@@ -33,12 +33,13 @@ PROBES: Final = 16
 """Number of drawn faces, and of random images, that are compared."""
 
 
-def export(model: str, out: Path) -> str:
+def export(model: str, out: Path, *, trust_code: bool = False) -> str:
     """Write a model into one file, by the ending of its name; the file appears only once it has been checked.
 
     Args:
         model: a run folder, a .safetensors file or the name of shipped weights.
         out: ``*.onnx`` or ``*.safetensors``.
+        trust_code: whether a module that the model's card names may be imported, which runs its code.
 
     Returns:
         One line about what was written.
@@ -49,7 +50,7 @@ def export(model: str, out: Path) -> str:
     """
     if out.suffix not in (".onnx", weights.SUFFIX):
         raise ConfigError(f"--out is {out}: its name must end in .onnx or {weights.SUFFIX}")
-    trained = load_trained(model, None, torch.device("cpu"))
+    trained = load_trained(model, None, torch.device("cpu"), trust_code=trust_code)
     facts = facts_of(trained, model)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ferdist.datasets.archive import FolderArchive, is_image
+from ferdist.datasets.archive import IMAGE_FORMATS, FolderArchive, is_image
 from ferdist.datasets.folders import to_rgb
 from ferdist.errors import DataError
 
@@ -83,7 +83,7 @@ def read_picture(path: Path) -> Picture:
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
-            image: Image.Image = Image.open(file)
+            image: Image.Image = Image.open(file, formats=IMAGE_FORMATS)
             size = image.size
             drafted = image.draft(None, (LONGEST, LONGEST))  # a JPEG is decoded at 1/2, 1/4 or 1/8
             image.load()
@@ -96,7 +96,7 @@ def read_picture(path: Path) -> Picture:
             if orientation >= 5:
                 size = size[::-1]
     except UnidentifiedImageError:
-        reason = "of no known format" if path.stat().st_size else "empty file"
+        reason = f"not one of {', '.join(IMAGE_FORMATS)}" if path.stat().st_size else "empty file"
         raise DataError(f"{path}: not a readable image ({reason})") from None
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None

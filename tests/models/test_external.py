@@ -137,12 +137,12 @@ def test_a_run_with_a_users_network_trains_and_is_loaded_again(
     config = tiny("model.name=my_networks:linear", "train.epochs=1")
     run(config)
     _forget(name)
-    trained = load_trained(config.run_dir, None, torch.device("cpu"))
+    trained = load_trained(config.run_dir, None, torch.device("cpu"), trust_code=True)
     assert trained.network(torch.zeros(1, 1, 48, 48)).shape == (1, 7)
     _forget(name)
     monkeypatch.chdir("/")
     with pytest.raises(ConfigError, match=r"there is no module 'my_networks': .* \(this is /\)"):
-        load_trained(config.run_dir, None, torch.device("cpu"))
+        load_trained(config.run_dir, None, torch.device("cpu"), trust_code=True)
 
 
 def _forget(module: str) -> None:
