@@ -1,23 +1,34 @@
-# `make demo` runs the main job on data that it makes itself; `make test` runs the tests; `make test-slurm` runs
-# those that need a SLURM, on one that it starts for them (as root).
+# `make demo` runs the main job on data that it makes itself. `make test` runs the quick tests, `make test-all` also
+# those with many processes, faults, compilers and a browser, and `make test-slurm` those that need a SLURM, which
+# they start (as root).
 # All set up .venv first; a second run finds it as it should be and goes on at once. `make wheelhouse` gathers what a
 # host without internet needs.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.ready
 export MPLBACKEND := Agg
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest
 
-.PHONY: demo test test-slurm wheelhouse lint types clean
+.PHONY: demo test test-slow test-all test-slurm wheelhouse lint types clean
 
 demo: $(STAMP)
 	$(VENV)/bin/ferdist demo
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --ignore=tests/slurm -n 2 --dist loadfile --cov --cov-report=term --cov-report=xml:.coverage.xml $(ARGS)
+	@echo "The quick tests: about 4 minutes on two idle cores."
+	$(PYTEST) --ignore=tests/slurm -n 2 -m 'not slow' --cov --cov-report=term --cov-report=xml:.coverage.xml $(ARGS)
+
+test-slow: $(STAMP)
+	scripts/browser-packages
+	@echo "Tests of many processes, faults, compilers and a browser: about 10 minutes on two idle cores."
+	$(PYTEST) --ignore=tests/slurm -n 2 --dist loadgroup -m slow $(ARGS)
+
+test-all: test test-slow
 
 test-slurm: $(STAMP)
 	scripts/slurm-packages
-	OMP_NUM_THREADS=1 $(VENV)/bin/python slurm/onehost.py run -- $(VENV)/bin/pytest tests/slurm $(ARGS)
+	@echo "Tests on two real SLURMs of this host: about 10 minutes on two idle cores."
+	$(PYTEST) tests/slurm -n 2 $(ARGS)
 
 wheelhouse:
 	PYTHON=$(PYTHON) scripts/wheelhouse $(ARGS)

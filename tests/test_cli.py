@@ -237,6 +237,7 @@ def test_data_that_the_model_does_not_fit_are_refused(
     assert "classes are" in line
 
 
+@pytest.mark.slow
 def test_the_module_and_the_script_are_the_same_command() -> None:
     for module in ("ferdist", "ferdist.cli"):
         done = start(module, "evaluate", "no-such-run")

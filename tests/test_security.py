@@ -258,35 +258,43 @@ def write_group(path: Path) -> None:
         file["data_label"] = h5py.Empty("i8")
 
 
-@pytest.mark.parametrize(
-    ("write", "reason"),
-    [
-        (write_virtual_to_itself, "data_pixel is not a plain array in the file itself"),
-        (write_external, "data_pixel is not a plain array in the file itself"),
-        (write_links, "data_pixel is not a plain array in the file itself"),
-        (write_group, "data_pixel is not a plain array in the file itself"),
-        (write_huge, "data_pixel (5000000, 48, 48) would take 10,986 MiB"),
-    ],
-)
-def test_an_h5_file_crashes_nothing(tmp_path: Path, write: Callable[[Path], None], reason: str) -> None:
-    """In a process of its own, which the attack would end."""
-    source = tmp_path / "CK_data.h5"
-    write(source)
-    arguments = ["prepare", "ckplus", "--source", str(source), "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done
-    assert reason in done.stderr
-    assert not (tmp_path / "out").exists()
-
+PLAIN = "data_pixel is not a plain array in the file itself"
+H5_ATTACKS = {
+    "virtual": (write_virtual_to_itself, PLAIN),
+    "external": (write_external, PLAIN),
+    "links": (write_links, PLAIN),
+    "group": (write_group, PLAIN),
+    "huge": (write_huge, "data_pixel (5000000, 48, 48) would take 10,986 MiB"),
+}
 
 LIMITED = """
-import sys
+import os, sys
+from resource import RLIMIT_DATA, RUSAGE_SELF, getrusage, setrlimit
 from ferdist.cli import main
 import ferdist.datasets.prepare
-from resource import RLIMIT_DATA, setrlimit, getrusage, RUSAGE_SELF
-setrlimit(RLIMIT_DATA, (getrusage(RUSAGE_SELF).ru_maxrss * 1024 + (4 << 30),) * 2)
-sys.exit(main(sys.argv[1:]))
+most = getrusage(RUSAGE_SELF).ru_maxrss * 1024 + (4 << 30)
+for source in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        setrlimit(RLIMIT_DATA, (most, most))
+        sys.exit(main(["prepare", "ckplus", "--source", source, "--out", source + ".out"]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-"""The command with 4 GiB for what it does after its imports."""
+"""`ferdist prepare ckplus` of each source, in a process with 4 GiB for what it does after its imports."""
+
+
+def test_an_h5_file_crashes_nothing(tmp_path: Path) -> None:
+    """In processes of their own, which the attacks would end."""
+    sources = []
+    for name, (write, _) in H5_ATTACKS.items():
+        sources.append(tmp_path / f"{name}.h5")
+        write(sources[-1])
+    program = [sys.executable, "-c", LIMITED, *map(str, sources)]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stdout.split() == ["1"] * len(sources), done
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(sources), lines
+    for line, source, (_, reason) in zip(lines, sources, H5_ATTACKS.values(), strict=True):
+        assert line.startswith(f"ferdist: {source}: ")
+        assert reason in line
+        assert not Path(f"{source}.out").exists()

@@ -38,7 +38,9 @@ assert not faces.empty()
 """
 
 
-@pytest.mark.slow
+pytestmark = pytest.mark.slow
+
+
 def test_ffcv_and_opencv_carry_their_libraries(tmp_path: Path) -> None:
     wheels, site = tmp_path / "wheels", tmp_path / "site"
     wheels.mkdir()

@@ -26,9 +26,12 @@ def rows_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[st
     return rows
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)  # memory starts nine processes, which import torch and compile FFCV each
-@pytest.mark.parametrize("stage", STAGES)
+QUICK = ("convert", "load", "augment", "evaluate")
+
+
+@pytest.mark.parametrize(
+    "stage", [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES]
+)
 def test_every_stage_runs(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_of(capsys, stage)
     assert rows

@@ -458,6 +458,7 @@ def test_waiting_is_measured_per_call(loader: BetonLoader) -> None:
     assert loader.wait_seconds < first  # which had the compilation in it
 
 
+@pytest.mark.slow
 def test_numbers_of_threads_stay_as_they_are(beton: Beton) -> None:
     """In a process of its own: importing ferdist.beton sets them too, if nobody takes care."""
     script = f"""
@@ -640,6 +641,7 @@ def test_batches_on_a_gpu(faces: Make, write: Write) -> None:
     assert torch.cat([batch.index for _, batch in kept]).cpu().tolist() == order.tolist()
 
 
+@pytest.mark.slow
 def test_the_whole_way_at_the_size_of_fer2013(tmp_path: Path) -> None:
     """The size of FER2013, with random pixels: the whole way stays quick."""
     generator = np.random.default_rng(0)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,14 @@ import yaml
 
 from ferdist.config import Config, load_config, to_dict
 from ferdist.runtime import checkpoint
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
+from tests.forking import Forked, ranks
+from tests.resting import REST, SECONDS
 
 SMALL = (
+    "model.name=tests.resting:net",
     "model.stem=imagenet",
+    "model.width=8",
     "data.batch_size=16",
     "train.epochs=3",
     "train.precision=fp32",
@@ -37,11 +42,6 @@ SMALL = (
 """Overrides for runs of 140 drawn faces: 3 epochs of 6 steps, each with a checkpoint."""
 
 STEPS, STEPS_PER_EPOCH = 18, 6
-CLEAR_END = 60.0
-"""Seconds within which a process must end after a fault."""
-PATIENCE = 600.0
-"""Seconds to wait for a moment or an end that will come: compilation on a busy machine takes minutes."""
-
 ENDS: list[str] = []
 """A line for each fault: what was left, the exit code and the seconds to it; shown after the tests."""
 
@@ -65,10 +65,14 @@ class Training:
 
     Args:
         config: of the run; it is handed over as a file.
-        processes: of torchrun; 0 for one process without it.
-        options: of torchrun.
+        processes: ranks; 0 for one process that is not told of others.
+        torchrun: options of torchrun, which then starts the ranks.
         command: what runs a training: ``ferdist.train``, or ``ferdist train``.
-        wrapper: what starts Python.
+        rest: whether the network rests (see ``tests.resting``), so that the training can be met amid it.
+        wrapper: what starts a Python of its own.
+
+    Attributes:
+        processes: what was started: torchrun, or each rank.
     """
 
     def __init__(
@@ -76,32 +80,51 @@ class Training:
         config: Config,
         processes: int = 0,
         *,
-        options: Sequence[str] = (),
+        torchrun: Sequence[str] | None = None,
         command: Sequence[str] = ("ferdist.train",),
+        rest: bool = True,
         wrapper: Sequence[str] = (),
     ) -> None:
         self.folder = Path(config.run_dir)
         file = self.folder.with_suffix(".yaml")
         file.write_text(yaml.safe_dump(to_dict(config)))
         self._log = self.folder.with_suffix(f".{time.monotonic_ns()}.log")
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *options]
-        launcher = [*torchrun, "-m"] if processes else []
-        with self._log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*wrapper, sys.executable, "-m", *launcher, *command, str(file)],
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                start_new_session=True,
-            )
+        environment = {REST: SECONDS if rest else "0"}
+        self.processes: list[Forked] | list[subprocess.Popen[bytes]]
+        if torchrun is None and not wrapper:
+            self.processes = [
+                Forked([*command, str(file)], environment={**environment, **variables}, stderr=self._log)
+                for variables in (ranks(processes) if processes else [{}])
+            ]
+        else:
+            launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+            launcher = [] if torchrun is None else [*launcher, *torchrun, "-m"]
+            with self._log.open("w") as log:
+                started = subprocess.Popen(
+                    [*wrapper, sys.executable, "-m", *launcher, *command, str(file)],
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                    cwd=ROOT,
+                    env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+                    start_new_session=True,
+                )
+            self.processes = [started]
         self.fault_now()
+
+    @property
+    def pid(self) -> int:
+        """Of torchrun, or of rank 0."""
+        return self.processes[0].pid
+
+    def runs(self) -> bool:
+        """Whether none of its processes has ended."""
+        return all(process.poll() is None for process in self.processes)
 
     def wait_until(self, condition: Callable[[], object], poll: float = 0.005) -> None:
         """Wait for a condition while the training runs."""
         start = time.monotonic()
         while not condition():
-            assert self.process.poll() is None, f"ended too early: {self._log.read_text()}"
+            assert self.runs() or condition(), f"ended too early: {self._log.read_text()}"
             assert time.monotonic() - start < PATIENCE, f"never came about: {self._log.read_text()}"
             time.sleep(poll)
 
@@ -109,13 +132,21 @@ class Training:
         """Wait for the checkpoint of a step."""
         self.wait_until(lambda: newest_step(self.folder) >= step)
 
-    def wait_for_write(self) -> None:
-        """Wait for a checkpoint that is being written."""
-        self.wait_until(lambda: any((self.folder / "checkpoints").glob(".step-*.pt.*.tmp")), poll=0.001)
+    def stop_at_write(self) -> None:
+        """Wait for a checkpoint that is being written, and hold the process there (SIGSTOP)."""
+        while not self._is_writing():
+            os.kill(self.pid, signal.SIGCONT)
+            self.wait_until(self._is_writing, poll=0.0005)
+            os.kill(self.pid, signal.SIGSTOP)  # the write may have ended meanwhile
+
+    def _is_writing(self) -> bool:
+        return any((self.folder / "checkpoints").glob(".step-*.pt.*.tmp"))
 
     def rank(self, rank: int) -> int:
-        """The process id of a rank under torchrun."""
-        for pid in _children(self.process.pid):
+        """The process id of a rank."""
+        if len(self.processes) > 1:
+            return self.processes[rank].pid
+        for pid in _children(self.pid):
             if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
                 return pid
         raise AssertionError(f"torchrun has no rank {rank}")
@@ -125,22 +156,24 @@ class Training:
         self._fault_at = time.monotonic()
 
     def signal(self, number: signal.Signals, pid: int | None = None) -> None:
-        """Send a signal, by default to the process that was started."""
+        """Send a signal, by default to torchrun or rank 0."""
         self.fault_now()
-        os.kill(pid or self.process.pid, number)
+        os.kill(pid or self.pid, number)
 
     def kill(self) -> None:
         """SIGKILL to all processes of the training, and wait until they are gone."""
         self.fault_now()
-        pids = [self.process.pid, *_children(self.process.pid)]
+        pids = [pid for process in self.processes for pid in (process.pid, *_children(process.pid))]
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        self.process.wait()
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
         wait_until_gone(pids)
 
-    def end(self, fault: str | None = None, within: float = CLEAR_END, ranks: Sequence[int] = ()) -> End:
+    def end(self, fault: str | None = None, ranks: Sequence[int] = ()) -> End:
         """Wait for the end, also of ranks that torchrun has left alone, and note how long it took."""
-        code = self.process.wait(within)
+        code = next(filter(None, [process.wait(PATIENCE) for process in self.processes]), 0)
         wait_until_gone(ranks)
         seconds = time.monotonic() - self._fault_at
         if fault:
@@ -156,13 +189,13 @@ class Training:
 
     def close(self) -> None:
         """End what still runs."""
-        if self.process.poll() is None:
+        if any(process.poll() is None for process in self.processes):
             self.kill()
 
 
 def wait_until_gone(pids: Sequence[int]) -> None:
     """Wait for the end of processes that need not be our children."""
-    limit = time.monotonic() + CLEAR_END
+    limit = time.monotonic() + PATIENCE
     while any(_alive(pid) for pid in pids):
         assert time.monotonic() < limit, f"still running: {pids}"
         time.sleep(0.005)
@@ -170,9 +203,9 @@ def wait_until_gone(pids: Sequence[int]) -> None:
 
 def finish(config: Config, processes: int = 0) -> End:
     """Train to the end."""
-    training = Training(config, processes)
+    training = Training(config, processes, rest=False)
     try:
-        end = training.end(within=PATIENCE)
+        end = training.end()
     finally:
         training.close()
     assert end.code == 0, end.errors

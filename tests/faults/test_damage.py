@@ -102,7 +102,7 @@ def test_a_disk_that_takes_no_more(small: Small, start: Start, whole: Path) -> N
     training = start(config)
     training.wait_for_step(2)
     training.fault_now()
-    resource.prlimit(training.process.pid, resource.RLIMIT_FSIZE, (64 << 20, 64 << 20))
+    resource.prlimit(training.pid, resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
     end = training.end("no checkpoint can be written: file size limit")
     refused_to_write(end.code, end.errors, folder)
     finish(config)
@@ -111,11 +111,11 @@ def test_a_disk_that_takes_no_more(small: Small, start: Start, whole: Path) -> N
 
 @pytest.fixture
 def small_disk(place: Path) -> Iterator[Path]:
-    """A file system of 600 MB."""
+    """A file system of 12 MB: room for a few checkpoints of 2 MB."""
     disk = place / "disk"
     disk.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", str(disk)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], capture_output=True, check=False
     )
     if done.returncode:
         pytest.skip(f"cannot mount a small file system: {done.stderr.decode().strip()}")

@@ -34,7 +34,7 @@ def test_killed_with_a_checkpoint_at_each_step(small: Small, start: Start, whole
     training = start(config)
     before = newest_step(folder)
     training.wait_until(lambda: newest_step(folder) > before)
-    training.wait_for_write()
+    training.stop_at_write()
     training.kill()
     training.end("SIGKILL while a checkpoint is written")
     assert len(list((folder / "checkpoints").glob(".step-*.tmp"))) == 1
@@ -68,7 +68,7 @@ def test_two_processes_killed(small: Small, start: Start, whole_of_two: Path) ->
     """torchrun and its workers at once; then one worker, which torchrun starts again by itself."""
     config, draw = small(), random.Random(1)
     folder = Path(config.run_dir)
-    training = start(config, 2)
+    training = start(config, 2, torchrun=[])
     training.wait_for_step(draw.randrange(2, 6))
     time.sleep(draw.random())
     training.kill()
@@ -84,7 +84,7 @@ def test_two_processes_killed(small: Small, start: Start, whole_of_two: Path) ->
     assert status["reason"]
     assert "ferdist: unexpected" in end.errors
 
-    training = start(config, 2, options=["--max-restarts", "2"])
+    training = start(config, 2, torchrun=["--max-restarts", "2"])
     training.wait_for_step(newest_step(folder) + 1)
     # A rank that stops with 75 is one more that failed to torchrun, which starts all of them again.
     for number, rank in ((signal.SIGKILL, 1), (signal.SIGTERM, 0)):

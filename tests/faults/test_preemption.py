@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,6 @@ from tests.faults.processes import (
     STEPS_PER_EPOCH,
     Training,
     finish,
-    metrics_of,
     newest_step,
     status_of,
     unequal,
@@ -49,17 +49,19 @@ def test_one_process_is_stopped_at_any_moment(small: Small, start: Start, whole:
 
     training = begin()
     training.wait_for_step(1)
-    training.wait_for_write()
+    training.stop_at_write()
     training.signal(signal.SIGTERM)
+    training.signal(signal.SIGCONT)
     ends_preempted(training, "SIGTERM while a checkpoint is written", os.EX_TEMPFAIL)
 
-    training = begin()
-    training.wait_for_step(STEPS_PER_EPOCH)
-    time.sleep(0.1)
-    training.signal(signal.SIGTERM)
-    assert not any("val/loss" in line for line in metrics_of(folder)), "it was to be during the validation"
-    step = ends_preempted(training, "SIGTERM during the validation", os.EX_TEMPFAIL)
-    assert step == STEPS_PER_EPOCH + 1
+    step = 0
+    while step != STEPS_PER_EPOCH + 1:  # on a busy machine the signal may come too late
+        shutil.rmtree(folder)
+        training = begin()
+        training.wait_for_step(STEPS_PER_EPOCH)
+        time.sleep(0.1)
+        training.signal(signal.SIGTERM)
+        step = ends_preempted(training, "SIGTERM during the validation", os.EX_TEMPFAIL)
 
     training = begin()
     training.wait_for_step(step + 1)
@@ -77,12 +79,12 @@ def test_two_processes_are_stopped_by_a_signal_to_one(small: Small, start: Start
     config = small()
     folder = Path(config.run_dir)
     for number, rank in ((signal.SIGTERM, 1), (signal.SIGUSR2, 0), (signal.SIGTERM, None)):
-        training = start(config, 2)
+        training = start(config, 2, torchrun=[])
         training.wait_for_step(newest_step(folder) + 1)
         training.signal(number, None if rank is None else training.rank(rank))
         whom = "torchrun" if rank is None else f"rank {rank} of 2"
         ends_preempted(training, f"{number.name} to {whom}", 1)
-    training = start(config, 2)
+    training = start(config, 2, torchrun=[])
     training.wait_for_step(newest_step(folder) + 1)
     ranks = [training.rank(0), training.rank(1)]
     training.signal(signal.SIGKILL)

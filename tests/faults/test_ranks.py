@@ -25,7 +25,7 @@ def test_a_second_run_in_the_folder_is_refused_and_a_dead_one_is_not_waited_for(
     folder = Path(config.run_dir)
     first = start(config)
     first.wait_for_step(1)
-    alone, together = start(config), start(config, 2)
+    alone, together = start(config), start(config, 2, torchrun=[])
     refusal = f"{folder}: another process is training in this run folder"
     end = alone.end("a second run in the same folder, with its start-up")
     assert (end.code, end.errors.count(refusal)) == (1, 1)
@@ -34,8 +34,8 @@ def test_a_second_run_in_the_folder_is_refused_and_a_dead_one_is_not_waited_for(
     assert f"ferdist: {refusal}" in end.errors
     assert f"ferdist[rank 1]: {folder}: rank 0 cannot take the run folder" in end.errors
     status = status_of(folder)
-    assert (status["state"], status["pid"]) == ("running", first.process.pid)
-    assert first.process.poll() is None, "the first goes on"
+    assert (status["state"], status["pid"]) == ("running", first.pid)
+    assert first.runs(), "the first goes on"
     first.kill()
     with (folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from ferdist.datasets import prepare
 from tests.conftest import ROOT, start
 from tests.faults.processes import SMALL
+from tests.resting import REST, SECONDS
 
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -43,11 +45,12 @@ def kfold(two_folds: Path, place: Path) -> Launch:
 
 
 def begin(*arguments: str) -> subprocess.Popen[str]:
-    """Start ``python -m ARGUMENTS`` and leave it running."""
+    """Start ``python -m ARGUMENTS`` and leave it running; its trainings rest (see ``tests.resting``)."""
     return subprocess.Popen(
         [sys.executable, "-m", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        env={**os.environ, REST: SECONDS},
     )

@@ -18,11 +18,9 @@ from ferdist.runtime.folder import RunFolder
 from launch import experiment
 from launch import kfold as launcher
 from launch.experiment import Experiment, claim
-from tests.conftest import ROOT
+from tests.conftest import ROOT, start
 from tests.faults.processes import small_config, status_of
 from tests.launch.conftest import Launch, command
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def content(file: Path) -> dict[str, Any]:
@@ -43,6 +41,7 @@ def pooled_accuracy(beton_path: Path, folder: Path) -> float:
     return float(right.mean())
 
 
+@pytest.mark.slow
 def test_a_fold_that_fails_is_named_and_retried_alone(kfold: Launch, two_folds: Path, place: Path) -> None:
     folder = place / "experiment"
     other = RunFolder(folder / "fold-01-seed-0")
@@ -207,10 +206,9 @@ def test_a_broken_experiment_file_is_told(two_folds: Path, place: Path) -> None:
         Experiment(place / "x", {"": Part(small_config(two_folds, place), "0" * 64)}, [])
 
 
+@pytest.mark.slow
 def test_a_debugged_fold_runs_in_the_launcher(two_folds: Path, place: Path) -> None:
     """In a process of its own here: a training changes settings of the whole process."""
-    from tests.conftest import start
-
     options = ("--cluster", "debug", "train.epochs=1")
     done = start(*command("train", two_folds, place / "x", *options, "data.fold=0"))
     assert done.returncode == 0, done.stderr

@@ -21,8 +21,6 @@ from tests.conftest import start
 from tests.faults.processes import SMALL, status_of
 from tests.launch.grids import write_grid
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
 LOCAL = ("--cluster", "local", "--cpu", "1", "--cpus", "1")
 NAMES = ("fer2013/resnet18/seed-0", "ckplus/resnet18/fold-00-seed-0", "ckplus/resnet18/fold-01-seed-0")
 
@@ -38,9 +36,10 @@ def grid(configs: Path, out: Path, *arguments: str) -> list[str]:
     return ["launch.table1", *places, *LOCAL, *arguments]
 
 
+@pytest.mark.slow
 def test_a_grid_is_estimated_run_once_and_reported(configs: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid"
-    dry = start(*grid(configs, out, "--dry-run"), seconds=600)
+    dry = start(*grid(configs, out, "--dry-run"))
     assert dry.returncode == 0, dry.stderr
     assert not out.exists()
     rows = {line.split()[0]: line.split() for line in dry.stdout.splitlines() if line.strip()}
@@ -48,7 +47,7 @@ def test_a_grid_is_estimated_run_once_and_reported(configs: Path, tmp_path: Path
     assert rows["fer2013/resnet18"][-2:] == ["measured", "here"]
     assert "with 1 at a time" in dry.stdout
 
-    done = start(*grid(configs, out), seconds=900)
+    done = start(*grid(configs, out))
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{out}/table1.md\n"
     jobs = json.loads((out / "experiment.json").read_text())["jobs"]

@@ -12,6 +12,8 @@ from ferdist.reporting import write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install '.[test]'")
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 

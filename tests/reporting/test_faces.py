@@ -151,6 +151,7 @@ def copy_of(folder: Path, place: Path) -> Path:
     return shutil.copytree(folder, place / "copy")
 
 
+@pytest.mark.slow
 def test_other_data_than_the_runs_are_not_shown(evaluated_run: Path, tmp_path: Path) -> None:
     damaged = copy_of(evaluated_run, tmp_path)
     config = (damaged / "config.yaml").read_text()
@@ -182,6 +183,7 @@ def test_a_missing_checkpoint_leaves_attention_out(evaluated_run: Path, tmp_path
     assert "There is no attention to show here: " in Page(tmp_path / "report" / "report.html").text
 
 
+@pytest.mark.slow
 def test_runs_of_one_data_set_share_a_gallery(evaluated_run: Path, tmp_path: Path) -> None:
     runs = [evaluated_run, copy_of(evaluated_run, tmp_path)]
     write_report(runs, tmp_path / "report")
@@ -259,6 +261,7 @@ def test_confusions_are_ordered_by_their_number(report: Path, evaluated_run: Pat
     assert len(counts) == min(10, np.count_nonzero(confusion))
 
 
+@pytest.mark.slow
 def test_the_picture_is_that_of_the_same_machine_every_time(evaluated_run: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     for name in ("one", "two"):

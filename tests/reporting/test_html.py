@@ -207,6 +207,7 @@ def test_several_runs_are_compared(make_run: MakeRun, tmp_path: Path) -> None:
     assert (tmp_path / "report" / "table1.md").read_text().count("\n| ") == 5
 
 
+@pytest.mark.slow
 def test_runs_on_the_same_samples_are_compared_in_pairs(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run("cbam", occlusion=True), make_run("plain", skill=2.0, occlusion=True)]
     write_report(runs, tmp_path / "report")
@@ -225,6 +226,7 @@ def test_runs_on_the_same_samples_are_compared_in_pairs(make_run: MakeRun, tmp_p
     assert "plain: without both runs' predictions/occlusion/ there is no paired difference." in page.text
 
 
+@pytest.mark.slow
 def test_a_mean_over_fills_has_its_interval(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(name, occlusion=True, fills=("zero", "mean"), skill=skill) for name, skill in SKILLS]
     write_report(runs, tmp_path / "report")
@@ -245,6 +247,7 @@ def test_a_mean_over_fills_has_its_interval(make_run: MakeRun, tmp_path: Path) -
     assert {row[3] for row in rows[1:6]} != {"–"}
 
 
+@pytest.mark.slow
 def test_different_cells_are_said(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run("a", occlusion=True, fills=("zero", "mean")), make_run("b", occlusion=True)]
     write_report(runs, tmp_path / "report")
@@ -317,6 +320,7 @@ def test_a_new_report_replaces_the_old_one_and_nothing_else(make_run: MakeRun, t
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(occlusion=True)
     for name in ("one", "two"):

@@ -178,6 +178,7 @@ def test_published_networks_without_a_figure_are_shown_as_missing(
     assert cells_of(text, "resnet18")[1] == "–", "the paper lacks it"
 
 
+@pytest.mark.slow
 def test_networks_of_one_name_are_told_apart_by_their_paths(
     kfold: Path, beton: Beton, tmp_path: Path
 ) -> None:
@@ -252,6 +253,7 @@ def cover(beton: Beton, run: RunFolder, cell: Cell, right: np.ndarray) -> None:
     run.results.write_text(json.dumps(results))
 
 
+@pytest.mark.slow
 def test_the_benchmark_is_pooled_over_folds_and_seeds(beton: Beton, tmp_path: Path) -> None:
     """Where each fold has images of its own, and so checksums of its own."""
     masked = {"resnet18_cbam": (0.6, 0.5), "resnet18": (0.4, 0.4)}
@@ -293,6 +295,7 @@ def test_the_benchmark_is_pooled_over_folds_and_seeds(beton: Beton, tmp_path: Pa
     assert "19 of 20 runs have predictions under occlusion: they are not pooled." in page
 
 
+@pytest.mark.slow
 def test_the_report_of_an_experiment(kfold: Path, tmp_path: Path) -> None:
     page = write_report([kfold], tmp_path / "report").read_text()
     assert "Table 1: synthetic" in page

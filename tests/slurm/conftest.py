@@ -1,10 +1,10 @@
-"""What the tests on a real SLURM share: `make test-slurm` starts one and runs them against it."""
+"""What the tests on a real SLURM share: each process of pytest starts one of its own."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,26 +12,44 @@ import pytest
 
 from ferdist.config import Config
 from ferdist.datasets import prepare
+from tests.conftest import ROOT
 from tests.faults.processes import finish, small_config
+from tests.resting import REST, SECONDS
+from tests.slurm import onehost
 from tests.slurm.jobs import ask
 
-EPOCHS = 6
+EPOCHS = 4
 OVERRIDES = (
     f"train.epochs={EPOCHS}",
     "train.log_every=1",
-    "train.evaluate_every=3",
+    "train.evaluate_every=2",
     "train.checkpoint_seconds=100000",  # none but what a signal asks for
 )
 """Beside `SMALL`: a run of 140 faces that takes some seconds and of which each step leaves a line."""
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cluster() -> Path:
-    """The folder of the SLURM that `slurm/onehost.py run` has started for these tests."""
-    conf = os.environ.get("SLURM_CONF")
-    if not conf or subprocess.run(["sinfo"], capture_output=True, check=False).returncode:
-        pytest.fail("no SLURM answers: run these tests with `make test-slurm`", pytrace=False)
-    return Path(conf).parent
+def cluster() -> Iterator[Path]:
+    """The folder of a real SLURM of two nodes on this host, which the variables of this process lead to."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.slurm.onehost", "hold"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,  # what interrupts the tests is not to interrupt its stop
+    ) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        folder = holder.stdout.readline().strip()
+        if not folder:
+            pytest.fail("no SLURM could be started here, see above", pytrace=False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_CONF", f"{folder}/slurm.conf")
+            patch.setenv("PATH", onehost.PATH)
+            patch.setenv(REST, SECONDS)  # the jobs inherit it
+            yield Path(folder)
+        holder.stdin.close()
 
 
 @pytest.fixture(autouse=True)

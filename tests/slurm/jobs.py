@@ -14,10 +14,7 @@ from typing import Final
 import yaml
 
 from ferdist.config import Config, to_dict
-from tests.conftest import ROOT
-
-PATIENCE: Final = 240.0
-"""Seconds to wait for what will come: on two cores four processes take a while to start."""
+from tests.conftest import PATIENCE, ROOT
 
 ENDS: Final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 """States after which a job does not come back."""
@@ -25,7 +22,7 @@ ENDS: Final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_
 
 def ask(*command: str) -> str:
     """What a command of SLURM prints."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
     return done.stdout.strip()
 
@@ -56,9 +53,9 @@ class Job:
         """Its log so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else "(no log)"
 
-    def wait_until(self, condition: Callable[[], object], within: float = PATIENCE) -> None:
+    def wait_until(self, condition: Callable[[], object]) -> None:
         """Wait for something that comes before the job's end."""
-        limit = time.monotonic() + within
+        limit = time.monotonic() + PATIENCE
         while not condition():
             turns = self.turns()
             assert not (turns and turns[-1] in ENDS and not condition()), f"{turns}: {self.output()}"
@@ -69,9 +66,9 @@ class Job:
         """Wait until turn number ``count`` has been recorded: the one before it was ended."""
         self.wait_until(lambda: len(self.turns()) >= count)
 
-    def end(self, within: float = PATIENCE) -> list[str]:
+    def end(self) -> list[str]:
         """Wait for the end; the states of its turns."""
-        limit = time.monotonic() + within
+        limit = time.monotonic() + PATIENCE
         while not (turns := self.turns()) or turns[-1] not in ENDS:
             assert time.monotonic() < limit, f"still {turns}: {self.output()}"
             time.sleep(0.2)
@@ -140,7 +137,7 @@ def sbatch(script: Path, *arguments: str, folder: Path, options: Sequence[str] =
         ["sbatch", "--parsable", f"--output={log}", *options, str(script), *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         cwd=ROOT,
         env={**os.environ, "FERDIST_VENV": sys.prefix, "OMP_NUM_THREADS": "1"},
         check=False,

@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from submitit.core.utils import JobPaths
 
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 from tests.faults.processes import SMALL
+from tests.forking import Forked
 from tests.slurm.conftest import OVERRIDES
-from tests.slurm.jobs import PATIENCE, Job
+from tests.slurm.jobs import Job
 
 
-@dataclass
+@dataclass(frozen=True)
 class Launched:
     """A launcher that has ended: its exit code and what it printed."""
 
     code: int
     out: str
     errors: str
+
+
+class Running:
+    """A launcher that runs in a process of its own.
+
+    Args:
+        arguments: a module and its arguments.
+        files: its output goes to ``FILES.out`` and ``FILES.err``.
+    """
+
+    def __init__(self, arguments: Sequence[str], files: Path) -> None:
+        self._out, self._errors = files.with_suffix(".out"), files.with_suffix(".err")
+        self._process = Forked(arguments, stdout=self._out, stderr=self._errors)
+
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def end(self) -> Launched:
+        """Wait for its end."""
+        try:
+            code = self._process.wait(PATIENCE)
+        finally:
+            if self.runs():
+                self._process.kill()
+        return Launched(code, self._out.read_text(), self._errors.read_text())
 
 
 class Launcher:
@@ -38,6 +65,9 @@ class Launcher:
         beton: the data.
         folder: of the experiment.
         arguments: that every call takes: options and overrides.
+
+    Attributes:
+        arguments: what every call gives to ``python -m``.
     """
 
     def __init__(self, name: str, beton: Path, folder: Path, *arguments: str) -> None:
@@ -45,22 +75,17 @@ class Launcher:
         config = str(ROOT / "configs" / "base.yaml")
         cluster = ("--cluster", "slurm", "--cpus", "1", "--mem-gb", "1")
         own = (*SMALL, *OVERRIDES, f"data.path={beton}", *arguments)
-        self._command = [sys.executable, "-m", f"launch.{name}", config, "--out", str(folder), *cluster, *own]
+        self.arguments = [f"launch.{name}", config, "--out", str(folder), *cluster, *own]
+        self._calls = itertools.count()
 
-    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+    def begin(self, *arguments: str) -> Running:
         """Start it and leave it running."""
-        return subprocess.Popen(
-            [*self._command, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        files = self.folder.with_name(f"{self.folder.name}-launcher-{next(self._calls)}")
+        return Running([*self.arguments, *arguments], files)
 
     def __call__(self, *arguments: str) -> Launched:
         """Start it and wait for its end."""
-        return ended(self.begin(*arguments))
+        return self.begin(*arguments).end()
 
     def content(self, name: str) -> dict[str, Any]:
         """A JSON file of the experiment."""
@@ -84,19 +109,11 @@ class Launcher:
         return next(str(c["reason"]) for c in self.content("summary.json")["cells"] if c["name"] == run)
 
 
-def ended(launcher: subprocess.Popen[str]) -> Launched:
-    """Wait for a launcher's end."""
-    try:
-        out, errors = launcher.communicate(timeout=3 * PATIENCE)
-    finally:
-        launcher.kill()
-    return Launched(launcher.returncode, out, errors)
-
-
-def wait_for(condition: Callable[[], object], within: float = PATIENCE) -> None:
-    """Wait for something that comes."""
-    limit = time.monotonic() + within
+def wait_for(condition: Callable[[], object], launcher: Running | None = None) -> None:
+    """Wait for something that comes, before the launcher's end if there is one."""
+    limit = time.monotonic() + PATIENCE
     while not condition():
+        assert launcher is None or launcher.runs() or condition(), launcher.end()
         assert time.monotonic() < limit, "never came about"
         time.sleep(0.05)
 

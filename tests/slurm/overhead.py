@@ -1,13 +1,14 @@
 """How long a launcher takes for its jobs, and a job to its first step: `python -m tests.slurm.overhead`.
 
-Needs a SLURM: `python slurm/onehost.py run -- python -m tests.slurm.overhead`. The arrays of the first part
-are held back and cancelled; the job of the second trains.
+Needs a SLURM: `python -m tests.slurm.onehost run -- python -m tests.slurm.overhead`. The arrays of the first
+part are held back and cancelled; the job of the second trains.
 """
 
 from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from ferdist.evaluation.pool import shared_config
 from ferdist.runtime.experiment import Cell, Part
 from launch.executor import Options
 from launch.experiment import Experiment
+from tests.conftest import ROOT
 from tests.faults.processes import small_config
 from tests.slurm.launchers import Launcher, has_begun, wait_for
 
@@ -55,7 +57,7 @@ def first_step(faces: Path, folder: Path) -> tuple[float, float]:
     """Seconds from a user's command to the first line of metrics, and to the launcher's end."""
     train = Launcher("train", faces, folder, "--cpu", "1")
     begun = time.monotonic()
-    train()
+    subprocess.run([sys.executable, "-m", *train.arguments], cwd=ROOT, check=True)  # with its imports
     launcher = time.monotonic() - begun
     wait_for(lambda: has_begun(folder / "seed-0"))
     whole = time.monotonic() - begun

@@ -13,16 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 from tests.faults.processes import finish, newest_step, small_config, status_of, unequal
 from tests.slurm.conftest import OVERRIDES
 from tests.slurm.jobs import ask, sbatch
-from tests.slurm.launchers import Launcher, ended, has_begun, kill_ranks, wait_for
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+from tests.slurm.launchers import Launcher, has_begun, kill_ranks, wait_for
 
 Unbroken = Callable[[int], Path]
-DEATH_SECONDS = 60.0
 
 
 @pytest.fixture
@@ -40,13 +37,13 @@ def run(train: Launcher) -> Path:
 def comes_back(train: Launcher, run: Path, stop: Callable[[], object], *arguments: str) -> list[str]:
     """Stop a job amid its training: it must come back by itself and go on from a checkpoint; its turns."""
     launcher = train.begin("--wait", *arguments)
-    wait_for(lambda: has_begun(run))
+    wait_for(lambda: has_begun(run), launcher)
     stop()
-    wait_for(lambda: status_of(run).get("state") == "preempted")
+    wait_for(lambda: status_of(run).get("state") == "preempted", launcher)
     step = newest_step(run)
     before = (run / "metrics.jsonl").read_text()
     assert 0 < step < status_of(run)["total_steps"], "it was to be stopped amid the training"
-    launched = ended(launcher)
+    launched = launcher.end()
     assert launched.code == 0, launched.errors
     assert (run / "metrics.jsonl").read_text().startswith(before), "it did not go on from the checkpoint"
     turns = train.job("seed-0").turns()
@@ -82,28 +79,27 @@ def test_a_requeue_without_time_loses_no_more_than_the_interval(
     """Ranks that are killed before they can write: the checkpoint of each tenth step counts."""
     every = "train.checkpoint_steps=10"
     launcher = train.begin("--wait", every)
-    wait_for(lambda: newest_step(run) >= 10)
+    wait_for(lambda: newest_step(run) >= 10, launcher)
     job = train.job("seed-0")
     kill_ranks(job, 0, 1)
     ask("scontrol", "requeue", job.id)
-    launched = ended(launcher)
+    launched = launcher.end()
     if launched.code:  # the job had ended before it could be requeued
         launched = train("--wait", "--retry", every)
     assert launched.code == 0, launched.errors
     assert unequal(unbroken(2), run) == []
 
 
-@pytest.mark.timeout(1800)
 def test_a_time_limit_brings_it_back(train: Launcher, run: Path, faces: Path, place: Path) -> None:
     """SLURM looks at limits about every half minute, so the signal comes 20 to 50 seconds after the start."""
-    long = ("train.epochs=120", "train.evaluate_every=60")
+    long = ("train.epochs=75", "train.evaluate_every=25")
     whole = small_config(faces, place / "whole", *OVERRIDES, *long)
     limit = ("--time", "2", "--sbatch", "signal=USR2@100", *long)
     launcher = train.begin("--wait", *limit)
-    wait_for(lambda: has_begun(run))
-    wait_for(lambda: status_of(run).get("state") == "preempted", 240)
+    wait_for(lambda: has_begun(run), launcher)
+    wait_for(lambda: status_of(run).get("state") == "preempted", launcher)
     train.job("seed-0").lift_time_limit()  # one turn is enough: a slow machine would take many
-    launched = ended(launcher)
+    launched = launcher.end()
     assert launched.code == 0, launched.errors
     turns = train.job("seed-0").turns()
     assert len(turns) >= 2
@@ -115,12 +111,10 @@ def test_a_time_limit_brings_it_back(train: Launcher, run: Path, faces: Path, pl
 def test_a_killed_rank_ends_the_job_and_retry_goes_on(train: Launcher, run: Path, unbroken: Unbroken) -> None:
     every = "train.checkpoint_steps=10"
     launcher = train.begin("--wait", every)
-    wait_for(lambda: newest_step(run) >= 10)
-    killed = time.monotonic()
+    wait_for(lambda: newest_step(run) >= 10, launcher)
     kill_ranks(train.job("seed-0"), 1)
-    assert train.job("seed-0").end(within=DEATH_SECONDS) == ["FAILED"]
-    assert time.monotonic() - killed < DEATH_SECONDS
-    launched = ended(launcher)
+    assert train.job("seed-0").end() == ["FAILED"]
+    launched = launcher.end()
     assert launched.code == 1
     assert "ferdist: 1 of 1 runs failed" in launched.errors
     retried = train("--retry", "--wait", every)
@@ -132,9 +126,9 @@ def test_a_cancelled_job_stays_away_until_it_is_retried(
     train: Launcher, run: Path, unbroken: Unbroken
 ) -> None:
     launcher = train.begin("--wait")
-    wait_for(lambda: has_begun(run))
+    wait_for(lambda: has_begun(run), launcher)
     ask("scancel", train.job("seed-0").id)
-    launched = ended(launcher)
+    launched = launcher.end()
     assert launched.code == 1
     assert "stopped by a signal at step" in launched.errors
     assert train.job("seed-0").turns() == ["CANCELLED"]
@@ -147,13 +141,13 @@ def test_the_controller_crashes_while_it_trains(
     train: Launcher, run: Path, unbroken: Unbroken, cluster: Path
 ) -> None:
     launcher = train.begin("--wait")
-    wait_for(lambda: has_begun(run))
+    wait_for(lambda: has_begun(run), launcher)
     for action in ("kill-controller", "start-controller"):
-        command = [sys.executable, str(ROOT / "slurm" / "onehost.py"), action, str(cluster)]
-        subprocess.run(command, check=True, timeout=120)
+        command = [sys.executable, str(ROOT / "tests" / "slurm" / "onehost.py"), action, str(cluster)]
+        subprocess.run(command, check=True, timeout=PATIENCE)
         if action == "kill-controller":
             time.sleep(2)
-    launched = ended(launcher)
+    launched = launcher.end()
     assert launched.code == 0, launched.errors
     assert train.attempts() == {"seed-0": 1}
     assert train.job("seed-0").turns() == ["COMPLETED"]
@@ -162,9 +156,9 @@ def test_the_controller_crashes_while_it_trains(
 
 @pytest.fixture
 def small_disk(run: Path) -> Iterator[Path]:
-    """A file system of 600 MB in the place of the run's folder."""
+    """A file system of 12 MB in the place of the run's folder."""
     run.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600m", "tmpfs", str(run)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(run)], check=True)
     yield run
     subprocess.run(["umount", "--lazy", str(run)], check=True)
 
@@ -172,12 +166,12 @@ def small_disk(run: Path) -> Iterator[Path]:
 def test_a_full_disk_is_told_and_retry_goes_on(train: Launcher, small_disk: Path, unbroken: Unbroken) -> None:
     every = ("train.checkpoint_steps=5", "train.keep_checkpoints=2")
     launcher = train.begin("--wait", *every)
-    wait_for(lambda: newest_step(small_disk) >= 5)
+    wait_for(lambda: newest_step(small_disk) >= 5, launcher)
     filler = small_disk / "filler"
     with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(bytes(1 << 20))
-    launched = ended(launcher)
+    launched = launcher.end()
     assert launched.code == 1
     assert "cannot be written" in launched.errors
     filler.unlink()

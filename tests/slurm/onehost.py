@@ -1,10 +1,11 @@
 """A throw-away SLURM on this host, for tests: the real daemons, two nodes, two fake GPUs on each.
 
-    python slurm/onehost.py start [--folder F]   start one; prints the line that lets sbatch and all find it
-    python slurm/onehost.py stop F               end it and remove its folder
-    python slurm/onehost.py run -- COMMAND ...   start one, run a command against it, stop it whatever happens
-    python slurm/onehost.py kill-controller F    kill -9 slurmctld, as a crash would
-    python slurm/onehost.py start-controller F   start it again with the state that it had saved
+    python -m tests.slurm.onehost start [--folder F]   start one; prints the line that lets sbatch find it
+    python -m tests.slurm.onehost stop F               end it and remove its folder
+    python -m tests.slurm.onehost run -- COMMAND ...   start one, run a command against it, stop it
+    python -m tests.slurm.onehost hold                 start one, print its folder, stop it once stdin closes
+    python -m tests.slurm.onehost kill-controller F    kill -9 slurmctld, as a crash would
+    python -m tests.slurm.onehost start-controller F   start it again with the state that it had saved
 
 It needs root (slurmd starts jobs) and the packages of scripts/slurm-packages, nothing else: no systemd, no
 configuration in /etc, no fixed port. Configuration, keys, sockets, spool, database, logs and process ids lie
@@ -266,7 +267,8 @@ class Cluster:
         values = {
             "folder": self.folder,
             "host": host,
-            "first_job_id": int(time.time()) % 50_000_000 + 1000,
+            # The port at which a job's ranks meet follows from its number: clusters side by side need others.
+            "first_job_id": int(time.time()) % 50_000_000 + random.randrange(1_000, 10_000),
             "nodes": "\n".join(NODE.format(name=node, host=host, port=ports[node]) for node in NODES),
             **{f"{name}_port": port for name, port in ports.items()},
         }
@@ -479,12 +481,22 @@ def _run(folder: Path | None, command: Sequence[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
+def _hold(folder: Path | None) -> int:
+    """However the process that holds the other end of stdin dies, the cluster ends with it."""
+    with running(folder) as cluster:
+        print(cluster.folder, flush=True)
+        sys.stdin.read()
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; the exit code."""
     parser = argparse.ArgumentParser(prog="onehost.py", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="action", required=True)
     start = commands.add_parser("start", help="start a cluster and print how to use it")
     start.add_argument("--folder", type=Path, help="new or empty; by default a temporary one")
+    hold = commands.add_parser("hold", help="start a cluster, print its folder and stop it when stdin closes")
+    hold.add_argument("--folder", type=Path, help="new or empty; by default a temporary one")
     run = commands.add_parser("run", help="run a command against a cluster of its own")
     run.add_argument("--folder", type=Path, help="new or empty; by default a temporary one")
     run.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
@@ -498,6 +510,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.action == "start":
             return _start(options.folder)
+        if options.action == "hold":
+            return _hold(options.folder)
         if options.action == "run":
             return _run(options.folder, options.command)
         cluster = Cluster.at(options.folder)
