@@ -27,6 +27,12 @@ BASE_KEY = "base"
 RECORD_KEY = "environment"
 """Top-level key under which a run's config.yaml records versions; it configures nothing."""
 
+_FORMER: dict[str, dict[str, Any]] = {
+    "model": {"gate": "sigmoid"},
+    "train": {"attention_decay": True},
+}
+"""What the keys that came later stood at before: stored configs and cards without them mean these values."""
+
 FREE_KEYS = (
     "run_dir",
     "data.path",
@@ -53,6 +59,11 @@ class DataConfig:
         fold: the fold that is held out as val, or nothing where the data's own splits are used.
         inner_fold: a second fold, held out as val in place of ``fold``, which nothing reads then: for
             choosing settings without the fold that will be scored (docs/protocol.md).
+        val_share: share of the train split, [0, 0.5], that is held out of the training and validated on, so
+            that settings are chosen without the data's own val: whole subjects, or groups of copies.
+        soft_labels: predictions of teachers on the training samples (.npz files of ``ferdist evaluate --split
+            train``, with commas between them): their mean is learned beside the labels, see
+            ``train.soft_weight``.
         batch_size: samples in a step, over all ranks and micro-batches together.
         workers: loader threads per rank.
         timeout: seconds after which a loader that gives nothing is an error.
@@ -65,6 +76,8 @@ class DataConfig:
     path: str = ""
     fold: int | None = None
     inner_fold: int | None = None
+    val_share: float = 0.0
+    soft_labels: str = ""
     batch_size: int = 128
     workers: int = 1
     timeout: float = 300.0
@@ -83,6 +96,13 @@ class DataConfig:
             raise ConfigError(
                 f"data.inner_fold is {self.inner_fold} and data.fold is {self.fold}: "
                 "an inner fold is another fold than the one that data.fold leaves out"
+            )
+        if not 0.0 <= self.val_share <= 0.5:
+            raise ConfigError(f"data.val_share is {self.val_share}: it must lie in [0, 0.5]")
+        if self.val_share and self.fold is not None:
+            raise ConfigError(
+                f"data.val_share is {self.val_share} and data.fold is {self.fold}: hold out a share of "
+                "train or a fold; beside a fold, data.inner_fold serves for choosing settings"
             )
         for key, value, allowed in (("labels", self.labels, LABELS), ("cache", self.cache, CACHES)):
             if value not in allowed:
@@ -149,7 +169,8 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any], origin: Path) -> Config:
-    """The config that ``to_dict`` gave; ``origin`` is named in errors."""
+    """The config that ``to_dict`` gave, in this version or an earlier one; ``origin`` is named in errors."""
+    values = _completed(values)
     return _to_config(_merge(OmegaConf.structured(Config), values, str(origin)), origin)
 
 
@@ -189,10 +210,20 @@ def _yaml_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: it must hold keys and values, not a {type(values).__name__}")
-    values.pop(RECORD_KEY, None)
+    if values.pop(RECORD_KEY, None) is not None:
+        values = _completed(values)
     base = values.pop(BASE_KEY, None)
     chain = [] if base is None else _yaml_chain(path.parent / str(base), (*seen, path.resolve()))
     return [*chain, (str(path), values)]
+
+
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a whole stored config, with what a version before a key of them computed without it."""
+    completed = dict(values)
+    for section, former in _FORMER.items():
+        if isinstance(values.get(section), dict):
+            completed[section] = {**former, **values[section]}
+    return completed
 
 
 def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:

@@ -49,8 +49,9 @@ class Looks:
 
     Attributes:
         probabilities: float32 (B, K), rows sum to 1.
-        gates: float32 (B, h, w) in (0, 1) by the size ``(h, w)`` of the features: the spatial gate of the
-            last CBAM of each size, from the finest on; empty for a network without CBAM.
+        gates: float32 (B, h, w) in (0, 1), or (0, 2) for ``unit`` gates, by the size ``(h, w)`` of the
+            features: the spatial gate of the last CBAM of each size, from the finest on; empty for a network
+            without CBAM.
         evidence: float32 (B, h, w), 0 to 1: Grad-CAM of the predicted class, place by place, over the last
             features of which a pixel stands for at most ``COARSEST`` pixels of the image along each side,
             divided by its maximum; all 0 where nothing speaks for the class.

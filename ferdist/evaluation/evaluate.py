@@ -11,9 +11,9 @@ from typing import Any, Final
 import numpy as np
 
 from ferdist import environment
-from ferdist.beton import Beton, BetonLoader, Labels, labels_of, open_beton
+from ferdist.beton import HOLDOUT, Beton, BetonLoader, Labels, labels_of, open_beton
 from ferdist.config import to_dict
-from ferdist.datasets.record import Images, Integers
+from ferdist.datasets.record import SPLITS, Images, Integers
 from ferdist.errors import ConfigError, DataError, RunError
 from ferdist.evaluation import attention, metrics, occlusion
 from ferdist.evaluation.attention import Watched, choose_faces, watch
@@ -81,8 +81,8 @@ def evaluate(
         ConfigError, DataError, RunError: one line that says what does not fit.
     """
     plan = plan or Plan()
-    if split not in ("train", "val", "test"):
-        raise ConfigError(f"--split is {split!r}: it must be val or test (or train)")
+    if split not in (*SPLITS, HOLDOUT):
+        raise ConfigError(f"--split is {split!r}: it must be val or test (or train, or holdout)")
     if tta not in TTA:
         raise ConfigError(f"--tta is {tta!r}: it must be one of {', '.join(TTA)}")
     if plan.reference is not None and not plan.cells:
@@ -200,7 +200,8 @@ class Scoring:
         # Another file whose training images have these very moments (of exact sums) has the same ones.
         moments = {"mean": list(card.mean), "std": list(card.std)}
         self.learned_from_train = self.own_data or beton.manifest.statistics.get("train") == moments
-        self.indices = beton.indices(split, *self.folds)
+        self.held_out = card.config.data.val_share if self.own_data else 0.0
+        self.indices = beton.indices(split, *self.folds, self.held_out)
         self.loader = BetonLoader(
             beton,
             batch_size=BATCH_SIZE,
@@ -292,7 +293,7 @@ class Scoring:
         subsets = {name or "all": np.ones(len(index), dtype=bool)}
         if self.learned_from_train and self.key["split"] != "train":
             without = f"{name}_no_copies" if name else "no_copies"
-            subsets[without] = ~has_copy(self.beton, index, self.key["split"], *self.folds)
+            subsets[without] = ~has_copy(self.beton, index, self.key["split"], *self.folds, self.held_out)
         entries = []
         for subset, keep in subsets.items():
             if not keep.any():
@@ -364,10 +365,15 @@ def cluster_of(beton: Beton, index: Integers) -> Integers:
 
 
 def has_copy(
-    beton: Beton, index: Integers, split: str, fold: int | None, inner_fold: int | None = None
+    beton: Beton,
+    index: Integers,
+    split: str,
+    fold: int | None,
+    inner_fold: int | None = None,
+    val_share: float = 0.0,
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which samples, bool (N,), have an exact copy in train (of ``val``) or in train or val (of ``test``)."""
-    learned = [beton.indices("train", fold, inner_fold)]
+    """Which samples, bool (N,), have an exact copy in train, or in train or val (of ``test``)."""
+    learned = [beton.indices("train", fold, inner_fold, val_share)]
     if split == "test" and (beton.split == 1).any():
         learned.append(beton.indices("val", fold))
     return np.isin(beton.copy_group[index], beton.copy_group[np.concatenate(learned)])
@@ -391,9 +397,9 @@ def check_fit(card: ModelCard, beton: Beton, labels: Labels) -> None:
         )
 
 
-def main_entry(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The newest plain entry: val, all samples, per image, nothing covered, one view."""
-    plain = {"split": "val", "subset": "all", "unit": "image", "occlusion": None, "tta": "none"}
+def main_entry(entries: list[dict[str, Any]], split: str = "val") -> dict[str, Any]:
+    """The newest plain entry of a split: all samples, per image, nothing covered, one view."""
+    plain = {"split": split, "subset": "all", "unit": "image", "occlusion": None, "tta": "none"}
     return next(e for e in reversed(entries) if all(e[name] == value for name, value in plain.items()))
 
 

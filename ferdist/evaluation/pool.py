@@ -65,7 +65,8 @@ class SavedRun:
         """
         path = self.path(beton, split, tta)
         found = Predictions.load(path)
-        expected = labels_of(beton, self.config.data.labels).scorable(beton.indices(split, *self.folds))
+        data = self.config.data
+        expected = labels_of(beton, data.labels).scorable(beton.indices(split, *self.folds, data.val_share))
         if not np.array_equal(found.index, expected) or found.beton_sha256 != beton.manifest.sha256:
             part = split if self.key[1] is None else f"fold {self.key[1]}"
             raise RunError(f"{path}: not the predictions for {part} of {beton.path}: train it again")
@@ -160,7 +161,10 @@ def pools(runs: Sequence[SavedRun], beton: Beton, split: str, tta: str) -> Itera
     if not runs:
         return
     whole = {run.key: run.predictions(beton, split, tta) for run in runs}
-    copied = {run.key: has_copy(beton, whole[run.key].index, split, *run.folds) for run in runs}
+    copied = {
+        run.key: has_copy(beton, whole[run.key].index, split, *run.folds, run.config.data.val_share)
+        for run in runs
+    }
     subsets = {"all": whole}
     if any(flags.any() for flags in copied.values()):
         subsets["no_copies"] = {key: part.select(~copied[key]) for key, part in whole.items()}

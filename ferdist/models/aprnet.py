@@ -6,6 +6,8 @@ is not public. Chosen: the closest public definition, EPSANet-50 (Zhang et al., 
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from ferdist.models.config import ModelConfig, Task
+from ferdist.models.gates import Attention, Gate
 from ferdist.models.registry import register
 from ferdist.models.resnet import fit
 
@@ -22,7 +25,7 @@ _GROUPS: Final = (1, 4, 8, 16)
 _REDUCTION: Final = 16
 
 
-class PyramidAttention(nn.Module):
+class PyramidAttention(Attention):
     """Pyramid squeeze attention (EPSANet, section 3.1): four kernel sizes, weighed against each other.
 
     Args:
@@ -40,14 +43,20 @@ class PyramidAttention(nn.Module):
         # One squeeze-and-excitation for all scales.
         self.squeeze = nn.Linear(part, part // _REDUCTION)
         self.excite = nn.Linear(part // _REDUCTION, part)
+        self.gate = Gate("sigmoid")
+
+    def gate_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the squeeze-and-excitation; the convolutions make the features."""
+        return itertools.chain(self.squeeze.parameters(), self.excite.parameters())
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H / stride, W / stride)."""
         scales = torch.cat([conv(x) for conv in self.convs], dim=1)
         means = scales.mean((2, 3)).view(len(x), len(_KERNELS), -1)
-        gates = torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
+        gates = self.gate(self.excite(F.relu(self.squeeze(means))))
         weights = gates.softmax(dim=1).flatten(1)
-        return scales * weights[:, :, None, None]
+        out: Tensor = scales * weights[:, :, None, None]
+        return out
 
 
 class PyramidBottleneck(Bottleneck):  # type: ignore[misc]

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ferdist.models.gates import Attention, Gate
+
 GATE_START = 0.95
-"""Value of each gate at the start of an identity-like initialisation."""
+"""Value of each ``sigmoid`` gate at the start of an identity-like initialisation."""
 
 
 class MeanAndMax(torch.autograd.Function):
@@ -52,41 +54,50 @@ def mean_and_max(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return pooled
 
 
-class ChannelAttention(nn.Module):
+class ChannelAttention(Attention):
     """Gate per channel: one MLP, shared by the average- and the max-pooled features (section 3.1).
 
     Args:
         channels: channels C of the features.
         reduction: the MLP's hidden layer has C / reduction units.
+        form: of the gate, see ``gates.GATES``.
     """
 
-    def __init__(self, channels: int, reduction: int) -> None:
+    def __init__(self, channels: int, reduction: int, form: str) -> None:
         super().__init__()
+        self.gate = Gate(form)
         self.squeeze = nn.Linear(channels, max(1, channels // reduction))
         self.excite = nn.Linear(max(1, channels // reduction), channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to gates (N, C, 1, 1) in (0, 1)."""
+        """(N, C, H, W) to gates (N, C, 1, 1)."""
         # Both poolings in one pass through the MLP: half the small matrix products.
         pooled = torch.cat(mean_and_max(x, (2, 3))).flatten(1)
         scores = self.excite(F.relu(self.squeeze(pooled)))
         N = x.shape[0]
-        gate = torch.sigmoid(scores[:N] + scores[N:])  # chunk(2) would fix N where the network is exported
-        return gate[:, :, None, None]
+        scores = scores[:N] + scores[N:]  # chunk(2) would fix N where the network is exported
+        gate: Tensor = self.gate(scores[:, :, None, None])
+        return gate
 
 
-class SpatialAttention(nn.Module):
-    """Gate per pixel: a 7x7 convolution over the mean and the maximum of the channels (section 3.2)."""
+class SpatialAttention(Attention):
+    """Gate per pixel: a 7x7 convolution over the mean and the maximum of the channels (section 3.2).
 
-    def __init__(self) -> None:
+    Args:
+        form: of the gate, see ``gates.GATES``.
+    """
+
+    def __init__(self, form: str) -> None:
         super().__init__()
+        self.gate = Gate(form)
         self.conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
         self.norm = nn.BatchNorm2d(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to gates (N, 1, H, W) in (0, 1)."""
+        """(N, C, H, W) to gates (N, 1, H, W)."""
         pooled = torch.cat(mean_and_max(x, (1,)), dim=1)
-        return torch.sigmoid(self.norm(self.conv(pooled)))
+        gate: Tensor = self.gate(self.norm(self.conv(pooled)))
+        return gate
 
 
 class CBAM(nn.Module):
@@ -95,19 +106,36 @@ class CBAM(nn.Module):
     Args:
         channels: channels C of the features.
         reduction: reduction ratio of the channel MLP (16 in the paper).
+        form: of the gates, see ``gates.GATES``.
     """
 
-    def __init__(self, channels: int, reduction: int = 16) -> None:
+    def __init__(self, channels: int, reduction: int = 16, form: str = "unit") -> None:
         super().__init__()
-        self.channel = ChannelAttention(channels, reduction)
-        self.spatial = SpatialAttention()
+        self.form = form
+        self.channel = ChannelAttention(channels, reduction, form)
+        self.spatial = SpatialAttention(form)
 
-    def start_near_identity(self) -> None:
+    def start_as_identity(self) -> None:
         """Initialise both gates near 1.
 
-        As PyTorch initialises them, two gates near 0.5 pass a quarter of the signal in each block, and where
-        the gated output replaces the block's (placement ``after``) eight blocks pass about 1.5e-5 of it.
+        As PyTorch initialises them, two ``sigmoid`` gates near 0.5 pass a quarter of the signal in each
+        block, and where the gated output replaces the block's (placement ``after``) eight blocks pass about
+        1.5e-5 of it. Started near 1 they hardly learn: the sigmoid's slope is 0.05 there. A ``unit`` gate's
+        is 0.5 at 1. Its scores start small but not at 0, so that all of its weights get a gradient at once.
         """
+        if self.form == "unit":
+            squeeze, excite, norm = self.channel.squeeze, self.channel.excite, self.spatial.norm
+            nn.init.kaiming_normal_(squeeze.weight, nonlinearity="relu")
+            with torch.no_grad():
+                # Features are not negative. What all channels have in common would hold each hidden unit on
+                # one side of its ReLU for every image: rows that sum to 0 see how the channels differ.
+                squeeze.weight -= squeeze.weight.mean(1, keepdim=True)
+            nn.init.zeros_(squeeze.bias)
+            nn.init.normal_(excite.weight, std=0.1 / math.sqrt(excite.in_features))
+            nn.init.zeros_(excite.bias)
+            nn.init.constant_(norm.weight, 0.2)
+            nn.init.zeros_(norm.bias)
+            return
         logit = math.log(GATE_START / (1.0 - GATE_START))
         nn.init.normal_(self.channel.excite.weight, std=0.01)
         nn.init.constant_(self.channel.excite.bias, logit / 2)  # it is added twice

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ferdist.errors import ConfigError
+from ferdist.models.gates import GATES
 
 STEMS: Final = ("imagenet", "stride2", "stride1")
 PLACEMENTS: Final = ("after", "inside")
@@ -25,8 +26,10 @@ class ModelConfig:
         width: of ResNet-18: channels of its first stage; the others have 2, 4 and 8 times as many.
         placement: of ResNet-18 with CBAM: where CBAM sits in a residual block: ``after`` the addition (its
             output replaces the block's) or ``inside``, before the addition, as in the original CBAM.
-        gate_init: of ResNet-18 with CBAM: ``identity`` starts CBAM's gates near 1, ``default`` leaves
-            PyTorch's initialisation.
+        gate: of ResNet-18 with CBAM: ``unit`` gates are 2 sigmoid(s), 1 where the score s is 0;
+            ``sigmoid`` is the original CBAM's.
+        gate_init: of ResNet-18 with CBAM: ``identity`` starts CBAM's gates near 1 (``sigmoid``: at 0.95),
+            ``default`` leaves PyTorch's initialisation.
         reduction: of ResNet-18 with CBAM: reduction ratio of CBAM's shared MLP.
         dropout: probability of dropout before the classifier (AlexNet: before each of the hidden layers).
         pretrained: ``imagenet``, the path of a run folder or of a .safetensors file, the name of shipped
@@ -37,6 +40,7 @@ class ModelConfig:
     stem: str = "stride2"
     width: int = 64
     placement: str = "after"
+    gate: str = "unit"
     gate_init: str = "identity"
     reduction: int = 16
     dropout: float = 0.0
@@ -46,6 +50,7 @@ class ModelConfig:
         for key, value, allowed in (
             ("stem", self.stem, STEMS),
             ("placement", self.placement, PLACEMENTS),
+            ("gate", self.gate, GATES),
             ("gate_init", self.gate_init, GATE_INITS),
         ):
             if value not in allowed:

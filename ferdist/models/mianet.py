@@ -11,16 +11,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.googlenet import BasicConv2d, GoogLeNet, Inception, InceptionAux
 
 from ferdist.models.config import ModelConfig, Task
+from ferdist.models.gates import Attention, Gate
 from ferdist.models.init import start_for_relu
 from ferdist.models.registry import register
 
 
-class ECA(nn.Module):
+class ECA(Attention):
     """Efficient channel attention (Wang et al., CVPR 2020): a gate per channel from its neighbours' means.
 
     Args:
@@ -29,14 +29,16 @@ class ECA(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.gate = Gate("sigmoid")
         kernel = int(math.log2(channels) / 2 + 0.5) | 1
         self.conv = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
         means = x.mean((2, 3))
-        gates = torch.sigmoid(self.conv(means[:, None])).squeeze(1)
-        return x * gates[:, :, None, None]
+        scores = self.conv(means[:, None]).squeeze(1)
+        out: Tensor = x * self.gate(scores[:, :, None, None])
+        return out
 
 
 def _conv(inputs: int, outputs: int, *, kernel_size: int, **kwargs: Any) -> nn.Module:

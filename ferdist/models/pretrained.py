@@ -11,6 +11,7 @@ from torchvision.models.resnet import ResNet
 
 from ferdist.errors import ConfigError, RunError
 from ferdist.models import weights
+from ferdist.models.cbam import CBAM
 
 IMAGENET = "imagenet"
 _log = logging.getLogger(__name__)
@@ -37,7 +38,14 @@ def load_pretrained(network: nn.Module, source: str | None) -> None:
     if source == IMAGENET:
         _load_imagenet(network)
         return
-    _fit(network, _read(source), source, required=True)
+    given, gate = _read(source)
+    forms = {module.form for module in network.modules() if isinstance(module, CBAM)}
+    if gate is not None and forms - {gate}:
+        raise ConfigError(
+            f"model.pretrained: {source}: it was trained with model.gate={gate}: set the same, "
+            "or its attention would compute something else"
+        )
+    _fit(network, given, source, required=True)
 
 
 def _load_imagenet(network: nn.Module) -> None:
@@ -63,15 +71,21 @@ def _load_imagenet(network: nn.Module) -> None:
     _fit(network, given, IMAGENET, required=False)
 
 
-def _read(source: str) -> dict[str, Tensor]:
+def _read(source: str) -> tuple[dict[str, Tensor], str | None]:
+    """The weights, and ``model.gate`` of the network that they are from where that is known."""
     if Path(source).is_dir():
         from ferdist.evaluation.model import load_trained
 
-        return load_trained(source, None, torch.device("cpu")).network.state_dict()
+        trained = load_trained(source, None, torch.device("cpu"))
+        return trained.network.state_dict(), trained.card.config.model.gate
     try:
         path = weights.find(source)
         if path is not None:
-            return weights.read(path)[0]
+            from ferdist.config import from_dict
+
+            tensors, facts = weights.read(path)
+            stored = facts.get("config")
+            return tensors, from_dict(stored, path).model.gate if isinstance(stored, dict) else None
     except RunError as error:
         raise ConfigError(f"model.pretrained: {error}") from None
     raise ConfigError(

@@ -20,7 +20,7 @@ class CBAMBlock(BasicBlock):  # type: ignore[misc]
 
     def __init__(self, inplanes: int, planes: int, *args: Any, model: ModelConfig, **kwargs: Any) -> None:
         super().__init__(inplanes, planes, *args, **kwargs)
-        self.attention = CBAM(planes * self.expansion, model.reduction)
+        self.attention = CBAM(planes * self.expansion, model.reduction, model.gate)
         self.inside = model.placement == "inside"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,5 +94,5 @@ def resnet18_cbam(config: ModelConfig, task: Task) -> nn.Module:
         # Last, since torchvision's ResNet initialises every convolution and norm inside its blocks.
         for layer in network.modules():
             if isinstance(layer, CBAM):
-                layer.start_near_identity()
+                layer.start_as_identity()
     return network

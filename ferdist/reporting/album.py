@@ -80,7 +80,7 @@ class Album:
         return Faces(
             beton,
             labels_of(beton, config.data.labels),
-            beton.indices(evaluation.split, *folds),
+            beton.indices(evaluation.split, *folds, config.data.val_share),
             tuple(beton.normalisation(*folds)[0]),
             BetonLoader(beton, batch_size=256, device=torch.device("cpu")),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from ferdist.reporting.figures import Picture
 from ferdist.reporting.load import Evaluation, Run, occluded_entries, predictions_of
 from ferdist.reporting.page import Chart, Section, numbered
 from ferdist.reporting.tables import MISSING, Table, count, percent
+from ferdist.training.liveness import DEAD, by_gate
 
 MOST_RUNS: Final = 3
 """Runs that faces are shown of, the first ones: each costs about half a megabyte of the page."""
@@ -317,7 +318,7 @@ def attention_section(runs: Sequence[Run], album: Album) -> Section:
     if not album.shown:
         missing.append(HIDDEN)
     charts = [chart for one in looked for chart in _attention_charts(one)] if album.shown else []
-    gates = _gate_table(looked, several)
+    gates, lives = _gate_table(looked, several), _life_table(looked, several)
     return Section(
         "attention",
         title,
@@ -329,6 +330,10 @@ def attention_section(runs: Sequence[Run], album: Album) -> Section:
             "The tables have the share of the evidence on the part that is covered, and the mean of a gate "
             "there over its mean everywhere: in the face as it is, and covered. All is computed in fp32.",
             *(
+                (f"A channel gate whose deviation across images is below {DEAD} is a constant.",)
+                * bool(lives.rows)
+            ),
+            *(
                 f"{one.run.name} is shown by the first of its runs, {one.run.folder.name}."
                 for one in looked
                 if one.run.main is not None and (one.run.main.folds or one.run.main.seeds > 1)
@@ -336,7 +341,7 @@ def attention_section(runs: Sequence[Run], album: Album) -> Section:
         ),
         missing=tuple(missing),
         charts=_numbered(charts),
-        tables=(_attention_table(looked, several), *((gates,) if gates.rows else ())),
+        tables=(_attention_table(looked, several), *(table for table in (gates, lives) if table.rows)),
         folded_tables=() if album.shown else tuple(_looks_table(one, k) for one in looked for k in PICTURED),
     )
 
@@ -431,6 +436,29 @@ def _looks_table(looked: _Looked, kind: str) -> Table:
         ),
         align="rllrlrrr" + "r" * len(gates),
         rows=tuple(cells),
+    )
+
+
+def _life_table(looked: Sequence[_Looked], several: bool) -> Table:
+    """What each gate did with images of val at the end of the training, by the run's metrics.jsonl."""
+    rows = []
+    for one in looked:
+        empty: dict[str, Any] = {}
+        last = next((line for line in reversed(one.run.history) if by_gate(line)), empty)
+        for name, numbers in by_gate(last).items():
+            own = (one.run.name,) if several else ()
+            rows.append((*own, name, *(f"{number:.4f}" for number in numbers)))
+    return Table(
+        caption="Gates at the end of the training",
+        head=(
+            *(("Run",) if several else ()),
+            "Gate",
+            "Mean",
+            "SD over channels or pixels",
+            "SD across images",
+        ),
+        align=("l" if several else "") + "lrrr",
+        rows=tuple(rows),
     )
 
 

@@ -32,10 +32,12 @@ class TrainConfig:
         optimizer: ``sgd`` (Nesterov) or ``adamw``.
         momentum: of SGD.
         weight_decay: not applied to norms and biases.
+        attention_decay: whether it is applied to the matrices that gates are computed with.
         schedule: ``onecycle`` (cosine up over ``warmup``, cosine down to 0) or ``cosine`` (linear up over
             ``warmup``, cosine down to 0).
         warmup: share of all steps in which the learning rate rises, in [0, 1).
         label_smoothing: in [0, 1).
+        soft_weight: share, in [0, 1], of ``data.soft_labels`` in what is learned; the rest is the label's.
         class_weights: weight of a class in the loss: ``none``, ``balanced`` (inverse frequency) or ``sqrt``
             (its square root), scaled so that the mean weight of a training sample is 1.
         clip: largest gradient norm, 0 for no clipping.
@@ -65,9 +67,11 @@ class TrainConfig:
     optimizer: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    attention_decay: bool = False
     schedule: str = "onecycle"
     warmup: float = 0.25
     label_smoothing: float = 0.1
+    soft_weight: float = 0.7
     class_weights: str = "none"
     clip: float = 0.0
     accumulate: int = 1
@@ -112,6 +116,8 @@ class TrainConfig:
         for key in ("momentum", "warmup", "label_smoothing", "ema"):
             if not 0.0 <= getattr(self, key) < 1.0:
                 raise ConfigError(f"train.{key} is {getattr(self, key)}: it must lie in [0, 1)")
+        if not 0.0 <= self.soft_weight <= 1.0:
+            raise ConfigError(f"train.soft_weight is {self.soft_weight}: it must lie in [0, 1]")
         starts = [pair[0] for pair in self.resolution if len(pair) == 2 and 0 < pair[1] <= 2]
         rising = all(a < b for a, b in itertools.pairwise(starts))
         if self.resolution and not (len(starts) == len(self.resolution) and starts[0] == 0 and rising):

@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ferdist.config import Config, flatten, to_dict
 from ferdist.runtime.folder import RunFolder
+from ferdist.training.liveness import PREFIX
 
 T = TypeVar("T")
 
@@ -171,7 +172,7 @@ def cut_back(path: Path, step: int) -> None:
                 entry: dict[str, Any] = json.loads(line)
             except ValueError:
                 break
-            validation = "val/accuracy" in entry and entry["step"] == step
+            validation = entry["step"] == step and any(key.startswith(("val/", PREFIX)) for key in entry)
             if not line.endswith(b"\n") or entry["step"] > step or validation:
                 break
             keep += len(line)

@@ -8,16 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ferdist.models.gates import Attention
 from ferdist.training.config import TrainConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW, without weight decay on norms and biases.
+    """SGD with Nesterov momentum or AdamW, without weight decay on norms, biases and gates' matrices.
 
     The fused implementations take ``found_inf``, by which a non-finite gradient is masked on the device.
     """
-    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    rest = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    decayed = {id(p) for p in decayed_parameters(model, config)}
+    decay = [p for p in model.parameters() if p.requires_grad and id(p) in decayed]
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in decayed]
     groups: list[dict[str, Any]] = [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
@@ -34,6 +36,15 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         for p in decay + rest:
             sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return sgd
+
+
+def decayed_parameters(model: nn.Module, config: TrainConfig) -> list[nn.Parameter]:
+    """Kernels and matrices, but those of attention where ``train.attention_decay`` exempts them."""
+    exempt: set[int] = set()
+    if not config.attention_decay:
+        modules = (module for module in model.modules() if isinstance(module, Attention))
+        exempt = {id(p) for module in modules for p in module.gate_parameters()}
+    return [p for p in model.parameters() if p.ndim > 1 and id(p) not in exempt]
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:

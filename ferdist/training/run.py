@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ferdist import environment
-from ferdist.augment import Augment, denormalise
+from ferdist.augment import Augment, denormalise, normalise
 from ferdist.augment.grid import image_grid
 from ferdist.beton import (
+    HOLDOUT,
     Batch,
     Beton,
     BetonLoader,
@@ -41,12 +42,16 @@ from ferdist.runtime.folder import RunFolder
 from ferdist.runtime.precision import configure_kernels
 from ferdist.training import optim, seeds
 from ferdist.training.engine import Engine
+from ferdist.training.liveness import MOST_DEAD, constant_gates, gate_statistics
 from ferdist.training.monitor import Monitor, Stopwatch
 from ferdist.training.preemption import Agreement, StopRequest, catch_stop_signals
 from ferdist.training.profiling import trace_steps
+from ferdist.training.soft import soften
 from ferdist.training.steps import StepPlan
 
 GRID_IMAGES = 32
+WATCHED_IMAGES = 128
+"""Images of val, at most, that the network's gates are watched on."""
 _log = logging.getLogger(__name__)
 
 
@@ -93,6 +98,7 @@ def _loop(job: Job, request: StopRequest) -> None:
     config, engine, plan = job.config, job.engine, job.plan
     agreement, watch = Agreement(job.world), Stopwatch()
     if engine.step and engine.step % plan.steps_per_epoch == 0:
+        job.watch_gates()
         job.validate()  # a checkpoint at an epoch's end is written before its validation
     steps = range(engine.step + 1, plan.total_steps + 1)
     stream = watch.timed(engine.batches(job.loader, job.train_indices))
@@ -121,6 +127,7 @@ def _loop(job: Job, request: StopRequest) -> None:
                 requeue=requeue and saved,
             )
         if epoch_ends:
+            job.watch_gates()
             job.validate()
             watch.reset()
     agreement.close()
@@ -132,9 +139,12 @@ class Job:
     def __init__(self, config: Config, beton: Beton, world: World, folder: RunFolder) -> None:
         self.config, self.beton, self.world, self.folder = config, beton, world, folder
         folds = config.data.fold, config.data.inner_fold
-        self.labels = labels_of(beton, config.data.labels)
-        self.train_indices = self.labels.learnable(beton.indices("train", *folds))
-        self.val_indices = self.labels.scorable(beton.indices("val", *folds))
+        labels = labels_of(beton, config.data.labels)
+        self.labels = soften(labels, config.data.soft_labels, config.train.soft_weight, beton)
+        held_out = config.data.val_share
+        self.validated = HOLDOUT if held_out else "val"
+        self.train_indices = self.labels.learnable(beton.indices("train", *folds, held_out))
+        self.val_indices = self.labels.scorable(beton.indices(self.validated, *folds, held_out))
         mean, std = beton.normalisation(*folds)
         image, classes = beton.manifest.image, self.labels.classes
         self.task = Task(image["channels"], image["height"], image["width"], len(classes))
@@ -157,6 +167,8 @@ class Job:
         self.val_loader = self._loader(max(self.plan.micro_batch, 256), self.val_indices)
 
         self.best: float | None = None
+        self.watched: Tensor | None = None
+        self.gates: dict[str, float] = {}
         seconds = self._resume()
         self.monitor: Monitor | None = None
         if world.is_main:
@@ -244,6 +256,18 @@ class Job:
         if self.monitor:
             self.monitor.show(self.engine.step)
 
+    def watch_gates(self) -> None:
+        """At an epoch's end: what the averaged network's gates do with the first images of val."""
+        if not self.monitor:
+            return
+        if self.watched is None:
+            first = self.val_indices[:WATCHED_IMAGES]
+            self.watched = torch.cat([batch.image for batch in self.val_loader.batches(first)])
+        images = normalise(self.watched, self.card.mean, self.card.std)
+        self.gates = gate_statistics(self.engine.ema.model, images)
+        if self.gates:
+            self.record(self.gates)
+
     def validate(self) -> None:
         """At an epoch's end, where it is due: score the averaged weights on val, keep them if best."""
         step, epoch = self.engine.step, self.engine.step // self.plan.steps_per_epoch
@@ -309,9 +333,17 @@ class Job:
         self.world.barrier()
         trained = self._selected(which)
         for tta in dict.fromkeys(("none", self.config.train.tta)):
-            results = evaluate_trained(trained, self.beton, self.world, self.folder, split="val", tta=tta)
+            results = evaluate_trained(
+                trained, self.beton, self.world, self.folder, split=self.validated, tta=tta
+            )
+        constant, gates = constant_gates(self.gates)
+        if len(constant) > MOST_DEAD * gates:
+            _log.warning(
+                "%s: the attention is dead: %d of %d channel gates do the same for every image (%s)",
+                *(self.folder.path, len(constant), gates, ", ".join(constant)),
+            )
         if self.monitor:
-            final = main_entry(results["evaluations"])
+            final = main_entry(results["evaluations"], self.validated)
             names = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
             self.monitor.hyperparameters({name: final[name] for name in names})
             self._status("finished")

@@ -124,13 +124,14 @@ def test_a_seed_gives_the_same_weights_and_another_gives_others(name: str) -> No
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-LEARNING_RATES = {"alexnet": 0.005, "vgg16": 0.01, "aprnet50": 0.01}
+LEARNING_RATES = {"alexnet": 0.003, "vgg16": 0.01, "aprnet50": 0.01, "resnet18_cbam": 0.02}
+STEPS = {"alexnet": 60}  # no batch norm, and a tenth of the rate
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COSTS)
 def test_it_learns_drawn_faces(name: str) -> None:
-    """The loss of a few faces falls within 30 steps: the initialisation lets the signal through."""
+    """The loss of a few faces falls within a few steps: the initialisation lets the signal through."""
     faces = synthesize(28, seed=1)
     images = torch.from_numpy(faces.images).float().div(255).sub(0.5).div(0.25)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -139,7 +140,7 @@ def test_it_learns_drawn_faces(name: str) -> None:
     network = build(name, stem=stem).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(network.parameters(), LEARNING_RATES.get(name, 0.05), 0.9, nesterov=True)
     losses = []
-    for _ in range(30):
+    for _ in range(STEPS.get(name, 30)):
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(images)
         loss = cross_entropy(logits.float(), labels)

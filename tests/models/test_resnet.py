@@ -47,9 +47,13 @@ def test_identity_start_passes_the_signal_and_the_default_does_not() -> None:
     """In the network as it is built, every gate of every block."""
     torch.manual_seed(0)
     x = torch.randn(4, 1, 48, 48)
-    for gate_init, low, high in (("identity", 0.9, 1.0), ("default", 0.4, 0.6)):
+    for gate, gate_init, low, high in (
+        ("unit", "identity", 0.9, 1.1),
+        ("sigmoid", "identity", 0.9, 1.0),
+        ("sigmoid", "default", 0.4, 0.6),
+    ):
         gates: list[float] = []
-        network = build_model(ModelConfig(gate_init=gate_init), Task(1, 48, 48, 7))
+        network = build_model(ModelConfig(gate=gate, gate_init=gate_init), Task(1, 48, 48, 7))
         for layer in network.modules():
             if isinstance(layer, ChannelAttention | SpatialAttention):
                 layer.register_forward_hook(lambda _m, _i, out, seen=gates: seen.append(out.mean().item()))
@@ -63,7 +67,7 @@ def test_cbam_follows_the_published_definition() -> None:
     from timm.layers.cbam import CbamModule
 
     torch.manual_seed(0)
-    ours = CBAM(64, 16).eval()
+    ours = CBAM(64, 16, "sigmoid").eval()
     theirs = CbamModule(64, rd_ratio=1 / 16, spatial_kernel_size=7, mlp_bias=True).eval()
     ours.spatial.norm.running_mean.fill_(0.1)
     ours.spatial.norm.running_var.fill_(2.0)
@@ -201,6 +205,7 @@ def test_a_wider_network_has_more_channels_in_every_stage_and_the_stem() -> None
     assert network.layer1[0].downsample is None
 
 
+@pytest.mark.slow
 def test_a_compiled_attention_is_the_same_function() -> None:
     torch.manual_seed(0)
     attention = CBAM(8, 4).train()
@@ -217,3 +222,13 @@ def test_a_compiled_attention_is_the_same_function() -> None:
         results.append((out.detach(), inputs.grad, weight.clone()))
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager)
+
+
+def test_pretrained_gates_of_another_form_are_refused() -> None:
+    """Their weights fit, and would compute something else."""
+    from ferdist.models.pretrained import load_pretrained
+
+    task = Task(1, 48, 48, 7)
+    load_pretrained(build_model(ModelConfig(gate="sigmoid"), task), "fer2013")
+    with pytest.raises(ConfigError, match=r"fer2013: it was trained with model\.gate=sigmoid: set the same"):
+        load_pretrained(build_model(ModelConfig(), task), "fer2013")

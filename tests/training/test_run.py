@@ -15,6 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ferdist.beton import Batch, BetonLoader, open_beton
+from ferdist.cli import main
 from ferdist.config import Config, load_config
 from ferdist.errors import ConfigError, RunError
 from ferdist.evaluation.metrics import Predictions
@@ -324,3 +325,40 @@ def test_a_compiled_run_gives_nearly_the_same_losses(tiny: Tiny) -> None:
     run(compiled)
     losses = [[x["train/loss"] for x in metrics_of(c) if "train/loss" in x] for c in (plain, compiled)]
     np.testing.assert_allclose(*losses, rtol=1e-2)
+
+
+def test_the_life_of_every_gate_is_recorded_at_each_epoch(tiny: Tiny) -> None:
+    config = tiny()
+    run(config)
+    lines = [line for line in metrics_of(config) if any(key.startswith("gate/") for key in line)]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert len([key for key in lines[-1] if key.startswith("gate/")]) == 8 * 2 * 3
+    board = EventAccumulator(str(Path(config.run_dir) / "tb")).Reload()
+    shown = board.Scalars("gate/layer4.1.channel/sd_images")
+    assert [event.value for event in shown] == [
+        pytest.approx(line["gate/layer4.1.channel/sd_images"]) for line in lines
+    ]
+
+
+def test_dead_attention_is_warned_of(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    """Gates that start at a sigmoid's end do not move in two epochs."""
+    run(tiny("model.gate=sigmoid", run="dead"))
+    assert "the attention is dead: 8 of 8 channel gates do the same for every image" in caplog.text
+
+
+def test_a_share_of_train_is_held_out_and_validated_on(tiny: Tiny, beton_path: Path) -> None:
+    config = tiny("data.val_share=0.2", "train.epochs=1")
+    results = json.loads(run(config).read_text())
+    beton = open_beton(beton_path)
+    train, held = (beton.indices(name, None, None, 0.2) for name in ("train", "holdout"))
+    whole = beton.indices("train", None)
+    assert np.array_equal(np.union1d(train, held), whole)
+    assert len(train) + len(held) == len(whole)
+    assert 0.1 < len(held) / len(whole) < 0.35
+    assert not set(beton.subject[train]) & set(beton.subject[held]), "subjects are held out whole"
+    assert {
+        (entry["split"], entry["samples"]) for entry in results["evaluations"] if entry["unit"] == "image"
+    } >= {("holdout", len(held))}
+    assert main(["evaluate", config.run_dir]) == 0
+    entries = json.loads((Path(config.run_dir) / "results.json").read_text())["evaluations"]
+    assert {entry["split"] for entry in entries} == {"holdout", "val"}, "val stays the data's own"
