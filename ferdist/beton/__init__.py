@@ -17,7 +17,7 @@ _typed_dict = numba.typed.Dict
 numba.typed.Dict = dict
 try:
     from ferdist.beton.labels import Labels, labels_of
-    from ferdist.beton.loader import Batch, Beton, BetonLoader, DeviceCache, open_beton
+    from ferdist.beton.loader import HOLDOUT, Batch, Beton, BetonLoader, DeviceCache, open_beton
     from ferdist.beton.manifest import Manifest
     from ferdist.beton.stage import stage_beton, staged_path
     from ferdist.beton.writer import write_beton
@@ -27,6 +27,7 @@ finally:
     numba.set_num_threads(_threads[1])
 
 __all__ = [
+    "HOLDOUT",
     "Batch",
     "Beton",
     "BetonLoader",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ferdist.beton import BetonLoader, open_beton
+from ferdist.datasets.audit import EQUALISED_TEXT
 from ferdist.datasets.record import Integers
 
 GRID_COLUMNS = 8
@@ -70,6 +71,8 @@ def as_text(contents: dict[str, Any]) -> str:
     leaks = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in audit["leaks"].items())
     lines.append(f"copies across parts: {leaks}")
     lines.append(f"{audit['near_constant']['samples']} images are near-constant")
+    if audit.get("equalised"):  # manifests of earlier versions do not say
+        lines.append(EQUALISED_TEXT)
     return "\n".join(lines)
 
 

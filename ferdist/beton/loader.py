@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,9 @@ from ferdist.beton.writer import CODES, read_records
 from ferdist.datasets.record import SPLITS, Integers
 from ferdist.errors import ConfigError, DataError, RunError
 from ferdist.files import sha256
+
+HOLDOUT: Final = "holdout"
+"""Name of the part of the train split that ``data.val_share`` leaves out."""
 
 _POLL_SECONDS: Final = 0.5
 _STOP_SECONDS: Final = 1.0
@@ -72,14 +77,18 @@ class Beton:
     sequence: Integers
     copy_group: Integers
 
-    def indices(self, split: str, fold: int | None, inner_fold: int | None = None) -> Integers:
+    def indices(
+        self, split: str, fold: int | None, inner_fold: int | None = None, val_share: float = 0.0
+    ) -> Integers:
         """The samples of a split, ascending.
 
         Args:
-            split: "train", "val" or "test".
+            split: "train", "val" or "test"; or "holdout", the part of train that ``val_share`` leaves out.
             fold: None to go by the beton's splits; a number to train on all other folds and validate on that
                 one. Samples without a fold are in neither.
             inner_fold: another fold, to validate on in place of ``fold``, whose samples are then in neither.
+            val_share: share of the train split that "train" leaves out: whole subjects, or groups of copies
+                where not every sample has a subject, drawn once and for all.
 
         Returns:
             int64 (M,), M > 0.
@@ -87,12 +96,16 @@ class Beton:
         Raises:
             DataError: if there is no such split or fold, or no sample in it.
         """
-        if split not in SPLITS:
+        if split not in (*SPLITS, HOLDOUT):
             raise DataError(f"{self.path}: there is no split {split!r}; choose one of {', '.join(SPLITS)}")
-        if fold is None:
+        if fold is None and split == HOLDOUT:
+            chosen = self._held_out(val_share)
+        elif fold is None:
             chosen = self.split == SPLITS.index(split)
-        elif split == "test":
-            raise DataError(f"{self.path}: fold {fold} has no test split; it has train and val")
+            if split == "train" and val_share:
+                chosen &= ~self._held_out(val_share)
+        elif split in ("test", HOLDOUT):
+            raise DataError(f"{self.path}: fold {fold} has no {split} split; it has train and val")
         else:
             left_out = [fold] if inner_fold is None else [fold, inner_fold]
             for number in left_out:
@@ -106,6 +119,18 @@ class Beton:
             place = "" if fold is None else f" beside fold {fold}"
             raise DataError(f"{self.path}: there is no {split} sample{place}; it has {self._parts()}")
         return indices
+
+    def _held_out(self, share: float) -> npt.NDArray[np.bool_]:
+        """Which samples belong to the part of the train split that is held out."""
+        train = self.split == SPLITS.index("train")
+        with_subjects = train.any() and (self.subject[train] >= 0).all()
+        group = self.subject if with_subjects else self.copy_group
+        names, sizes = np.unique(group[train], return_counts=True)
+        order = np.random.default_rng(0).permutation(len(names))
+        before = np.cumsum(sizes[order]) - sizes[order]
+        drawn = names[order[before < share * sizes.sum()]]
+        held_out: npt.NDArray[np.bool_] = train & np.isin(group, drawn)
+        return held_out
 
     def normalisation(
         self, fold: int | None, inner_fold: int | None = None
@@ -417,14 +442,27 @@ class _Epoch(EpochIterator):  # type: ignore[misc]  # FFCV has no types
 
 
 def _ffcv_loader(path: Path, batch_size: int, workers: int) -> Any:
-    """FFCV's loader for image, label and index; the process's numbers of threads stay as they are."""
+    """FFCV's loader for image, label and index."""
+    file = path.stat()
+    identity = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns)
+    loader = copy.copy(_compiled_loader(path, identity, workers))
+    loader.batch_size = batch_size  # read by each epoch; what FFCV compiles does not depend on it
+    return loader
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled_loader(path: Path, identity: tuple[int, ...], workers: int) -> Any:
+    """One loader for each file and process: FFCV compiles for each one anew, which takes a second.
+
+    The process's numbers of threads stay as they are.
+    """
     pipelines: dict[str, list[Any] | None] = dict.fromkeys(CODES)
     pipelines |= {"image": [NDArrayDecoder()], "label": [IntDecoder()], "index": [IntDecoder()]}
     torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
     try:
         loader = Loader(
             str(path),
-            batch_size=batch_size,
+            batch_size=1,  # of each copy, see above
             num_workers=min(workers, numba_threads),  # numba refuses more than it has
             os_cache=True,
             seed=0,  # without one FFCV draws from numpy's global generator

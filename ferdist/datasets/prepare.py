@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ferdist.beton import write_beton
-from ferdist.datasets.audit import audit
+from ferdist.datasets.audit import EQUALISED_TEXT, audit
 from ferdist.datasets.ckplus import read_ckplus
 from ferdist.datasets.fer2013 import read_ckextended, read_fer2013
 from ferdist.datasets.ferplus import read_ferplus
@@ -17,7 +17,7 @@ from ferdist.datasets.folds import assign_folds, fold_evenness
 from ferdist.datasets.rawformats import write_synthetic
 from ferdist.datasets.record import FaceDataset
 from ferdist.datasets.synthetic import synthesize
-from ferdist.errors import DataError
+from ferdist.errors import DataError, tell
 from ferdist.files import sha256
 
 SYNTHETIC_FOLDS = 10
@@ -82,6 +82,8 @@ def _write(dataset: FaceDataset, out: Path, extra_columns: pd.DataFrame | None =
     except OSError as error:
         raise DataError(f"{out}: the folder cannot be made: {error.strerror}") from None
     findings = audit(dataset)
+    if findings.summary["equalised"]:
+        tell(f"ferdist: {dataset.name}: {EQUALISED_TEXT}")
     if (dataset.fold >= 0).all():
         evenness = fold_evenness(dataset)
         spread = {name: evenness[name] for name in ("samples", "subjects", "per_class", "unevenness")}

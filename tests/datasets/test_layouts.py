@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ferdist.beton import open_beton
 from ferdist.datasets import prepare
 
 
+@pytest.mark.slow
 def test_three_layouts_of_drawn_ckplus_give_the_same_beton(tmp_path: Path) -> None:
     raw = {
         kind: prepare.synthetic(tmp_path / kind, images=240, seed=3, format=kind)
@@ -29,6 +31,7 @@ def test_three_layouts_of_drawn_ckplus_give_the_same_beton(tmp_path: Path) -> No
         assert np.array_equal(other.sequence, first.sequence)
 
 
+@pytest.mark.slow
 def test_the_real_h5_file_gives_the_real_ckplus48s_folds(tmp_path: Path, real_data: Path) -> None:
     ck48 = open_beton(prepare.ckplus(real_data / "ckplus48.zip", tmp_path / "ck48"))
     h5 = open_beton(

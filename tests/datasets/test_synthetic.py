@@ -98,6 +98,7 @@ def test_neutral_is_the_first_frame_and_a_sequence_shows_one_expression(faces: F
     assert (shown == 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [70, 145, 2000])
 @pytest.mark.parametrize("seed", [0, 11])
 def test_splits_share_no_subject_and_have_every_class(images: int, seed: int):
