@@ -12,7 +12,7 @@ from ferdist.beton import open_beton, stage_beton, staged_path, write_beton
 from ferdist.datasets.audit import audit
 from ferdist.datasets.record import FaceDataset
 from ferdist.errors import ConfigError, DataError
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 
 Make = Callable[..., FaceDataset]
 Write = Callable[[FaceDataset], Path]
@@ -147,7 +147,7 @@ def test_a_full_disk_keeps_nothing(faces: Make, write: Write, small_disk: Path) 
 def test_jobs_that_stage_at_once_share_one_copy(faces: Make, write: Write, disk: Path) -> None:
     path = write(faces())
     jobs = [stage_in_process(path, disk) for _ in range(3)]
-    copies = {job.communicate(timeout=120)[0] for job in jobs}
+    copies = {job.communicate(timeout=PATIENCE)[0] for job in jobs}
     assert [job.returncode for job in jobs] == [0] * 3
     assert len(copies) == 1, "one of them has replaced the file of another"
     assert contents(staged_path(path, str(disk))) == contents(path)
@@ -166,7 +166,7 @@ def test_a_job_waits_for_a_live_one_and_not_for_a_dead_one(faces: Make, write: W
             holder.stdout.readline()
             job = stage_in_process(path, disk)
             waiting = f"-> FLOCK  ADVISORY  WRITE {job.pid} "
-            limit = time.monotonic() + 60
+            limit = time.monotonic() + PATIENCE
             while waiting not in Path("/proc/locks").read_text():
                 assert job.poll() is None
                 assert time.monotonic() < limit
@@ -174,6 +174,6 @@ def test_a_job_waits_for_a_live_one_and_not_for_a_dead_one(faces: Make, write: W
             assert not (place / path.name).exists()
         finally:
             holder.kill()
-    assert job.communicate(timeout=60)[0] == f"{(place / path.name).stat().st_ino}\n"
+    assert job.communicate(timeout=PATIENCE)[0] == f"{(place / path.name).stat().st_ino}\n"
     assert contents(place / path.name) == contents(path)
     assert not list(place.glob(".*.tmp"))

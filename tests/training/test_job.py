@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from ferdist.training.engine import Engine
 from ferdist.training.job import TrainingJob
 from ferdist.training.preemption import StopRequest
 from ferdist.training.run import run
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 
 Tiny = Callable[..., Config]
 
@@ -129,17 +128,16 @@ def test_the_requeue_is_tried_again_while_the_controller_is_away(
 
 
 def test_a_failed_rank_that_hangs_is_ended() -> None:
-    code = "from ferdist.training.job import _die_in; _die_in(1); import time; time.sleep(60)"
-    begun = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False)
+    code = "from ferdist.training.job import _die_in; _die_in(1); import time; time.sleep(9999)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=PATIENCE, check=False)
     assert done.returncode == -signal.SIGALRM
-    assert time.monotonic() - begun < 30
 
 
 def test_a_job_comes_up_without_torch() -> None:
     """submitit sets its handlers after it has read the job: until then SIGUSR2 kills."""
     code = "import sys, ferdist.training.job; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=PATIENCE, check=False)
+    assert done.returncode == 0
 
 
 def test_a_job_trains_and_answers_with_its_results(
