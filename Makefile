@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(VENV)/bin/ferdist demo
 
 test: $(STAMP)
-	@echo "The quick tests: about 4 minutes on two idle cores."
+	@echo "The quick tests: about 5 minutes on two idle cores."
 	$(PYTEST) --ignore=tests/slurm -n 2 -m 'not slow' --cov --cov-report=term --cov-report=xml:.coverage.xml $(ARGS)
 
 test-slow: $(STAMP)
@@ -27,7 +27,7 @@ test-all: test test-slow
 
 test-slurm: $(STAMP)
 	scripts/slurm-packages
-	@echo "Tests on two real SLURMs of this host: about 10 minutes on two idle cores."
+	@echo "Tests on two real SLURMs of this host: 10 to 14 minutes on two idle cores."
 	$(PYTEST) tests/slurm -n 2 $(ARGS)
 
 wheelhouse:
