@@ -63,7 +63,7 @@ def prepare_fer2013(
     ] = False,
 ) -> None:
     """fer2013.csv, icml_face_data.csv, or the folder layout as a folder or zip."""
-    from ferdist.datasets import prepare
+    from ferdist.data import prepare
 
     print(prepare.fer2013(source, out, allow_extra=allow_extra, ferplus=ferplus, ckextended=ckextended))
 
@@ -80,7 +80,7 @@ def prepare_ckplus(
     ] = None,
 ) -> None:
     """CK+48 as a folder or zip, CK_data.h5, or the original tree."""
-    from ferdist.datasets import prepare
+    from ferdist.data import prepare
 
     print(prepare.ckplus(source, out, folds=folds, seed=seed, classes=classes, subjects_from=subjects_from))
 
@@ -98,7 +98,7 @@ def prepare_folders(
     seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
 ) -> None:
     """Any folder of class folders, with or without train, val and test above them."""
-    from ferdist.datasets import prepare
+    from ferdist.data import prepare
 
     print(
         prepare.folders(
@@ -115,7 +115,7 @@ def prepare_synthetic(
     format: Annotated[SyntheticFormat, typer.Option(help="What to write.")] = SyntheticFormat.BETON,
 ) -> None:
     """Drawn faces: as a beton, or in the layout of a real data set."""
-    from ferdist.datasets import prepare
+    from ferdist.data import prepare
 
     print(prepare.synthetic(out, images=images, seed=seed, format=format.value))
 
@@ -130,7 +130,7 @@ def inspect(
     ] = None,
 ) -> None:
     """Verify a beton in full and say what is in it."""
-    from ferdist.beton import inspect as beton_inspect
+    from ferdist.data.beton import inspect as beton_inspect
 
     contents = beton_inspect.inspect(file)
     if grid is not None:

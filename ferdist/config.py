@@ -67,7 +67,7 @@ class DataConfig:
         batch_size: samples in a step, over all ranks and micro-batches together.
         workers: loader threads per rank.
         timeout: seconds after which a loader that gives nothing is an error.
-        labels: ``own``, ``ferplus-majority`` or ``ferplus-soft`` (see ``ferdist.beton.labels``).
+        labels: ``own``, ``ferplus-majority`` or ``ferplus-soft`` (see ``ferdist.data.beton.labels``).
         cache: ``none``, or ``device`` to read the samples once and keep them on the device.
         stage: a folder on each host's own disk, such as ``$TMPDIR``: the beton is copied there, checked, and
             read from there. Empty: it is read where it is.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ferdist.beton import inspect
-from ferdist.datasets import prepare
+from ferdist.data import prepare
+from ferdist.data.beton import inspect
 from ferdist.errors import ConfigError, RunError
 from ferdist.reporting import write_report
 from ferdist.runtime.folder import RunFolder

@@ -20,10 +20,10 @@ from rich.table import Table
 from rich.text import Text
 from submitit.core.utils import JobPaths
 
-from ferdist.beton import Beton, open_beton
 from ferdist.config import Config, differences, load_config, to_dict
+from ferdist.data.beton import Beton, open_beton
 from ferdist.errors import ConfigError, FerdistError, Preempted, RunError
-from ferdist.files import locked, write_json
+from ferdist.io import locked, write_json
 from ferdist.runtime.experiment import FILE, SCHEMA, Cell, Part, read_experiment
 from ferdist.runtime.folder import RunFolder
 from launch.executor import (

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ferdist.beton import Beton
+from ferdist.data.beton import Beton
 from ferdist.errors import DataError
 from ferdist.evaluation.kfold import summarise
 from ferdist.evaluation.pool import shared_config
-from ferdist.files import write_json, write_text
+from ferdist.io import write_json, write_text
 from ferdist.reporting.kfold import kfold_markdown
 from ferdist.runtime.experiment import Cell, Part
 from launch.executor import read_options

@@ -20,7 +20,7 @@ from typing import Final
 
 from ferdist.errors import ConfigError
 from ferdist.evaluation.pool import folds_of, shared_config
-from ferdist.files import write_text
+from ferdist.io import write_text
 from ferdist.reporting.networks import load_networks
 from ferdist.reporting.table1 import group_by_data, networks_markdown
 from ferdist.runtime.experiment import Cell, Part

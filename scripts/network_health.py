@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torchvision.models.googlenet import BasicConv2d
 
 from ferdist.augment import normalise
-from ferdist.beton import BetonLoader, open_beton
 from ferdist.config import load_config
+from ferdist.data.beton import BetonLoader, open_beton
 from ferdist.evaluation.model import load_trained
 from ferdist.models import Task, build_model, model_names
 from ferdist.training.liveness import by_gate, gate_statistics

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ferdist.config import Config, load_config
-from ferdist.datasets import prepare
+from ferdist.data import prepare
 from tests.forking import ROOT, Forked, ranks
 
 PATIENCE = 1200.0

@@ -33,7 +33,7 @@ IMPORTS = (
     "ferdist.evaluation.evaluate",
     "ferdist.evaluation.kfold",
     "ferdist.reporting",
-    "ferdist.datasets.prepare",
+    "ferdist.data.prepare",
     "tensorboard.compat.proto.event_pb2",
     "torch.utils.tensorboard",
 )

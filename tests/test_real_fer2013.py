@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ferdist.beton import Beton, labels_of, open_beton
 from ferdist.cli import main
-from ferdist.datasets import prepare
+from ferdist.data import prepare
+from ferdist.data.beton import Beton, labels_of, open_beton
 from ferdist.evaluation.results import read_results
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fer2013")]

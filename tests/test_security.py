@@ -271,7 +271,7 @@ LIMITED = """
 import os, sys
 from resource import RLIMIT_DATA, RUSAGE_SELF, getrusage, setrlimit
 from ferdist.cli import main
-import ferdist.datasets.prepare
+import ferdist.data.prepare
 most = getrusage(RUSAGE_SELF).ru_maxrss * 1024 + (4 << 30)
 for source in sys.argv[1:]:
     child = os.fork()

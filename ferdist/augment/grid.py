@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from ferdist.augment.pipeline import Augment, denormalise
-from ferdist.datasets.record import Images, Integers
+from ferdist.data.record import Images, Integers
 from ferdist.errors import DataError
 
 _READABLE_PIXELS = 96

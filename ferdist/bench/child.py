@@ -22,7 +22,7 @@ from ferdist.errors import RunError
 
 if TYPE_CHECKING:
     from ferdist.bench.trainer import Trainer
-    from ferdist.datasets.record import Integers
+    from ferdist.data.record import Integers
 
 WARM_UP_STEPS: Final = 2
 """DistributedDataParallel arranges its buckets after the first step."""
@@ -102,7 +102,7 @@ def start(job: Job, processes: int = 1) -> list[Outcome]:
 
 
 def _convert(job: Job, stack: ExitStack) -> Callable[[], int]:
-    from ferdist.datasets import prepare
+    from ferdist.data import prepare
 
     return lambda: _count(prepare.fer2013(Path(job.path), Path(job.out)).with_suffix(".samples.csv"))
 
@@ -125,7 +125,7 @@ def _count(table: Path) -> int:
 def _load(job: Job, stack: ExitStack) -> Callable[[], int]:
     import torch
 
-    from ferdist.beton import BetonLoader, open_beton
+    from ferdist.data.beton import BetonLoader, open_beton
 
     beton = open_beton(Path(job.path))
     indices = beton.indices("train", None)

@@ -7,7 +7,7 @@ import torch
 from ferdist.bench.byhand import NAME, parse_only, rows_by_hand
 from ferdist.bench.settings import Bench
 from ferdist.bench.timing import Floor, Peer, Row, Seconds, contest
-from ferdist.datasets import prepare
+from ferdist.data import prepare
 
 
 def run(bench: Bench) -> list[Row]:

@@ -14,7 +14,7 @@ from ferdist.augment import Augment, AugmentConfig
 from ferdist.bench.peers import PilFaces, Transform, data_loader, images_of, pil_transform
 from ferdist.bench.settings import Bench
 from ferdist.bench.timing import Floor, Measure, Peer, Row, contest, rate
-from ferdist.beton import BetonLoader, DeviceCache
+from ferdist.data.beton import BetonLoader, DeviceCache
 from ferdist.training import seeds
 
 DATALOADER_WORKERS = (1, 2)

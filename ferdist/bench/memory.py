@@ -13,8 +13,8 @@ from ferdist.bench.byhand import NAME
 from ferdist.bench.child import Job, Outcome
 from ferdist.bench.settings import Bench
 from ferdist.bench.timing import Figure, Row
-from ferdist.datasets.rawformats import write_fer2013_csv
-from ferdist.datasets.synthetic import synthesize
+from ferdist.data.rawformats import write_fer2013_csv
+from ferdist.data.synthetic import synthesize
 
 PROCESSES = 2
 STAGES = ("convert", "load", "train", "evaluate")

@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from ferdist.augment import AugmentConfig
 from ferdist.bench.settings import Bench
-from ferdist.datasets.record import Images, Integers
+from ferdist.data.record import Images, Integers
 from ferdist.models import Task
 
 Transform = Callable[[Any], Any]
@@ -252,7 +252,7 @@ class PlainLoop:
 
 def images_of(bench: Bench, indices: Integers) -> tuple[Images, Integers]:
     """Samples of the bench's beton as arrays in memory: images uint8 (M, C, H, W), labels int64 (M,)."""
-    from ferdist.beton import BetonLoader
+    from ferdist.data.beton import BetonLoader
 
     loader = BetonLoader(bench.beton, batch_size=256, device=torch.device("cpu"))
     parts = list(loader.batches(indices))

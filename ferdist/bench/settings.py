@@ -10,11 +10,11 @@ from typing import Final
 
 import torch
 
-from ferdist.beton import Beton, open_beton
 from ferdist.config import Config, DataConfig
-from ferdist.datasets import prepare
-from ferdist.datasets.rawformats import write_fer2013_csv
-from ferdist.datasets.synthetic import synthesize
+from ferdist.data import prepare
+from ferdist.data.beton import Beton, open_beton
+from ferdist.data.rawformats import write_fer2013_csv
+from ferdist.data.synthetic import synthesize
 from ferdist.errors import ConfigError
 from ferdist.models.config import STEMS, ModelConfig
 from ferdist.training.config import TrainConfig

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ferdist.augment import Augment
-from ferdist.beton import BetonLoader, labels_of, open_beton
 from ferdist.config import Config
+from ferdist.data.beton import BetonLoader, labels_of, open_beton
 from ferdist.evaluation.predict import predict
 from ferdist.models import Task, build_model
 from ferdist.runtime.distributed import World

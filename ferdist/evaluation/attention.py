@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ferdist.augment import normalise
-from ferdist.datasets.record import Images, Integers
+from ferdist.data.record import Images, Integers
 from ferdist.errors import RunError
 from ferdist.evaluation.occlusion import Benchmark, Cell, hidden_pixels
 from ferdist.models.cbam import SpatialAttention

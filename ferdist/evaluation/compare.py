@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
-from ferdist.datasets.record import Integers
+from ferdist.data.record import Integers
 from ferdist.errors import RunError
 from ferdist.evaluation.metrics import Predictions, accuracy_interval
 

@@ -11,9 +11,9 @@ from typing import Any, Final
 import numpy as np
 
 from ferdist import environment
-from ferdist.beton import HOLDOUT, Beton, BetonLoader, Labels, labels_of, open_beton
 from ferdist.config import to_dict
-from ferdist.datasets.record import SPLITS, Images, Integers
+from ferdist.data.beton import HOLDOUT, Beton, BetonLoader, Labels, labels_of, open_beton
+from ferdist.data.record import SPLITS, Images, Integers
 from ferdist.errors import ConfigError, DataError, RunError
 from ferdist.evaluation import attention, metrics, occlusion
 from ferdist.evaluation.attention import Watched, choose_faces, watch
@@ -25,7 +25,7 @@ from ferdist.evaluation.predict import TTA, predict, predict_covered
 from ferdist.evaluation.realfaces import listed_samples
 from ferdist.evaluation.results import add_evaluations
 from ferdist.evaluation.robustness import GridPredictions, compare
-from ferdist.files import sha256
+from ferdist.io import sha256
 from ferdist.runtime.distributed import World, join_world
 from ferdist.runtime.folder import RunFolder
 from ferdist.runtime.precision import configure_kernels, scoring_dtype

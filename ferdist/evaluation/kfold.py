@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from ferdist.beton import Beton, labels_of
 from ferdist.config import Config, to_dict
+from ferdist.data.beton import Beton, labels_of
 from ferdist.errors import RunError
 from ferdist.evaluation import metrics
 from ferdist.evaluation.evaluate import cluster_of

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
 
-from ferdist.datasets.record import Integers
+from ferdist.data.record import Integers
 from ferdist.errors import RunError
-from ferdist.files import atomic_path
+from ferdist.io import atomic_path
 
 Probabilities = npt.NDArray[np.float32]
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
 
-from ferdist.datasets.record import Images, Integers
+from ferdist.data.record import Images, Integers
 from ferdist.errors import ConfigError, DataError
 
 if TYPE_CHECKING:  # its package imports torch, which a report does without

@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ferdist.beton import Beton, labels_of
 from ferdist.config import Config, differences
+from ferdist.data.beton import Beton, labels_of
 from ferdist.errors import RunError
 from ferdist.evaluation import metrics
 from ferdist.evaluation.evaluate import cluster_of, has_copy, predictions_name

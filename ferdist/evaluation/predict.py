@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import five_crop
 
 from ferdist.augment import normalise
-from ferdist.beton import Beton, BetonLoader, DeviceCache, Labels
-from ferdist.datasets.record import Images, Integers
+from ferdist.data.beton import Beton, BetonLoader, DeviceCache, Labels
+from ferdist.data.record import Images, Integers
 from ferdist.errors import RunError
 from ferdist.evaluation import occlusion
 from ferdist.evaluation.metrics import Predictions

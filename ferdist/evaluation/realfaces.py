@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ferdist.beton import Beton, Labels
-from ferdist.datasets.ferplus import FERPLUS_CLASSES, read_name_list
-from ferdist.datasets.record import SPLITS, Integers, no_values
+from ferdist.data.beton import Beton, Labels
+from ferdist.data.ferplus import FERPLUS_CLASSES, read_name_list
+from ferdist.data.record import SPLITS, Integers, no_values
 from ferdist.errors import DataError
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ferdist.errors import RunError
 from ferdist.evaluation import robustness
-from ferdist.files import write_json
+from ferdist.io import write_json
 
 SCHEMA: Final = 1
 KEY: Final = (

@@ -12,12 +12,12 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from ferdist.datasets.record import Integers
+from ferdist.data.record import Integers
 from ferdist.errors import RunError
 from ferdist.evaluation import metrics, occlusion
 from ferdist.evaluation.metrics import Predictions, Probabilities
 from ferdist.evaluation.occlusion import Cell
-from ferdist.files import atomic_path
+from ferdist.io import atomic_path
 
 CONDITIONS: Final = ("data", "beton_sha256", "split", "fold", "inner_fold", "tta", "checkpoint")
 """What the entries of one benchmark share."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ferdist.errors import RunError
-from ferdist.files import atomic_path
+from ferdist.io import atomic_path
 
 SUFFIX: Final = ".safetensors"
 SHIPPED: Final = Path(__file__).parent.parent / "weights"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ferdist.beton import Beton, BetonLoader, Labels, labels_of, open_beton
-from ferdist.datasets.record import Images, Integers
+from ferdist.data.beton import Beton, BetonLoader, Labels, labels_of, open_beton
+from ferdist.data.record import Images, Integers
 from ferdist.errors import DataError
 from ferdist.evaluation.evaluate import benchmark_on, read_images
 from ferdist.evaluation.occlusion import Benchmark, Cell

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ferdist.datasets.record import Images, Integers
+from ferdist.data.record import Images, Integers
 from ferdist.errors import DataError, FerdistError
 from ferdist.evaluation.attention import CELLS, Watched, choose_faces, watch
 from ferdist.evaluation.evaluate import check_fit

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import torch
 
-from ferdist.beton import Beton, labels_of, open_beton
 from ferdist.config import Config, differences
+from ferdist.data.beton import Beton, labels_of, open_beton
 from ferdist.errors import ConfigError, FerdistError, RunError
 from ferdist.evaluation.compare import Difference, McNemar, compare, count_hits, holm, mcnemar
 from ferdist.evaluation.evaluate import cluster_of

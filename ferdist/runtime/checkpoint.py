@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ferdist.errors import RunError
-from ferdist.files import atomic_path, sha256, sync, write_text
+from ferdist.io import atomic_path, sha256, sync, write_text
 
 BEST = "best.pt"
 _UNREADABLE = (

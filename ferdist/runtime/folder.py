@@ -17,7 +17,7 @@ import yaml
 
 from ferdist.config import RECORD_KEY, Config, differences, load_config, to_dict
 from ferdist.errors import RunError
-from ferdist.files import LOCK, locked, write_json, write_text
+from ferdist.io import LOCK, locked, write_json, write_text
 
 PROGRESS_KEYS: Final = ("step", "total_steps", "epoch", "world_size")
 """Of status.json: how far the run is."""

@@ -11,9 +11,9 @@ from torch.nn.functional import cross_entropy, interpolate
 from torch.nn.parallel import DistributedDataParallel
 
 from ferdist.augment import Augment, draw_mixup, mix
-from ferdist.beton import Batch, BetonLoader, DeviceCache
 from ferdist.config import Config
-from ferdist.datasets.record import Integers
+from ferdist.data.beton import Batch, BetonLoader, DeviceCache
+from ferdist.data.record import Integers
 from ferdist.errors import RunError
 from ferdist.models import Task
 from ferdist.runtime.distributed import World

@@ -19,7 +19,7 @@ import torch
 from ferdist.cli import is_main_rank, leave
 from ferdist.config import Config, load_config
 from ferdist.errors import FerdistError
-from ferdist.files import write_json
+from ferdist.io import write_json
 from ferdist.runtime.claim import claimed
 from ferdist.runtime.distributed import World, join_world
 from ferdist.training.run import Job, open_data

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from ferdist.files import atomic_path
+from ferdist.io import atomic_path
 
 T = TypeVar("T")
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ferdist import environment
 from ferdist.augment import Augment, denormalise, normalise
 from ferdist.augment.grid import image_grid
-from ferdist.beton import (
+from ferdist.config import Config
+from ferdist.data.beton import (
     HOLDOUT,
     Batch,
     Beton,
@@ -26,8 +27,7 @@ from ferdist.beton import (
     stage_beton,
     staged_path,
 )
-from ferdist.config import Config
-from ferdist.datasets.record import Integers
+from ferdist.data.record import Integers
 from ferdist.errors import ConfigError, FerdistError, Preempted, RunError
 from ferdist.evaluation import metrics
 from ferdist.evaluation.evaluate import evaluate_trained, main_entry

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from ferdist.datasets.record import Integers
+from ferdist.data.record import Integers
 
 WEIGHTS: Final = 0
 ORDER: Final = 1

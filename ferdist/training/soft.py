@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ferdist.beton import Beton, Labels
+from ferdist.data.beton import Beton, Labels
 from ferdist.errors import DataError
 from ferdist.evaluation.metrics import Predictions
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ferdist.datasets.record import Integers
+from ferdist.data.record import Integers
 from ferdist.errors import ConfigError
 
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 import ferdist
 from ferdist.augment import normalise
-from ferdist.datasets.synthetic import synthesize
+from ferdist.data.synthetic import synthesize
 from ferdist.errors import ConfigError, RunError
 from ferdist.evaluation.model import ModelCard, TrainedModel, load_trained
 from ferdist.evaluation.results import read_results
-from ferdist.files import atomic_path
+from ferdist.io import atomic_path
 from ferdist.models import weights
 
 Floats = npt.NDArray[np.float32]

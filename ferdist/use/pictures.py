@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ferdist.datasets.archive import IMAGE_FORMATS, FolderArchive, is_image
-from ferdist.datasets.folders import to_rgb
+from ferdist.data.archive import IMAGE_FORMATS, FolderArchive, is_image
+from ferdist.data.folders import to_rgb
 from ferdist.errors import DataError
 
 LONGEST: Final = 1600

@@ -14,11 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ferdist.augment import normalise
-from ferdist.datasets.facebox import crop_face, detect_faces
-from ferdist.datasets.record import Images
+from ferdist.data.facebox import crop_face, detect_faces
+from ferdist.data.record import Images
 from ferdist.errors import ConfigError, DataError
 from ferdist.evaluation.model import TrainedModel
-from ferdist.files import atomic_path
+from ferdist.io import atomic_path
 from ferdist.runtime.precision import autocast, scoring_dtype
 from ferdist.use.pictures import Picture, find_pictures, read_picture
 

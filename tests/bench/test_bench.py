@@ -13,7 +13,7 @@ from ferdist.bench.report import print_table
 from ferdist.bench.run import STAGES
 from ferdist.bench.timing import HIGHER_IS_BETTER, LOWER_IS_BETTER, Figure, Row
 from ferdist.cli import main
-from ferdist.datasets import prepare
+from ferdist.data import prepare
 
 KEYS = {"stage", "name", "ferdist", "peer", "peer_name", "floor", "unit", "ratio_peer", "ratio_floor"}
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from ferdist.beton import open_beton, staged_path
 from ferdist.cli import main
 from ferdist.config import Config, to_dict
+from ferdist.data.beton import open_beton, staged_path
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.occlusion import Cell, grid
 from ferdist.evaluation.robustness import GridPredictions

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ferdist.beton import BetonLoader, labels_of, open_beton
+from ferdist.data.beton import BetonLoader, labels_of, open_beton
 from ferdist.evaluation.predict import predict
 from ferdist.runtime.distributed import join_world
 

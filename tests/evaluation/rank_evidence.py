@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from ferdist.augment import normalise
-from ferdist.beton import BetonLoader, open_beton
+from ferdist.data.beton import BetonLoader, open_beton
 from ferdist.evaluation.evaluate import read_images
 from ferdist.evaluation.model import load_trained
 

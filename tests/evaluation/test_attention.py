@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ferdist.datasets.synthetic import synthesize
+from ferdist.data.synthetic import synthesize
 from ferdist.errors import RunError
 from ferdist.evaluation.attention import CELLS, choose_faces, enlarge, heat, look, watch
 from ferdist.evaluation.occlusion import Benchmark, covered_fraction

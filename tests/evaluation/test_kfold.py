@@ -12,8 +12,8 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import balanced_accuracy_score
 
-from ferdist.beton import Beton, open_beton
 from ferdist.config import Config, load_config
+from ferdist.data.beton import Beton, open_beton
 from ferdist.errors import RunError
 from ferdist.evaluation.kfold import summarise
 from ferdist.evaluation.metrics import Predictions

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ferdist.augment.config import AugmentConfig, NoiseConfig, OcclusionConfig
-from ferdist.datasets.record import Images
-from ferdist.datasets.synthetic import synthesize
+from ferdist.data.record import Images
+from ferdist.data.synthetic import synthesize
 from ferdist.errors import ConfigError, DataError
 from ferdist.evaluation import occlusion
 from ferdist.evaluation.occlusion import Benchmark, Cell, covered_fraction, grid

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ferdist.beton import labels_of, open_beton
 from ferdist.cli import main
 from ferdist.config import Config
-from ferdist.datasets.ferplus import FERPLUS_CLASSES, read_name_list
-from ferdist.datasets.rawformats import USAGES, write_fer2013_csv
-from ferdist.datasets.record import FER2013_CLASSES, FaceDataset, Integers
-from ferdist.datasets.synthetic import synthesize
+from ferdist.data.beton import labels_of, open_beton
+from ferdist.data.ferplus import FERPLUS_CLASSES, read_name_list
+from ferdist.data.rawformats import USAGES, write_fer2013_csv
+from ferdist.data.record import FER2013_CLASSES, FaceDataset, Integers
+from ferdist.data.synthetic import synthesize
 from ferdist.errors import DataError
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.realfaces import listed_samples

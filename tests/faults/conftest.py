@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ferdist.config import Config
-from ferdist.datasets import prepare
+from ferdist.data import prepare
 from tests.faults import processes
 from tests.faults.processes import Training, finish, small_config
 

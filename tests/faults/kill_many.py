@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from ferdist.config import Config
-from ferdist.datasets import prepare
+from ferdist.data import prepare
 from tests.faults.processes import STEPS, Training, finish, metrics_of, newest_step, small_config, unequal
 
 SEEDS = 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ferdist.datasets import prepare
+from ferdist.data import prepare
 from tests.conftest import ROOT, start
 from tests.faults.processes import SMALL
 from tests.resting import REST, SECONDS

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from ferdist.datasets import prepare
+from ferdist.data import prepare
 
 
 def write_grid(place: Path, ckplus: Path) -> Path:

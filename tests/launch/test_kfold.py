@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ferdist.beton import open_beton
+from ferdist.data.beton import open_beton
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.pool import shared_config
 from ferdist.runtime.experiment import Cell, Part

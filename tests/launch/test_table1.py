@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ferdist.beton import open_beton
 from ferdist.config import load_config
+from ferdist.data.beton import open_beton
 from ferdist.evaluation.pool import shared_config
 from ferdist.runtime.experiment import Cell, Part
 from ferdist.runtime.folder import RunFolder

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ferdist.datasets.synthetic import synthesize
+from ferdist.data.synthetic import synthesize
 from ferdist.errors import ConfigError
 from ferdist.models import (
     ModelConfig,

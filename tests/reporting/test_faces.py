@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ferdist.beton import write_beton
 from ferdist.cli import main
 from ferdist.config import Config, load_config
-from ferdist.datasets import prepare
-from ferdist.datasets.audit import audit
-from ferdist.datasets.record import FaceDataset, no_values
-from ferdist.datasets.synthetic import synthesize
+from ferdist.data import prepare
+from ferdist.data.audit import audit
+from ferdist.data.beton import write_beton
+from ferdist.data.record import FaceDataset, no_values
+from ferdist.data.synthetic import synthesize
 from ferdist.evaluation.evaluate import Plan, evaluate
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.occlusion import Cell, checksums, grid, total_checksum

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ferdist.beton import Beton, open_beton
 from ferdist.config import Config, load_config, to_dict
-from ferdist.datasets import prepare
+from ferdist.data import prepare
+from ferdist.data.beton import Beton, open_beton
 from ferdist.errors import RunError
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.occlusion import Cell as Damage

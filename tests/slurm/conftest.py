@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ferdist.config import Config
-from ferdist.datasets import prepare
+from ferdist.data import prepare
 from tests.conftest import ROOT
 from tests.faults.processes import finish, small_config
 from tests.resting import REST, SECONDS

@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from ferdist.beton import open_beton
-from ferdist.datasets import prepare
+from ferdist.data import prepare
+from ferdist.data.beton import open_beton
 from ferdist.evaluation.pool import shared_config
 from ferdist.runtime.experiment import Cell, Part
 from launch.executor import Options

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from submitit.slurm.slurm import SlurmJob
 
-from ferdist.beton import open_beton
-from ferdist.datasets import prepare
+from ferdist.data import prepare
+from ferdist.data.beton import open_beton
 from ferdist.evaluation.metrics import Predictions
 from ferdist.runtime.folder import RunFolder
 from tests.faults.processes import small_config, status_of, unequal

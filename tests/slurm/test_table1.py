@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from ferdist.datasets import prepare
+from ferdist.data import prepare
 from tests.conftest import start
 from tests.faults.processes import status_of
 from tests.launch.grids import write_grid

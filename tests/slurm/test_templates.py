@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ferdist.beton import open_beton
 from ferdist.config import Config
+from ferdist.data.beton import open_beton
 from ferdist.evaluation.metrics import Predictions
 from tests.faults.processes import newest_step, status_of, unequal
 from tests.slurm.jobs import Job, ask, submit

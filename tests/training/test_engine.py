@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ferdist.augment import Augment
-from ferdist.beton import Batch
 from ferdist.config import Config
+from ferdist.data.beton import Batch
 from ferdist.errors import RunError
 from ferdist.models import Task
 from ferdist.runtime.distributed import World

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, LocalJobEnvironment
 
-from ferdist.beton import Batch
 from ferdist.config import Config, to_dict
+from ferdist.data.beton import Batch
 from ferdist.errors import Preempted
 from ferdist.training import job as job_module
 from ferdist.training.engine import Engine

@@ -14,9 +14,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ferdist.beton import Batch, BetonLoader, open_beton
 from ferdist.cli import main
 from ferdist.config import Config, load_config
+from ferdist.data.beton import Batch, BetonLoader, open_beton
 from ferdist.errors import ConfigError, RunError
 from ferdist.evaluation.metrics import Predictions
 from ferdist.runtime import checkpoint

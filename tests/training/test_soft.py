@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ferdist.beton import Beton, labels_of, open_beton
 from ferdist.config import Config
+from ferdist.data.beton import Beton, labels_of, open_beton
 from ferdist.errors import ConfigError, DataError
 from ferdist.evaluation.metrics import Predictions
 from ferdist.training.run import run

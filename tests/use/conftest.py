@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ferdist.config import load_config
-from ferdist.datasets.synthetic import ckplus_sequences
+from ferdist.data.synthetic import ckplus_sequences
 from ferdist.training.run import run
 from tests.conftest import ROOT, TINY
 

@@ -13,12 +13,12 @@ import onnxruntime
 import pytest
 import torch
 
-from ferdist.beton import write_beton
 from ferdist.cli import main
 from ferdist.config import Config
-from ferdist.datasets.audit import audit
-from ferdist.datasets.record import SPLITS
-from ferdist.datasets.synthetic import synthesize
+from ferdist.data.audit import audit
+from ferdist.data.beton import write_beton
+from ferdist.data.record import SPLITS
+from ferdist.data.synthetic import synthesize
 from ferdist.evaluation.model import load_trained
 from ferdist.evaluation.results import read_results
 from ferdist.models import weights

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ferdist.beton import open_beton
 from ferdist.cli import main
-from ferdist.datasets.synthetic import synthesize
+from ferdist.data.beton import open_beton
+from ferdist.data.synthetic import synthesize
 from ferdist.evaluation.metrics import Predictions
 from ferdist.use.pictures import LONGEST, read_picture
 

@@ -1,0 +1,283 @@
+"""A folder of files, or a zip of it, read the same way; and the images in it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import sys
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final, Protocol, TypeVar
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import track
+
+from ferdist.data.record import Images
+from ferdist.errors import DataError
+
+IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+IMAGE_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
+"""Pillow's names of the formats that are decoded, whatever a file's name says: each further decoder can be
+attacked too, and that of EPS starts Ghostscript.
+"""
+
+MAX_MEMBER_BYTES: Final = 2**30
+"""Largest unpacked member of a zip: above any image and fer2013.csv, below what fills a memory."""
+MAX_TOTAL_BYTES: Final = 128 * 2**30
+"""Largest unpacked zip, in all."""
+MAX_RATIO: Final = 200
+"""Largest unpacked size over packed size of a member above 1 MiB: images hardly shrink, zip bombs do."""
+
+_NOT_IN_A_LINE: Final = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories of control characters, of bytes that are no text, and of line separators."""
+_JUNK: Final = ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+T = TypeVar("T")
+
+
+class Archive(Protocol):
+    """Files by their relative names, "/" between the parts."""
+
+    path: Path
+
+    def names(self) -> list[str]:
+        """Names of all files, sorted; without hidden files and what file managers leave behind."""
+
+    def folders(self) -> list[str]:
+        """Names of all folders, empty ones included, sorted; without hidden ones."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file. Raises DataError that names it if it cannot be read."""
+
+    def checksum(self) -> str:
+        """sha256 (hex) of a zip file; of a folder, one over the names and bytes of all files read so far."""
+
+
+class FolderArchive:
+    """A folder on disk; links are followed, and a folder that several of them lead to is read once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._digests: dict[str, bytes] = {}
+
+    def names(self) -> list[str]:
+        return self._walk()[1]
+
+    def folders(self) -> list[str]:
+        return self._walk()[0]
+
+    def _walk(self) -> tuple[list[str], list[str]]:
+        found_folders: list[str] = []
+        found_files: list[str] = []
+        seen: set[str] = set()
+        for folder, folders, files in os.walk(self.path, followlinks=True, onerror=_refuse_folder):
+            real = os.path.realpath(folder)
+            if real in seen:  # two links to it, or one that leads back
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
+            here = Path(folder).relative_to(self.path)
+            found_folders += [(here / name).as_posix() for name in folders]
+            found_files += [(here / name).as_posix() for name in files]
+        return _listed(self.path, found_folders), _listed(self.path, found_files)
+
+    def read(self, name: str) -> bytes:
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"{self.path / name}: cannot be read ({error.strerror}); mend or remove it"
+            ) from error
+        self._digests[name] = hashlib.sha256(data).digest()
+        return data
+
+    def checksum(self) -> str:
+        whole = hashlib.sha256()
+        for name, digest in sorted(self._digests.items()):
+            whole.update(os.fsencode(name) + b"\0" + digest)
+        return whole.hexdigest()
+
+
+class ZipArchive:
+    """A zip file, read member by member; nothing is unpacked to disk.
+
+    Raises:
+        DataError: if the zip is broken, or a member is encrypted, absurdly large, listed twice, or has a
+            name that leads out of the archive (absolute, or with ``..``).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise DataError(f"{path}: broken zip file ({error}); download or pack it again") from error
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        self._folders: set[str] = set()
+        for info in self._zip.infolist():
+            name = info.filename.replace("\\", "/")  # some packers on Windows write backslashes
+            self._check(name, info)
+            if name.endswith("/"):
+                self._folders.add(name.rstrip("/"))
+            else:
+                self._members[name] = info
+        total = sum(info.file_size for info in self._members.values())
+        if total > MAX_TOTAL_BYTES:
+            raise DataError(f"{path}: unpacks to {total / 2**30:.0f} GiB; unpack it and give the folder")
+
+    def _check(self, name: str, info: zipfile.ZipInfo) -> None:
+        place = f"{self.path}: member {info.filename!r}"
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or ".." in parts or (parts and parts[0].endswith(":")):
+            raise DataError(
+                f"{place} leads out of the archive; do not trust this zip, get it from its source"
+            )
+        if name in self._members:
+            raise DataError(f"{place} is in it twice; pack it again")
+        if info.flag_bits & 0x1:
+            raise DataError(f"{place} is encrypted; unpack the zip with its password and give the folder")
+        packed = max(info.compress_size, 1)
+        if info.file_size > MAX_MEMBER_BYTES or (
+            info.file_size > 2**20 and info.file_size > MAX_RATIO * packed
+        ):
+            raise DataError(
+                f"{place} unpacks from {info.compress_size:,} to {info.file_size:,} bytes, absurdly many; "
+                "do not trust this zip, get it from its source"
+            )
+
+    def names(self) -> list[str]:
+        return _listed(self.path, self._members)
+
+    def folders(self) -> list[str]:
+        above = {str(parent) for name in self._members for parent in PurePosixPath(name).parents}
+        return _listed(self.path, (above | self._folders) - {"."})
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._zip.read(self._members[name])
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, ValueError) as error:
+            raise DataError(
+                f"{self.path}: member {name!r} is broken ({error}); download or pack the zip again"
+            ) from error
+
+    def checksum(self) -> str:
+        return file_sha256(self.path)
+
+
+def open_archive(path: Path) -> Archive:
+    """Open a folder or a zip file.
+
+    Raises:
+        DataError: if there is nothing at ``path`` or it is neither a folder nor a zip file.
+    """
+    if path.is_dir():
+        return FolderArchive(path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; check the path")
+    if path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
+        return ZipArchive(path)
+    raise DataError(f"{path}: neither a folder nor a zip file; give one of these")
+
+
+def sources_of(archive: Archive) -> dict[str, str]:
+    """The archive's name and checksum, as ``FaceDataset.sources`` wants them."""
+    return {archive.path.resolve().name: archive.checksum()}
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def progress(items: Sequence[T], description: str) -> Iterable[T]:
+    """Go through ``items``, with a progress bar on stderr where that is a terminal."""
+    return track(
+        items,
+        description,
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def is_image(name: str) -> bool:
+    """Whether the name ends like an image file's."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def open_image(archive: Archive, name: str) -> Image.Image:
+    """Decode one image.
+
+    Raises:
+        DataError: if it cannot be decoded whole; names the file.
+    """
+    data = archive.read(name)
+    try:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        image.load()
+    except UnidentifiedImageError as error:
+        reason = f"not one of {', '.join(IMAGE_FORMATS)}" if data else "empty file"
+        raise DataError(
+            f"{archive.path}: {name}: not a readable image ({reason}); replace or remove it"
+        ) from error
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{archive.path}: {name}: not a readable image ({error}); replace or remove it"
+        ) from error
+    return image
+
+
+def read_gray_images(archive: Archive, names: Sequence[str]) -> Images:
+    """Decode gray images that are all of one size.
+
+    Returns:
+        uint8, (N, 1, H, W), 0-255, in the order of ``names``.
+
+    Raises:
+        DataError: if an image is not 8-bit gray or has another size than the first; names the file.
+    """
+    images: Images = np.empty((0,), dtype=np.uint8)
+    width = height = 0
+    for row, name in enumerate(progress(names, f"reading {archive.path.name}")):
+        image = open_image(archive, name)
+        remedy = "replace it, or read colour or mixed sizes with `ferdist prepare folders`"
+        if image.mode != "L":
+            raise DataError(f"{archive.path}: {name}: not an 8-bit gray image (mode {image.mode}); {remedy}")
+        if row == 0:
+            width, height = image.size
+            images = np.empty((len(names), 1, height, width), dtype=np.uint8)
+        if image.size != (width, height):
+            raise DataError(
+                f"{archive.path}: {name}: {image.width}x{image.height} pixels, "
+                f"but {names[0]} has {width}x{height}; {remedy}"
+            )
+        images[row, 0] = np.asarray(image)
+    return images
+
+
+def _listed(path: Path, names: Iterable[str]) -> list[str]:
+    """Sorted names without junk; all of them can stand in a message and in a csv."""
+    listed = sorted(name for name in names if not _is_junk(name))
+    for name in listed:
+        if any(unicodedata.category(character) in _NOT_IN_A_LINE for character in name):
+            raise DataError(f"{path}: {name!r} has control characters or broken text in its name; rename it")
+    return listed
+
+
+def _is_junk(name: str) -> bool:
+    return any(part.startswith(".") or part in _JUNK for part in name.split("/"))
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(
+        f"{error.filename}: cannot be listed ({error.strerror}); check its permissions"
+    ) from error

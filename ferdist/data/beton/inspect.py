@@ -1,0 +1,108 @@
+"""What `ferdist inspect` prints and draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ferdist.data.audit import EQUALISED_TEXT
+from ferdist.data.beton import BetonLoader, open_beton
+from ferdist.data.record import Integers
+
+GRID_COLUMNS = 8
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """Verify a beton with its full checksum and say what is in it.
+
+    Returns:
+        name, samples, image, classes, splits, folds, sha256, audit, statistics and sources.
+
+    Raises:
+        DataError: if the file is not what its manifest says.
+    """
+    manifest = open_beton(path, checksum=True).manifest
+    keys = (
+        "name",
+        "samples",
+        "image",
+        "classes",
+        "splits",
+        "folds",
+        "sha256",
+        "audit",
+        "statistics",
+        "sources",
+    )
+    return {key: getattr(manifest, key) for key in keys}
+
+
+def as_text(contents: dict[str, Any]) -> str:
+    """The same for people: counts per split, fold and class, and what the audit found."""
+    image, classes = contents["image"], contents["classes"]
+    width = max(8, *(len(name) for name in classes)) + 2
+    lines = [
+        f"{contents['name']}: {contents['samples']} images "
+        f"{image['channels']}x{image['height']}x{image['width']}, sha256 {contents['sha256'][:16]}",
+        "",
+        " " * 10 + f"{'samples':>9}" + "".join(f"{name:>{width}}" for name in classes),
+    ]
+    parts = list(contents["splits"].items())
+    parts += [(f"fold {fold}", part) for fold, part in contents["folds"].items()]
+    for name, part in parts:
+        counts = "".join(f"{count:>{width}}" for count in part["per_class"])
+        subjects = f"   {len(part['subjects'])} subjects" if "subjects" in part else ""
+        lines.append(f"{name:<10}{part['samples']:>9}{counts}{subjects}")
+    audit = contents["audit"]
+    lines.append("")
+    if "folds" in audit:
+        spread = audit["folds"]
+        lines.append(
+            f"folds: {spread['samples'][0]} to {spread['samples'][1]} samples and "
+            f"{spread['subjects'][0]} to {spread['subjects'][1]} subjects each, no subject in two"
+        )
+    lines.append(f"{audit['unique_images']} images are unique")
+    copies, conflicts = audit["copies"], audit["conflicting_labels"]
+    lines.append(f"{copies['samples']} images in {copies['groups']} groups of exact copies")
+    lines.append(f"{conflicts['samples']} of them in {conflicts['groups']} groups whose labels disagree")
+    leaks = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in audit["leaks"].items())
+    lines.append(f"copies across parts: {leaks}")
+    lines.append(f"{audit['near_constant']['samples']} images are near-constant")
+    if audit.get("equalised"):  # manifests of earlier versions do not say
+        lines.append(EQUALISED_TEXT)
+    return "\n".join(lines)
+
+
+def save_grid(path: Path, out: Path, augment_config: Path | None) -> None:
+    """Write a PNG of samples: a row per class, or each sample beside augmented versions of it.
+
+    Raises:
+        DataError: if the beton is not whole.
+        ConfigError: if the config cannot be read.
+    """
+    from ferdist.augment import Augment
+    from ferdist.augment.grid import save_augment_grid, save_class_grid
+    from ferdist.config import load_config
+
+    beton = open_beton(path)
+    chosen = _some_of_each_class(beton.label)
+    loader = BetonLoader(beton, batch_size=len(chosen), device=torch.device("cpu"))
+    batch = next(loader.batches(chosen))
+    images = batch.image.numpy()
+    if augment_config is None:
+        names = beton.manifest.classes
+        save_class_grid(images, batch.label.numpy(), names, out, columns=GRID_COLUMNS, seed=0)
+        return
+    mean, std = beton.normalisation(None)
+    augment = Augment(load_config(augment_config).augment, mean, std)
+    save_augment_grid(images[::GRID_COLUMNS], augment, out, columns=GRID_COLUMNS, seed=0)
+
+
+def _some_of_each_class(label: Integers) -> Integers:
+    generator = np.random.default_rng(0)
+    classes = np.unique(label)
+    picks = [generator.permutation(np.flatnonzero(label == k))[:GRID_COLUMNS] for k in classes]
+    return np.concatenate(picks)

@@ -1,0 +1,407 @@
+"""What lies beside a beton: the manifest (``X.json``) and the table of samples (``X.samples.csv``)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from ferdist.data.record import NAME, NAME_RULE, SPLITS, FaceDataset, Images, Integers
+from ferdist.errors import DataError
+
+SCHEMA: Final = 1
+SAMPLE_COLUMNS: Final = (
+    "index",
+    "source_id",
+    "label",
+    "class",
+    "split",
+    "subject",
+    "sequence",
+    "fold",
+    "copy_group",
+)
+_TEXT_COLUMNS: Final = ("source_id", "class", "split", "subject", "sequence")
+_NUMBER_COLUMNS: Final = ("index", "label", "copy_group")
+_CHUNK: Final = 1024
+_AGAIN: Final = "run `ferdist prepare` again"
+
+
+class SplitCounts(TypedDict):
+    """Samples of a split: how many, and how many of each class in label order."""
+
+    samples: int
+    per_class: list[int]
+
+
+class FoldCounts(SplitCounts):
+    """Samples of a fold, with the sorted names of the subjects in it."""
+
+    subjects: list[str]
+
+
+class Moments(TypedDict):
+    """Mean and standard deviation of the pixels, one per channel, in units where 255 is 1."""
+
+    mean: list[float]
+    std: list[float]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of a beton, with the keys of its JSON file.
+
+    Attributes:
+        name: stem of the beton.
+        samples: number of samples, N.
+        image: ``channels``, ``height`` and ``width`` of each image.
+        classes: class names in label order.
+        splits: counts by split name; only splits that have samples.
+        folds: counts by fold number (as text, "0" to "K-1"); empty without folds.
+        statistics: ``train`` (or ``all`` where no sample has a split) with mean and std of those pixels;
+            ``without_fold`` with the same for the samples of all other folds, by fold number.
+        sources: sha256 of the raw files, by name.
+        bytes: size of the beton.
+        sha256: checksum of the beton.
+        samples_sha256: checksum of ``X.samples.csv``.
+        audit: what the audit found.
+        created: versions of ferdist, ffcv and numpy, and the date (UTC).
+    """
+
+    name: str
+    samples: int
+    image: dict[str, int]
+    classes: list[str]
+    splits: dict[str, SplitCounts]
+    folds: dict[str, FoldCounts]
+    statistics: dict[str, Any]
+    sources: dict[str, str]
+    bytes: int
+    sha256: str
+    samples_sha256: str
+    audit: dict[str, Any]
+    created: dict[str, str]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of each image."""
+        return self.image["channels"], self.image["height"], self.image["width"]
+
+    def moments_without(self, *left_out: int) -> Moments | None:
+        """Moments of the pixels of all folds but those given, from the moments that leave out one fold each.
+
+        With the sums over all K folds S and over fold k S_k, the sums without one fold, S - S_k, add up to
+        (K - 1) S: so each S_k is known, without reading a pixel.
+
+        Returns:
+            None where no fold is left.
+        """
+        folds = [str(number) for number in sorted(map(int, self.folds))]
+        if len(folds) <= len(left_out):
+            return None
+        counts = np.array([self.folds[number]["samples"] for number in folds], dtype=np.float64)
+        rest = [self.statistics["without_fold"][number] for number in folds]
+        mean, std = (np.array([moments[name] for moments in rest]) for name in ("mean", "std"))
+        outside = (counts.sum() - counts)[:, None]
+        sums = np.stack([outside * mean, outside * (std**2 + mean**2)])  # (2, K, C), without each fold
+        whole = sums.sum(axis=1) / (len(folds) - 1)
+        parts = whole[:, None] - sums
+        kept = [position for position, number in enumerate(folds) if int(number) not in left_out]
+        first, second = parts[:, kept].sum(axis=1) / counts[kept].sum()
+        deviation = np.sqrt(np.maximum(second - first**2, 0.0))
+        return {"mean": first.tolist(), "std": deviation.tolist()}
+
+    def to_json(self) -> str:
+        """The text of the JSON file: the schema version, then the keys in the order of the attributes."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read and validate a manifest.
+
+        Args:
+            path: the JSON file.
+
+        Raises:
+            DataError: if the file cannot be read, is not JSON, has another schema version, lacks a key, or
+                holds a value of the wrong type or one that contradicts another.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"{path}: cannot read the manifest: {error.strerror}; {_AGAIN}") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: the manifest is not JSON ({_first_line(error)}); {_AGAIN}") from error
+        for fault in _faults(content):
+            raise DataError(f"{path}: the manifest is wrong: {fault}; {_AGAIN}")
+        return cls(**{key: content[key] for key in cls.__dataclass_fields__})
+
+
+def count_splits(label: Integers, split: Integers, classes: int) -> dict[str, SplitCounts]:
+    """Count samples and classes per split.
+
+    Args:
+        label: int64 (N,), 0 to classes - 1.
+        split: int64 (N,), index into ``SPLITS`` or -1.
+        classes: number of classes.
+
+    Returns:
+        Counts by name of each split that has samples.
+    """
+    return {
+        name: _count(label[split == code], classes)
+        for code, name in enumerate(SPLITS)
+        if (split == code).any()
+    }
+
+
+def count_folds(
+    label: Integers, fold: Integers, subjects: npt.NDArray[np.object_], classes: int
+) -> dict[str, FoldCounts]:
+    """Count samples and classes per fold, and list each fold's subjects.
+
+    Args:
+        label: int64 (N,), 0 to classes - 1.
+        fold: int64 (N,), fold number or -1.
+        subjects: str (N,), the subject's name or "".
+        classes: number of classes.
+
+    Returns:
+        Counts by fold number as text; subjects sorted, without the empty name.
+    """
+    counts: dict[str, FoldCounts] = {}
+    for number in np.unique(fold[fold >= 0]):
+        held_out = fold == number
+        names = sorted(set(subjects[held_out].tolist()) - {""})
+        counts[str(number)] = {**_count(label[held_out], classes), "subjects": names}
+    return counts
+
+
+def pixel_statistics(images: Images, split: Integers, fold: Integers) -> dict[str, Any]:
+    """Mean and standard deviation of the training pixels, from exact integer sums.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        split: int64 (N,), index into ``SPLITS`` or -1.
+        fold: int64 (N,), fold number or -1.
+
+    Returns:
+        ``train`` (``all`` where no sample has a split; neither where there are splits but no train) and
+        ``without_fold``: for each fold, the moments of the samples of all other folds.
+    """
+    sums, squares = _pixel_sums(images)
+    pixels = images.shape[2] * images.shape[3]
+
+    def moments(chosen: npt.NDArray[np.bool_]) -> Moments:
+        count = int(chosen.sum()) * pixels
+        mean: list[float] = []
+        std: list[float] = []
+        for channel in range(sums.shape[1]):
+            total, total_squares = int(sums[chosen, channel].sum()), int(squares[chosen, channel].sum())
+            mean.append(total / (255 * count))
+            std.append(math.sqrt(count * total_squares - total**2) / (255 * count))
+        return {"mean": mean, "std": std}
+
+    statistics: dict[str, Any] = {}
+    if (split < 0).all():
+        statistics["all"] = moments(np.ones(len(images), dtype=np.bool_))
+    elif (split == SPLITS.index("train")).any():
+        statistics["train"] = moments(split == SPLITS.index("train"))
+    rest = {int(number): (fold >= 0) & (fold != number) for number in np.unique(fold[fold >= 0])}
+    statistics["without_fold"] = {str(number): moments(mask) for number, mask in rest.items() if mask.any()}
+    return statistics
+
+
+def samples_table(
+    dataset: FaceDataset, copy_group: Integers, extra_columns: pd.DataFrame | None
+) -> pd.DataFrame:
+    """The rows of ``X.samples.csv``: codes as names, -1 as an empty cell.
+
+    Args:
+        dataset: the samples.
+        copy_group: int64 (N,), smallest index with the same pixels.
+        extra_columns: further columns, one row per sample, or None.
+
+    Raises:
+        DataError: if the extra columns do not fit, or two subjects or sequences have one name, or none.
+    """
+    for kind, names in (("subject", dataset.subject_names), ("sequence", dataset.sequence_names)):
+        if len({*names, ""}) != len(names) + 1:
+            raise DataError(f"{dataset.name}: each {kind} must have a name of its own")
+
+    def named(codes: Integers, names: Sequence[str]) -> npt.NDArray[np.object_]:
+        return np.array([*names, ""], dtype=object)[codes]  # -1 picks the empty last one
+
+    table = pd.DataFrame(
+        {
+            "index": np.arange(len(dataset)),
+            "source_id": np.asarray(dataset.source_id, dtype=object),
+            "label": dataset.labels,
+            "class": named(dataset.labels, dataset.classes),
+            "split": named(dataset.split, SPLITS),
+            "subject": named(dataset.subject, dataset.subject_names),
+            "sequence": named(dataset.sequence, dataset.sequence_names),
+            "fold": pd.Series(dataset.fold, dtype="Int64").mask(dataset.fold < 0),
+            "copy_group": copy_group,
+        }
+    )
+    if extra_columns is None:
+        return table
+    if len(extra_columns) != len(table):
+        raise DataError(
+            f"{dataset.name}: {len(extra_columns)} rows of extra columns for {len(table)} samples"
+        )
+    clash = sorted(set(map(str, extra_columns.columns)) & set(SAMPLE_COLUMNS))
+    if clash:
+        raise DataError(f"{dataset.name}: the extra column {clash[0]!r} is one of the table's own; rename it")
+    return pd.concat([table, extra_columns.reset_index(drop=True)], axis="columns")
+
+
+def read_samples(path: Path) -> pd.DataFrame:
+    """Read ``X.samples.csv``.
+
+    Args:
+        path: the csv file.
+
+    Returns:
+        index, label and copy_group as int64; source_id, class, split, subject and sequence as str ("" for
+        none); fold as Int64 (NA for none); extra columns as pandas infers them.
+
+    Raises:
+        DataError: if the file cannot be read, lacks a column, or holds something other than whole numbers in
+            a number column.
+    """
+    try:
+        columns = pd.read_csv(path, nrows=0).columns
+        table = pd.read_csv(
+            path,
+            dtype={
+                **dict.fromkeys(_TEXT_COLUMNS, "str"),
+                **dict.fromkeys(_NUMBER_COLUMNS, "int64"),
+                "fold": "Int64",
+            },
+            keep_default_na=False,  # a subject may be called NA
+            na_values={column: [""] for column in columns if column not in _TEXT_COLUMNS},
+        )
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the table of samples: {error.strerror}; {_AGAIN}") from error
+    except (ValueError, TypeError) as error:  # parser and decoding errors are among them
+        raise DataError(f"{path}: not a table of samples ({_first_line(error)}); {_AGAIN}") from error
+    missing = [column for column in SAMPLE_COLUMNS if column not in table.columns]
+    if missing:
+        raise DataError(f"{path}: the column {missing[0]!r} is missing; {_AGAIN}")
+    return table
+
+
+def _count(label: Integers, classes: int) -> SplitCounts:
+    return {"samples": len(label), "per_class": np.bincount(label, minlength=classes).tolist()}
+
+
+def _pixel_sums(images: Images) -> tuple[Integers, Integers]:
+    """Sum of the pixels and of their squares, int64 (N, C) each."""
+    samples, channels = images.shape[:2]
+    sums = np.empty((samples, channels), dtype=np.int64)
+    squares = np.empty((samples, channels), dtype=np.int64)
+    for start in range(0, samples, _CHUNK):
+        chunk = images[start : start + _CHUNK].reshape(-1, channels, images.shape[2] * images.shape[3])
+        sums[start : start + _CHUNK] = chunk.sum(axis=-1, dtype=np.int64)
+        squares[start : start + _CHUNK] = np.square(chunk, dtype=np.uint16).sum(axis=-1, dtype=np.int64)
+    return sums, squares
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_checksum(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _faults(content: object) -> Iterator[str]:
+    """What is wrong with the content of a manifest file, first things first."""
+    if not isinstance(content, dict):
+        yield "it is not a JSON object"
+        return
+    if content.get("schema") != SCHEMA:
+        yield f"its schema is {content.get('schema')!r}, and this version of ferdist reads schema {SCHEMA}"
+    for key in Manifest.__dataclass_fields__:
+        if key not in content:
+            yield f"the key {key!r} is missing"
+    yield from _plain_faults(content)
+    for group in ("splits", "folds"):
+        yield from _count_faults(group, content[group], len(content["classes"]), content["samples"])
+    unknown = sorted(set(content["splits"]) - set(SPLITS))
+    if unknown:
+        yield f"'splits' has {unknown[0]!r}, which is none of {', '.join(SPLITS)}"
+    if any(not number.isdecimal() for number in content["folds"]):
+        yield "the keys of 'folds' must be fold numbers"
+    yield from _statistics_faults(content["statistics"], content["image"]["channels"])
+
+
+def _plain_faults(content: dict[str, Any]) -> Iterator[str]:
+    for key in ("image", "splits", "folds", "statistics", "sources", "audit", "created"):
+        if not isinstance(content[key], dict):
+            yield f"{key!r} must be an object, not {content[key]!r}"
+    for key in ("samples", "bytes"):
+        if not _is_count(content[key]) or content[key] == 0:
+            yield f"{key!r} must be a whole number above 0, not {content[key]!r}"
+    for key in ("sha256", "samples_sha256"):
+        if not _is_checksum(content[key]):
+            yield f"{key!r} must be 64 hexadecimal digits, not {content[key]!r}"
+    for key in ("channels", "height", "width"):
+        size = content["image"].get(key)
+        if not _is_count(size) or size == 0:
+            yield f"'image.{key}' must be a whole number above 0, not {size!r}"
+    if not isinstance(content["name"], str) or not NAME.fullmatch(content["name"]):
+        yield f"'name' is {content['name']!r:.80}, which cannot name a file: {NAME_RULE}"
+    if not _is_texts(content["classes"]) or not content["classes"]:
+        yield f"'classes' must be a list of names, not {content['classes']!r}"
+
+
+def _count_faults(group: str, parts: dict[str, Any], classes: int, samples: int) -> Iterator[str]:
+    for name, part in parts.items():
+        per_class = part.get("per_class") if isinstance(part, dict) else None
+        if (
+            not isinstance(per_class, list)
+            or len(per_class) != classes
+            or not all(map(_is_count, per_class))
+            or part.get("samples") != sum(per_class)
+        ):
+            yield f"'{group}.{name}' must have a count for each of {classes} classes, and their sum"
+        elif group == "folds" and not _is_texts(part.get("subjects")):
+            yield f"'{group}.{name}.subjects' must be a list of names"
+    if sum(part["samples"] for part in parts.values()) > samples:
+        yield f"{group!r} have more samples than there are in all ({samples})"
+
+
+def _statistics_faults(statistics: dict[str, Any], channels: int) -> Iterator[str]:
+    without_fold = statistics.get("without_fold")
+    if not isinstance(without_fold, dict):
+        yield "'statistics.without_fold' must be an object"
+        return
+    named = {key: value for key, value in statistics.items() if key in ("train", "all")}
+    named |= {f"without_fold.{key}": value for key, value in without_fold.items()}
+    for key, moments in named.items():
+        for moment in ("mean", "std"):
+            values = moments.get(moment) if isinstance(moments, dict) else None
+            if (
+                not isinstance(values, list)
+                or len(values) != channels
+                or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in values)
+            ):
+                yield f"'statistics.{key}.{moment}' must have a number from 0 to 1 per channel ({channels})"

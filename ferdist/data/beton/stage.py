@@ -1,0 +1,87 @@
+"""A copy of a beton on the host's own disk: ``data.stage``."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from ferdist.data.beton.loader import open_beton
+from ferdist.errors import ConfigError, DataError
+from ferdist.io import atomic_path, sha256
+
+
+def stage_beton(path: Path, folder: str) -> Path:
+    """Copy a beton with its manifest and table of samples to this host; whole files that are there stay.
+
+    Processes that want the same copy at the same time wait for the one that makes it; its lock goes with it,
+    however it dies. Each file is compared with its sha256 and then renamed.
+
+    Args:
+        path: ``X.beton``, with ``X.json`` and ``X.samples.csv`` beside it.
+        folder: an existing folder of this host, see ``staged_path``.
+
+    Returns:
+        The copy's path.
+
+    Raises:
+        ConfigError: if a variable in ``folder`` is not set on this host.
+        DataError: if the beton is not whole, or the copy cannot be written. Nothing unfinished is left then.
+    """
+    manifest = open_beton(path).manifest
+    copy, host = staged_path(path, folder), socket.gethostname()
+    digests = {
+        ".beton": manifest.sha256,
+        ".samples.csv": manifest.samples_sha256,
+        ".json": sha256(path.with_suffix(".json")),
+    }
+    if not copy.parent.parent.is_dir():
+        raise DataError(f"{copy.parent.parent}: data.stage is no folder on {host}: make it, or name another")
+    try:
+        copy.parent.mkdir(mode=0o700, exist_ok=True)
+        with (copy.parent / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for leftover in copy.parent.glob(".*.tmp"):  # of a process that died while it copied
+                leftover.unlink()
+            for suffix, digest in digests.items():
+                _copy_file(path.with_suffix(suffix), copy.with_suffix(suffix), digest)
+    except OSError as error:
+        raise DataError(
+            f"{copy}: data.stage cannot make this copy on {host}: {error.strerror}: "
+            "make room there, or name another folder"
+        ) from error
+    return copy
+
+
+def staged_path(path: Path, folder: str) -> Path:
+    """Where the copy of a beton belongs: below ``folder``, by the user and the manifest's checksum.
+
+    Args:
+        path: ``X.beton``, with its manifest beside it.
+        folder: environment variables in it, as in ``$TMPDIR/data``, are those of this process.
+
+    Raises:
+        ConfigError: if one of them is not set.
+    """
+    place = os.path.expandvars(folder)
+    if "$" in place:
+        raise ConfigError(
+            f"data.stage is {folder!r}: a variable in it is not set on {socket.gethostname()}: "
+            "set it, or name a folder"
+        )
+    content = sha256(path.with_suffix(".json"))
+    return Path(place) / f"ferdist-{os.getuid()}-{content[:16]}" / path.name
+
+
+def _copy_file(origin: Path, copy: Path, digest: str) -> None:
+    if copy.is_file() and sha256(copy) == digest:
+        return
+    with atomic_path(copy) as temporary:
+        shutil.copyfile(origin, temporary)
+        if sha256(temporary) != digest:
+            raise DataError(
+                f"{origin}: this, or its copy in {copy.parent}, is damaged: the copy's sha256 is wrong: "
+                "look with `ferdist inspect`"
+            )

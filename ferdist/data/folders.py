@@ -1,0 +1,185 @@
+"""Any folder of class folders, or a zip of it: RAF-DB, FERPlus, people's own data."""
+
+from __future__ import annotations
+
+import itertools
+import posixpath
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ferdist.data.archive import (
+    Archive,
+    ZipArchive,
+    is_image,
+    open_archive,
+    open_image,
+    progress,
+    sources_of,
+)
+from ferdist.data.record import NAME, NAME_RULE, FaceDataset, Images, Integers, no_values
+from ferdist.errors import DataError
+
+SPLIT_FOLDERS: Final = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
+"""Names, in any case, of split folders and their split codes."""
+
+
+class _Member(NamedTuple):
+    name: str
+    split: int
+    class_name: str
+
+
+def read_folders(source: Path, name: str, size: int = 48, subject_regex: str | None = None) -> FaceDataset:
+    """Read images from ``<class>/**/<file>`` or ``<split>/<class>/**/<file>``.
+
+    Classes are the names of the class folders in sorted order (numbers stay names). In a zip, folders
+    around all of this are passed over. Images may be of any size, mode and depth:
+
+    - they are turned upright by their EXIF orientation and resized, with antialiasing, to a square;
+    - 16-bit gray is scaled to 8 bits, transparency is put on black, everything else becomes RGB;
+    - if all three channels are equal in every image, the data set is gray (C = 1), otherwise RGB (C = 3).
+
+    Args:
+        source: a folder or zip.
+        name: the data set's name, the stem of its beton.
+        size: side of the square images in pixels.
+        subject_regex: searched in each file's path relative to ``source``; its first group is the subject.
+
+    Returns:
+        Images (N, 1 or 3, size, size); split is -1 without split folders, subject -1 without a regex.
+
+    Raises:
+        DataError: names the file or folder, what is wrong and what to do.
+    """
+    if not NAME.fullmatch(name):
+        raise DataError(f"name {name!r}: it becomes a file name; {NAME_RULE}")
+    if not 2 <= size <= 1024:
+        raise DataError(f"{name}: size {size} is not from 2 to 1024 pixels; choose such a size")
+    archive = open_archive(source)
+    members = _find_members(archive)
+    classes = tuple(sorted({member.class_name for member in members}))
+    if len(classes) == 1:
+        raise DataError(
+            f"{source}: only one class, {classes[0]}; give the folder that holds the class (or split) folders"
+        )
+    names = [member.name for member in members]
+    subject, subject_names = _subjects(source, names, subject_regex)
+    images = _read_images(archive, names, size)
+    return FaceDataset(
+        name=name,
+        images=images,
+        labels=np.array([classes.index(member.class_name) for member in members], dtype=np.int64),
+        split=np.array([member.split for member in members], dtype=np.int64),
+        subject=subject,
+        sequence=no_values(len(members)),
+        fold=no_values(len(members)),
+        source_id=names,
+        classes=classes,
+        subject_names=subject_names,
+        sources=sources_of(archive),
+    )
+
+
+def _find_members(archive: Archive) -> list[_Member]:
+    path = archive.path
+    names = [name for name in archive.names() if is_image(name)]
+    if not names:
+        raise DataError(f"{path}: no images in it; give a folder with one folder of images per class")
+    root = _root(names) if isinstance(archive, ZipArchive) else ()
+    top = {_below(root, name)[0] for name in names}
+    splits = {folder for folder in top if folder.lower() in SPLIT_FOLDERS}
+    if splits and top != splits:
+        raise DataError(
+            f"{path}: {min(top - splits)!r} lies beside the split folder {min(splits)!r}; "
+            "put the class folders into split folders, or use no split folders"
+        )
+    depth = 2 if splits else 1
+    members: list[_Member] = []
+    for name in names:
+        parts = _below(root, name)
+        if len(parts) <= depth:
+            raise DataError(f"{path}: {name}: not in a class folder; move it into one or remove it")
+        split = SPLIT_FOLDERS[parts[0].lower()] if splits else -1
+        members.append(_Member(name, split, parts[depth - 1]))
+    filled = {_below(root, name)[:depth] for name in names}
+    for folder in archive.folders():
+        parts = _below(root, folder)
+        if len(parts) == depth and parts not in filled:
+            raise DataError(f"{path}: class folder {folder} holds no image; fill or remove it")
+    return members
+
+
+def _root(names: Sequence[str]) -> tuple[str, ...]:
+    """The folders around everything, down to the split or class folders."""
+    shared = posixpath.commonpath([PurePosixPath(name).parent.parent for name in names])
+    return tuple(
+        itertools.takewhile(lambda part: part.lower() not in SPLIT_FOLDERS, PurePosixPath(shared).parts)
+    )
+
+
+def _below(root: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """Parts of a path below ``root``; none if it does not lie there."""
+    parts = tuple(name.split("/"))
+    return parts[len(root) :] if parts[: len(root)] == root else ()
+
+
+def _subjects(source: Path, names: Sequence[str], regex: str | None) -> tuple[Integers, tuple[str, ...]]:
+    if regex is None:
+        return no_values(len(names)), ()
+    try:
+        pattern = re.compile(regex)
+    except re.error as error:
+        raise DataError(f"subject regex {regex!r}: {error}; correct it") from error
+    if pattern.groups == 0:
+        raise DataError(f"subject regex {regex!r}: it has no group; put the subject's part into parentheses")
+    found: list[str] = []
+    for name in names:
+        match = pattern.search(name)
+        if match is None or not match[1]:
+            raise DataError(
+                f"{source}: {name}: subject regex {regex!r} finds no subject in it; correct either"
+            )
+        found.append(match[1])
+    subject_names, codes = np.unique(found, return_inverse=True)
+    return codes.astype(np.int64), tuple(subject_names.tolist())
+
+
+def _read_images(archive: Archive, names: Sequence[str], size: int) -> Images:
+    images = np.empty((len(names), 3, size, size), dtype=np.uint8)
+    for row, name in enumerate(progress(names, f"reading {archive.path.name}")):
+        image = to_rgb(open_image(archive, name), f"{archive.path}: {name}")
+        if image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.BILINEAR)  # antialiased when it shrinks
+        images[row] = np.asarray(image).transpose(2, 0, 1)
+    gray = all((image[0] == image[1]).all() and (image[0] == image[2]).all() for image in images)
+    return images[:, :1].copy() if gray else images
+
+
+def to_rgb(image: Image.Image, place: str) -> Image.Image:
+    """An upright 8-bit RGB image from one of any mode.
+
+    Args:
+        image: as Pillow opens it.
+        place: what names it in an error.
+
+    Raises:
+        DataError: if its values have no known range (floats).
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise DataError(f"{place}: its values are floats of unknown range; save it with 8 bits")
+    if image.mode.startswith("I"):  # 16-bit gray, which some versions of Pillow open as 32-bit integers
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(f"{place}: its values are not from 0 to 65535; save it with 8 bits")
+        image = Image.fromarray((values / 257).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image)
+    return image.convert("RGB")

@@ -1,0 +1,143 @@
+"""Subject-independent, stratified k-fold cross-validation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Final
+
+import numpy as np
+
+from ferdist.data.record import FaceDataset, Integers, no_values
+from ferdist.errors import DataError
+
+_DRAWS: Final = 20
+"""Seeded assignments of which the most even is kept."""
+
+
+def assign_folds(dataset: FaceDataset, folds: int, seed: int) -> FaceDataset:
+    """Assign each subject, with all its images, to one of ``folds`` folds.
+
+    scikit-learn's StratifiedGroupKFold evens out the classes but lets the fold sizes drift, so it is drawn
+    20 times and the most even assignment (see ``unevenness``) is kept. That looks at labels, subjects and
+    counts only, never at images or a model, and is a function of the data set and ``seed``.
+
+    Args:
+        dataset: every sample must have a subject.
+        folds: number of folds, at least 2 and at most the number of subjects.
+        seed: chooses among the assignments; 0 or more.
+
+    Returns:
+        The data set with ``fold`` set to 0..folds-1: the fold in which the sample is held out.
+
+    Raises:
+        DataError: if samples have no subject, ``folds`` does not fit the number of subjects or is above
+            every class's count, or ``seed`` is negative.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    without = int((dataset.subject < 0).sum())
+    if without:
+        raise DataError(
+            f"{dataset.name}: {without} of {len(dataset)} samples have no subject, so two folds could "
+            "share a person; name the subjects (for CK_data.h5 by --subjects-from a CK+48 folder, "
+            "for folders by --subject-regex)"
+        )
+    if seed < 0:
+        raise DataError(f"{dataset.name}: seed {seed} is negative; use 0 or more")
+    subjects = len(np.unique(dataset.subject))
+    if not 2 <= folds <= subjects:
+        raise DataError(
+            f"{dataset.name}: cannot make {folds} folds of {subjects} subjects; ask for 2 to {subjects}"
+        )
+    largest = int(np.bincount(dataset.labels).max())
+    if folds > largest:
+        raise DataError(
+            f"{dataset.name}: cannot make {folds} folds where no class has more than {largest} samples; "
+            "ask for fewer folds or prepare more samples"
+        )
+
+    def draw(state: int) -> Integers:
+        fold = no_values(len(dataset))
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=state)
+        for number, (_, held_out) in enumerate(
+            splitter.split(dataset.labels, dataset.labels, dataset.subject)
+        ):
+            fold[held_out] = number
+        return fold
+
+    states = np.random.SeedSequence(seed).generate_state(_DRAWS)
+    best = min((draw(int(state)) for state in states), key=lambda fold: unevenness(dataset.labels, fold))
+    check_folds(dataset.subject, best)
+    return dataclasses.replace(dataset, fold=best)
+
+
+def unevenness(labels: Integers, fold: Integers) -> float:
+    """Chi-square distance of the counts per fold and class from an even share; 0 is perfectly even.
+
+    The sum over folds and classes of (count - share)^2 / share, share being the class's count over the
+    number of folds, plus the same for the counts per fold.
+
+    Args:
+        labels: int64 (N,).
+        fold: int64 (N,), 0 to the number of folds - 1.
+    """
+    counts = np.zeros((fold.max() + 1, labels.max() + 1))
+    np.add.at(counts, (fold, labels), 1)
+    counts = counts[:, counts.sum(axis=0) > 0]
+    table = np.column_stack([counts, counts.sum(axis=1)])
+    share = table.mean(axis=0)
+    return float(((table - share) ** 2 / share).sum())
+
+
+def check_folds(subject: Integers, fold: Integers) -> None:
+    """Make sure that no subject lies in two folds and no fold is empty.
+
+    Raises:
+        DataError: names the first subject or fold at fault.
+    """
+    pairs = np.unique(np.column_stack([subject, fold]), axis=0)
+    codes, times = np.unique(pairs[:, 0], return_counts=True)
+    if (times > 1).any():
+        code = codes[times > 1][0]
+        shared = ", ".join(map(str, pairs[pairs[:, 0] == code, 1]))
+        raise DataError(f"subject {code} lies in folds {shared}; assign the folds by subject")
+    empty = np.setdiff1d(np.arange(fold.max() + 1), fold)
+    if fold.min() < 0 or len(empty):
+        what = f"fold {empty[0]} is empty" if len(empty) else "samples without a fold"
+        raise DataError(f"{what}; ask for fewer folds")
+
+
+def fold_evenness(dataset: FaceDataset) -> dict[str, Any]:
+    """Say how even the folds are.
+
+    Returns:
+        JSON-able: ``{"folds": {"0": {"samples", "subjects", "per_class": [...]}, ...}, "samples": [least,
+        most], "subjects": [least, most], "per_class": {class: [least, most], ...}, "unevenness": float}``.
+
+    Raises:
+        DataError: if samples have no fold.
+    """
+    check_folds(dataset.subject, dataset.fold)
+    numbers = np.arange(dataset.fold.max() + 1)
+    per_class = np.stack(
+        [np.bincount(dataset.labels[dataset.fold == k], minlength=len(dataset.classes)) for k in numbers]
+    )
+    samples = per_class.sum(axis=1)
+    subjects = np.array([len(np.unique(dataset.subject[dataset.fold == k])) for k in numbers])
+    return {
+        "folds": {
+            str(k): {
+                "samples": int(samples[k]),
+                "subjects": int(subjects[k]),
+                "per_class": per_class[k].tolist(),
+            }
+            for k in numbers
+        },
+        "samples": [int(samples.min()), int(samples.max())],
+        "subjects": [int(subjects.min()), int(subjects.max())],
+        "per_class": {
+            name: [int(column.min()), int(column.max())]
+            for name, column in zip(dataset.classes, per_class.T, strict=True)
+        },
+        "unevenness": round(unevenness(dataset.labels, dataset.fold), 3),
+    }

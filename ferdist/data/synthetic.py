@@ -1,0 +1,312 @@
+"""Drawn faces as data sets: what the demo and the tests train on, so that nobody has to download anything.
+
+People, sequences and frames draw from generators of their own, keyed by the seed and their numbers, so a
+frame does not depend on how much else is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+
+from ferdist.data.drawnface import (
+    EXPRESSIONS,
+    FACE_SIZE,
+    IN_THE_LAB,
+    IN_THE_WILD,
+    Conditions,
+    Shot,
+    Subject,
+    draw_shot,
+    draw_subject,
+    render,
+)
+from ferdist.data.facebox import Points
+from ferdist.data.record import CKPLUS7_CLASSES, FER2013_CLASSES, FaceDataset, Images, Integers, no_values
+from ferdist.errors import ConfigError
+
+NEUTRAL: Final = "neutral"
+PEAK_FRAMES: Final = 3
+"""Frames at the end of a sequence that carry its label, as in CK+48."""
+WILD_FRAMES: Final = 6
+"""Frames in a sequence of ``synthesize``: at 0, 20, 40, 60, 80 and 100 % of the peak."""
+CKPLUS_SUBJECTS: Final = 118
+SEQUENCES_PER_SUBJECT: Final = 3
+"""About as many labelled sequences as a person has in CK+."""
+MIN_SUBJECTS: Final = 10
+"""So that ten subject-independent folds can be made of any data set that is large enough."""
+
+SCENE_SIZE: Final = (98, 128)
+"""Height and width of a scene in cells; a cell is ``CELL`` x ``CELL`` pixels of the 490 x 640 frame."""
+CELL: Final = 5
+SCENE_FACE: Final = (24, 40)
+"""Row and column of the cell where the 48 x 48 cells of the face begin in a scene."""
+
+
+@dataclass(frozen=True)
+class DrawnSequence:
+    """A person who goes from a neutral face to the peak of an expression.
+
+    Attributes:
+        subject: the person's number.
+        number: the sequence's number among the person's, from 1.
+        expression: its name, or None where the sequence has no label.
+        frames: how many there are; they are numbered from 1.
+        seed: of the data set.
+        person: how the person looks.
+        shot: the expression at its peak, the camera and the light.
+    """
+
+    subject: int
+    number: int
+    expression: str | None
+    frames: int
+    seed: int
+    person: Subject
+    shot: Shot
+
+    @property
+    def name(self) -> str:
+        """Subject and sequence as CK+ names them: ``S001_003``."""
+        return f"{subject_name(self.subject)}_{self.number:03d}"
+
+    def frame_name(self, frame: int) -> str:
+        """A frame's name as in CK+: ``S001_003_00000012``."""
+        return f"{self.name}_{frame:08d}"
+
+    def peak_frames(self) -> range:
+        """Numbers of the frames that show the expression at or near its peak."""
+        return range(self.frames - PEAK_FRAMES + 1, self.frames + 1)
+
+    def intensity(self, frame: int) -> float:
+        """0 in the first frame, rising to 1 in the last."""
+        return (frame - 1) / (self.frames - 1)
+
+    def face(self, frame: int) -> Images:
+        """uint8 (48, 48): the face alone."""
+        picture, _ = render(self.person, self.shot, self.intensity(frame), self._noise(frame))
+        return picture
+
+    def scene(self, frame: int) -> tuple[Images, Points]:
+        """A wider view, uint8 (98, 128), and (68, 2) landmarks in its cells.
+
+        The face has the 48 x 48 cells from ``SCENE_FACE``.
+        """
+        intensity, noise = self.intensity(frame), self._noise(frame)
+        return render(self.person, self.shot, intensity, noise, size=SCENE_SIZE, corner=SCENE_FACE)
+
+    def _noise(self, frame: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, 2, self.subject, self.number, frame])
+
+
+def subject_name(subject: int) -> str:
+    """``S001`` for subject 0, as CK+ names people."""
+    return f"S{subject + 1:03d}"
+
+
+@lru_cache(maxsize=1024)
+def person(seed: int, subject: int) -> Subject:
+    """How the person with a number looks."""
+    return draw_subject(np.random.default_rng([seed, 0, subject]))
+
+
+def synthesize(
+    images: int,
+    seed: int = 0,
+    classes: tuple[str, ...] = FER2013_CLASSES,
+    name: str = "synthetic",
+    subjects: int = 60,
+) -> FaceDataset:
+    """Drawn faces in the manner of FER2013: any light, pose and framing, split by subject.
+
+    Sample ``k`` shows subject ``k % n`` of ``n``; a subject's samples go round the classes. So the classes
+    and the subjects are balanced to within one sample, and for a given ``n`` more images only append. There
+    are fewer subjects than asked for where each would otherwise not show every class, but not fewer than ten
+    unless there are fewer images. Every class is in every split from ten images a class on.
+
+    Args:
+        images: how many, at least 1.
+        seed: not negative; the same seed gives the same pixels.
+        classes: names of expressions, in label order. Neutral samples are first frames of sequences, all
+            others are among the last three frames, at 60 to 100 % of the peak.
+        name: of the data set.
+        subjects: at most so many people, split 70/15/15 into train, val and test.
+
+    Returns:
+        A data set of 48 x 48 gray images with split, subject (``S001``) and sequence (``S001_003``) set.
+
+    Raises:
+        ConfigError: if a number is out of its range or an expression is unknown.
+    """
+    _check(images, seed, classes)
+    if subjects < 1:
+        raise ConfigError(f"subjects={subjects}: give at least 1")
+    people = min(subjects, images, max(MIN_SUBJECTS, images // len(classes)))
+    labels, pictures = no_values(images), np.empty((images, 1, FACE_SIZE, FACE_SIZE), np.uint8)
+    identifiers, sequences = [], []
+    for k in range(images):
+        turn, subject = divmod(k, people)
+        occurrence, labels[k] = turn // len(classes), (turn + subject) % len(classes)
+        sequence, frame = _wild_frame(seed, subject, classes, classes[labels[k]], occurrence)
+        pictures[k, 0] = sequence.face(frame)
+        identifiers.append(sequence.frame_name(frame))
+        sequences.append(sequence.name)
+    subject_index = np.arange(images) % people
+    sequence_names, sequence_index = np.unique(sequences, return_inverse=True)
+    return FaceDataset(
+        name=name,
+        images=pictures,
+        labels=labels,
+        split=_split_subjects(people, seed)[subject_index],
+        subject=subject_index,
+        sequence=sequence_index.astype(np.int64),
+        fold=no_values(images),
+        source_id=identifiers,
+        classes=classes,
+        subject_names=tuple(map(subject_name, range(people))),
+        sequence_names=tuple(sequence_names.tolist()),
+    )
+
+
+def synthesize_ckplus(
+    images: int, seed: int = 0, classes: tuple[str, ...] = CKPLUS7_CLASSES, name: str = "ckplus"
+) -> FaceDataset:
+    """Drawn faces in the manner of CK+: calm light, nearly frontal, framed by their landmarks, no splits.
+
+    The last three frames of each sequence have its label; where neutral is a class, the first frame is it.
+    Samples are in the order of label and name, as in CK_data.h5, and their source ids are CK+48's file names
+    without ending.
+
+    Args:
+        images: how many, at least 1; rounded up to whole sequences.
+        seed: not negative; the same seed gives the same pixels.
+        classes: names of expressions, in label order.
+        name: of the data set.
+
+    Returns:
+        A data set of 48 x 48 gray images with subject and sequence set.
+
+    Raises:
+        ConfigError: if a number is out of its range or an expression is unknown.
+    """
+    samples = []
+    for sequence in ckplus_sequences(images, seed, classes):
+        if sequence.expression is None:
+            continue
+        chosen = [(frame, sequence.expression) for frame in sequence.peak_frames()]
+        if NEUTRAL in classes:
+            chosen.append((1, NEUTRAL))
+        for frame, expression in chosen:
+            samples.append((classes.index(expression), sequence.frame_name(frame), sequence, frame))
+    samples.sort(key=lambda sample: sample[:2])
+    labels, identifiers, sequences, frames = zip(*samples, strict=True)
+    subjects, subject_index = np.unique([s.subject for s in sequences], return_inverse=True)
+    sequence_names, sequence_index = np.unique([s.name for s in sequences], return_inverse=True)
+    faces = [face_of_scene(s.scene(frame)[0]) for s, frame in zip(sequences, frames, strict=True)]
+    return FaceDataset(
+        name=name,
+        images=np.stack(faces)[:, None],
+        labels=np.array(labels, dtype=np.int64),
+        split=no_values(len(labels)),
+        subject=subject_index.astype(np.int64),
+        sequence=sequence_index.astype(np.int64),
+        fold=no_values(len(labels)),
+        source_id=identifiers,
+        classes=classes,
+        subject_names=tuple(map(subject_name, subjects.tolist())),
+        sequence_names=tuple(sequence_names.tolist()),
+    )
+
+
+def ckplus_sequences(
+    images: int, seed: int = 0, classes: tuple[str, ...] = CKPLUS7_CLASSES
+) -> list[DrawnSequence]:
+    """The sequences behind ``synthesize_ckplus``, and a few that have no label, as in CK+; ordered by name.
+
+    Args:
+        images: labelled images, rounded up to whole sequences.
+        seed: not negative.
+        classes: names of expressions; neutral gets the first frame of each labelled sequence.
+
+    Raises:
+        ConfigError: if a number is out of its range or an expression is unknown.
+    """
+    _check(images, seed, classes)
+    shown = [c for c in classes if c != NEUTRAL]
+    if not shown:
+        raise ConfigError(f"classes={list(classes)}: CK+ needs an expression besides neutral")
+    labelled = math.ceil(images / (PEAK_FRAMES + (NEUTRAL in classes)))
+    people = min(CKPLUS_SUBJECTS, labelled, max(MIN_SUBJECTS, labelled // SEQUENCES_PER_SUBJECT))
+    sequences = []
+    for k in range(labelled):
+        turn, subject = divmod(k, people)
+        expression = shown[(turn + subject) % len(shown)]
+        sequences.append(_lab_sequence(seed, subject, turn + 1, expression))
+    for subject in range(0, people, 3):
+        number = len(range(subject, labelled, people)) + 1
+        unlabelled = _lab_sequence(seed, subject, number, shown[subject % len(shown)])
+        sequences.append(replace(unlabelled, expression=None))
+    return sorted(sequences, key=lambda sequence: sequence.name)
+
+
+def face_of_scene(scene: Images) -> Images:
+    """uint8 (98, 128) cells of a scene to the (48, 48) of its face."""
+    top, left = SCENE_FACE
+    return scene[top : top + FACE_SIZE, left : left + FACE_SIZE]
+
+
+def _check(images: int, seed: int, classes: tuple[str, ...]) -> None:
+    if images < 1:
+        raise ConfigError(f"images={images}: give at least 1")
+    if seed < 0:
+        raise ConfigError(f"seed={seed}: give a number that is not negative")
+    unknown = [c for c in classes if c not in EXPRESSIONS]
+    if unknown or not classes:
+        raise ConfigError(
+            f"classes={list(classes)}: expressions that can be drawn are {', '.join(EXPRESSIONS)}"
+        )
+
+
+def _split_subjects(people: int, seed: int) -> Integers:
+    """(people,) split codes: 15 % of the people each into val and test, at least one of three or more."""
+    held_out = max(round(0.15 * people), int(people >= 3))
+    split = np.zeros(people, dtype=np.int64)
+    shuffled = np.random.default_rng([seed, 3]).permutation(people)
+    split[shuffled[:held_out]] = 1
+    split[shuffled[held_out : 2 * held_out]] = 2
+    return split
+
+
+def _wild_frame(
+    seed: int, subject: int, classes: tuple[str, ...], expression: str, occurrence: int
+) -> tuple[DrawnSequence, int]:
+    """The sequence, and the frame in it, of the n-th time that a subject shows an expression.
+
+    A sequence gives its last three frames to its expression and its first frame to neutral.
+    """
+    shown = [c for c in classes if c != NEUTRAL] or [NEUTRAL]
+    if expression == NEUTRAL:
+        repetition, which, frame = occurrence // len(shown), (occurrence + subject) % len(shown), 1
+    else:
+        repetition, back = divmod(occurrence, PEAK_FRAMES)
+        which, frame = shown.index(expression), WILD_FRAMES - back
+    number = repetition * len(shown) + which + 1
+    return _sequence(seed, subject, number, shown[which], conditions=IN_THE_WILD, frames=WILD_FRAMES), frame
+
+
+def _lab_sequence(seed: int, subject: int, number: int, expression: str) -> DrawnSequence:
+    frames = int(np.random.default_rng([seed, 4, subject, number]).integers(9, 17))
+    return _sequence(seed, subject, number, expression, conditions=IN_THE_LAB, frames=frames)
+
+
+@lru_cache(maxsize=4096)
+def _sequence(
+    seed: int, subject: int, number: int, expression: str, *, conditions: Conditions, frames: int
+) -> DrawnSequence:
+    rng = np.random.default_rng([seed, 1, subject, number])
+    shot = draw_shot(expression, conditions, rng)
+    return DrawnSequence(subject, number, expression, frames, seed, person(seed, subject), shot)

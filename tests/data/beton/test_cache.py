@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ferdist.data.beton import BetonLoader, DeviceCache, open_beton
+from ferdist.data.record import FaceDataset
+from ferdist.errors import RunError
+
+Make = Callable[..., FaceDataset]
+Write = Callable[[FaceDataset], Path]
+
+
+def test_the_same_batches_bit_for_bit(faces: Make, write: Write) -> None:
+    beton = open_beton(write(faces(60)))
+    loader = BetonLoader(beton, batch_size=7, device=torch.device("cpu"))
+    chosen = beton.indices("train", None)
+    cache = DeviceCache(loader, np.random.default_rng(0).permutation(chosen))
+    order = np.random.default_rng(1).permutation(chosen)
+    read, kept = list(loader.batches(order)), list(cache.batches(order))
+    assert len(read) == len(kept) == -(-len(order) // 7)
+    for a, b in zip(read, kept, strict=True):
+        assert torch.equal(a.image, b.image)
+        assert torch.equal(a.label, b.label)
+        assert torch.equal(a.index, b.index)
+        assert (a.image.dtype, a.label.dtype) == (b.image.dtype, b.label.dtype)
+
+
+def test_a_batch_is_the_receivers_own(faces: Make, write: Write) -> None:
+    beton = open_beton(write(faces(10)))
+    cache = DeviceCache(BetonLoader(beton, batch_size=10, device=torch.device("cpu")), np.arange(10))
+    first = next(iter(cache.batches(np.arange(10))))
+    first.image.zero_()
+    assert next(iter(cache.batches(np.arange(10)))).image.any()
+
+
+def test_only_cached_samples_can_be_asked_for(faces: Make, write: Write) -> None:
+    beton = open_beton(write(faces(20)))
+    cache = DeviceCache(BetonLoader(beton, batch_size=4, device=torch.device("cpu")), np.array([3, 5, 9]))
+    assert next(iter(cache.batches(np.array([9, 3])))).index.tolist() == [9, 3]
+    assert list(cache.batches(np.array([], dtype=np.int64))) == []
+    with pytest.raises(RunError, match="sample 4 is not in the cache"):
+        cache.batches(np.array([3, 4]))
+    for outside in (-1, 10):
+        with pytest.raises(RunError, match="not in the cache"):
+            cache.batches(np.array([outside]))

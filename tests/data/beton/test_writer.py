@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from ffcv.fields import IntField, NDArrayField
+from ffcv.reader import Reader
+from ffcv.writer import DatasetWriter
+
+from ferdist.data.audit import audit
+from ferdist.data.beton import Manifest, open_beton, write_beton, writer
+from ferdist.data.beton.writer import read_records
+from ferdist.data.record import FaceDataset
+from ferdist.errors import DataError
+
+Make = Callable[..., FaceDataset]
+Write = Callable[[FaceDataset], Path]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+class FfcvSamples:
+    """A data set as FFCV's own writer wants it."""
+
+    def __init__(self, dataset: FaceDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int, int, int, int, int]:
+        data = self.dataset
+        codes = (data.labels, data.split, data.subject, data.fold)
+        return (data.images[index], *(int(code[index]) for code in codes), int(index))
+
+
+@pytest.mark.parametrize(
+    ("samples", "shape"),
+    [(60, (1, 12, 10)), (60, (3, 6, 8)), (1, (1, 5, 5)), (2000, (1, 48, 48)), (40, (3, 224, 224))],
+)
+def test_bytes_equal_those_of_ffcv_writer(
+    faces: Make, write: Write, tmp_path: Path, samples: int, shape: tuple[int, int, int]
+) -> None:
+    dataset = faces(samples, shape=shape)
+    path = write(dataset)
+    fields = {"image": NDArrayField(np.dtype(np.uint8), dataset.images.shape[1:])}
+    fields |= {name: IntField() for name in ("label", "split", "subject", "fold", "index")}
+    theirs = tmp_path / "theirs.beton"
+    DatasetWriter(str(theirs), fields, page_size=1 << 21, num_workers=1).from_indexed_dataset(
+        FfcvSamples(dataset)
+    )
+    assert path.read_bytes() == theirs.read_bytes()
+
+
+def test_image_larger_than_the_smallest_page(faces: Make, write: Write) -> None:
+    dataset = faces(3, shape=(3, 1024, 1024))
+    path = write(dataset)
+    records = read_records(path, (3, 1024, 1024), 3)
+    pixels = np.fromfile(path, dtype=np.uint8, count=3 << 20, offset=int(records["image"][1]))
+    assert np.array_equal(pixels.reshape(3, 1024, 1024), dataset.images[1])
+
+
+def test_minus_one_survives_and_fields_are_in_the_order_of_the_contract(faces: Make, write: Write) -> None:
+    reader = Reader(str(write(faces())))
+    assert reader.field_names == ["image", "label", "split", "subject", "fold", "index"]
+    assert (reader.metadata["f3"] == -1).all()
+    assert (reader.metadata["f4"] == -1).all()
+
+
+def test_same_data_gives_same_bytes(faces: Make, tmp_path: Path) -> None:
+    digests = []
+    for run in ("first", "second"):
+        (tmp_path / run).mkdir()
+        dataset = faces(3000, shape=(1, 48, 48))
+        path = write_beton(dataset, tmp_path / run, audit(dataset))
+        names = (path, path.with_suffix(".samples.csv"))
+        digests.append([hashlib.sha256(name.read_bytes()).hexdigest() for name in names])
+    assert digests[0] == digests[1]
+
+
+def test_images_need_not_be_contiguous(faces: Make, write: Write) -> None:
+    dataset = faces(40)
+    flipped = replace(dataset, images=dataset.images[:, :, :, ::-1])
+    path = write(flipped)
+    start = int(read_records(path, (1, 12, 10), 40)["image"][7])
+    pixels = np.fromfile(path, dtype=np.uint8, count=120, offset=start)
+    assert np.array_equal(pixels.reshape(1, 12, 10), dataset.images[7, :, :, ::-1])
+
+
+def test_exactly_three_files_with_ordinary_permissions(faces: Make, write: Write, tmp_path: Path) -> None:
+    write(faces())
+    assert files(tmp_path) == ["faces.beton", "faces.json", "faces.samples.csv"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~mask}
+
+
+def test_manifest_describes_the_beton(videos: Make, write: Write) -> None:
+    dataset = videos()
+    path = write(dataset)
+    manifest = Manifest.load(path.with_suffix(".json"))
+    assert manifest.bytes == path.stat().st_size
+    assert manifest.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert manifest.image == {"channels": 3, "height": 6, "width": 8}
+    assert manifest.splits == {}
+    assert manifest.folds["1"]["subjects"] == ["S001", "S005", "S009"]
+    assert manifest.folds["1"]["samples"] == (dataset.fold == 1).sum()
+    assert manifest.audit == audit(dataset).summary
+    assert set(manifest.created) == {"ferdist", "ffcv", "numpy", "date"}
+
+
+def test_table_of_samples_with_extra_columns(videos: Make, tmp_path: Path) -> None:
+    dataset = videos(9)
+    extra = pd.DataFrame({"votes": range(9), "image": ["a", ""] * 4 + ["b"]}, index=range(100, 109))
+    path = write_beton(dataset, tmp_path, audit(dataset), extra_columns=extra)
+    samples = open_beton(path).samples
+    assert list(samples.columns) == [
+        *("index", "source_id", "label", "class", "split", "subject", "sequence", "fold", "copy_group"),
+        *("votes", "image"),
+    ]
+    assert samples["votes"].tolist() == list(range(9))
+    assert samples["subject"].tolist() == ["NA"] * 3 + ["S001"] * 3 + ["S002"] * 3
+    assert samples["sequence"].tolist() == ["Q0"] * 3 + ["Q1"] * 3 + ["Q2"] * 3
+    assert samples["source_id"].tolist() == list(dataset.source_id)
+    assert samples["split"].tolist() == [""] * 9
+
+
+def test_source_ids_with_line_ends_survive_or_are_refused(faces: Make, tmp_path: Path) -> None:
+    dataset = replace(faces(4), source_id=["a\nb", 'c"d', "e,f", " g "])
+    path = write_beton(dataset, tmp_path, audit(dataset))
+    assert open_beton(path).samples["source_id"].tolist() == ["a\nb", 'c"d', "e,f", " g "]
+
+
+@pytest.mark.parametrize("length", [3, 5])
+def test_extra_columns_of_another_length(faces: Make, tmp_path: Path, length: int) -> None:
+    dataset = faces(4)
+    with pytest.raises(DataError, match=f"{length} rows of extra columns for 4 samples"):
+        write_beton(dataset, tmp_path, audit(dataset), extra_columns=pd.DataFrame({"votes": range(length)}))
+    assert files(tmp_path) == []
+
+
+def test_extra_column_with_a_taken_name(faces: Make, tmp_path: Path) -> None:
+    dataset = faces(4)
+    with pytest.raises(DataError, match="'fold' is one of the table's own"):
+        write_beton(dataset, tmp_path, audit(dataset), extra_columns=pd.DataFrame({"fold": range(4)}))
+
+
+def test_audit_of_another_data_set(faces: Make, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the audit covers 5 of 4 samples"):
+        write_beton(faces(4), tmp_path, audit(faces(5)))
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "")])
+def test_subjects_must_have_names_of_their_own(faces: Make, tmp_path: Path, names: tuple[str, ...]) -> None:
+    dataset = replace(faces(4), subject_names=names)
+    with pytest.raises(DataError, match="each subject must have a name of its own"):
+        write_beton(dataset, tmp_path, audit(dataset))
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", ".hidden", "a\0b"])
+def test_name_that_is_no_file_name(faces: Make, tmp_path: Path, name: str) -> None:
+    dataset = replace(faces(4), name=name)
+    with pytest.raises(DataError, match="cannot be the name of a file"):
+        write_beton(dataset, tmp_path, audit(dataset))
+
+
+def test_source_id_that_is_not_utf8(faces: Make, tmp_path: Path) -> None:
+    dataset = replace(faces(2), source_id=["a.png", os.fsdecode(b"\xff.png")])
+    with pytest.raises(DataError, match="a name is not UTF-8"):
+        write_beton(dataset, tmp_path, audit(dataset))
+    assert files(tmp_path) == []
+
+
+def test_missing_folder(faces: Make, tmp_path: Path) -> None:
+    dataset = faces(4)
+    with pytest.raises(DataError, match="absent: there is no such folder"):
+        write_beton(dataset, tmp_path / "absent", audit(dataset))
+    assert files(tmp_path) == []
+
+
+def test_folder_in_the_way_of_a_file(faces: Make, tmp_path: Path) -> None:
+    dataset = faces(4)
+    (tmp_path / "faces.samples.csv").mkdir()
+    with pytest.raises(DataError, match="a folder of this name"):
+        write_beton(dataset, tmp_path, audit(dataset))
+    assert files(tmp_path) == ["faces.samples.csv"]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let the system refuse to make any file larger, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(("size", "text"), [(10, 1), (3 << 20, 1), (8 << 20, 400_000)])
+def test_no_space_leaves_the_old_set_alone(
+    faces: Make, write: Write, tmp_path: Path, size: int, text: int
+) -> None:
+    old = open_beton(write(faces(50)))
+    dataset = faces(2000, shape=(1, 48, 48))
+    extra = pd.DataFrame({"text": ["x" * (text // 100)] * 2000})
+    with largest_file(size), pytest.raises(DataError, match=r"faces.beton: cannot write it: File too large$"):
+        write_beton(dataset, tmp_path, audit(dataset), extra_columns=extra)
+    assert files(tmp_path) == ["faces.beton", "faces.json", "faces.samples.csv"]
+    assert open_beton(old.path, checksum=True).manifest == old.manifest
+
+
+def forked(function: Callable[[], None]) -> int | None:
+    """Run a function in a process of its own and return its exit code."""
+    process = multiprocessing.get_context("fork").Process(target=function)
+    process.start()
+    process.join(60)
+    return process.exitcode
+
+
+def test_folder_that_may_not_be_written(faces: Make, tmp_path: Path) -> None:
+    dataset = faces(4)
+    findings = audit(dataset)
+    (tmp_path / "sealed").mkdir(mode=0o555)
+
+    def write_without_the_right() -> None:
+        home, user = Path.cwd(), os.geteuid()
+        os.chdir(tmp_path / "sealed")
+        if user == 0:  # root may write everywhere
+            os.seteuid(65534)
+        with pytest.raises(DataError, match=r"^faces.beton: cannot write it: Permission denied$"):
+            write_beton(dataset, Path(), findings)
+        os.seteuid(user)  # coverage writes its data at the end of the process
+        os.chdir(home)
+
+    assert forked(write_without_the_right) == 0
+    assert files(tmp_path) == ["sealed"]
+
+
+STEPS = ("sync", "replace", "replace", "sync", "replace", "sync")
+"""What ``_replace`` does after it has removed the old manifest."""
+
+
+@pytest.mark.parametrize("step", range(len(STEPS) + 1))
+def test_a_crash_leaves_a_whole_set_or_none(faces: Make, tmp_path: Path, step: int) -> None:
+    """The process vanishes before each step that replaces an old set by a new one of the same size."""
+    old, new = faces(50, seed=1), faces(50, seed=2)
+    path = write_beton(old, tmp_path, audit(old))
+    findings = audit(new)
+    done: list[str] = []
+
+    def vanishing(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Path) -> Any:
+            in_place = tmp_path in (arguments[0], arguments[-1].parent)
+            if in_place and len(done) == step:
+                os._exit(9)
+            if in_place:
+                done.append(name)
+            return function(*arguments)
+
+        return call
+
+    def write_until_then() -> None:
+        writer.sync = vanishing("sync", writer.sync)  # type: ignore[assignment]
+        Path.replace = vanishing("replace", Path.replace)  # type: ignore[method-assign]
+        write_beton(new, tmp_path, findings)
+        assert tuple(done) == STEPS
+
+    code = forked(write_until_then)
+    if step < len(STEPS) - 1:
+        assert code == 9
+        with pytest.raises(DataError, match=r"its manifest faces.json is not beside it"):
+            open_beton(path)
+    else:
+        assert code == (0 if step == len(STEPS) else 9)
+        assert np.array_equal(open_beton(path, checksum=True).label, new.labels)
+
+
+@pytest.mark.parametrize("step", range(3 + len(STEPS)))
+def test_ctrl_c_leaves_nothing_half_written(
+    faces: Make,
+    write: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    step: int,
+) -> None:
+    """The signal comes before each step: three flushed files, then the replacement of an old set."""
+    # A shell that starts a command in the background has it ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    old = open_beton(write(faces(50, seed=1)))
+    calls: list[str] = []
+
+    def interrupted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Path) -> Any:
+            calls.append(function.__name__)
+            if len(calls) == step + 1:
+                signal.raise_signal(signal.SIGINT)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(writer, "sync", interrupted(writer.sync))
+    monkeypatch.setattr(Path, "replace", interrupted(Path.replace))
+    with pytest.raises(KeyboardInterrupt):
+        write(faces(50, seed=2))
+    if step < 3:
+        assert open_beton(old.path, checksum=True).manifest == old.manifest
+        assert len(files(tmp_path)) == 3
+    else:
+        assert files(tmp_path) == []
+
+
+def test_written_data_that_reads_back_different_is_an_error(
+    faces: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that changes one pixel: the file is altered between its write and its verification."""
+
+    def sync_on_a_bad_disk(path: Path) -> None:
+        if path.suffix == ".beton":
+            with path.open("r+b") as file:
+                file.seek(-1 - 50 * 24 - (1 << 21) + 50, os.SEEK_END)
+                byte = file.read(1)
+                file.seek(-1, os.SEEK_CUR)
+                file.write(bytes([byte[0] ^ 1]))
+
+    monkeypatch.setattr(writer, "sync", sync_on_a_bad_disk)
+    dataset = faces(50)
+    with pytest.raises(DataError, match="image 0 reads back different"):
+        write_beton(dataset, tmp_path, audit(dataset))
+    assert files(tmp_path) == []
+
+
+def test_writes_in_its_own_process_and_silently(
+    faces: Make, write: Write, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """FFCV's own writer waits for ever when a worker process dies; here is none that could."""
+
+    def no_process(*_: object) -> int:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(os, "fork", no_process)
+    monkeypatch.setattr(subprocess, "Popen", no_process)
+    write(faces(2000, shape=(1, 48, 48)))
+    assert capfd.readouterr() == ("", "")

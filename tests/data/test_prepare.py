@@ -1,0 +1,76 @@
+"""From raw files to a beton, and on to a run, as the command line does it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ferdist.config import load_config
+from ferdist.data import prepare
+from ferdist.data.beton import open_beton
+from ferdist.data.ferplus import FERPLUS_CLASSES
+from ferdist.data.rawformats import write_fer2013_folders
+from ferdist.data.synthetic import synthesize
+from ferdist.errors import DataError
+from ferdist.training.run import run
+from tests.conftest import ROOT, TINY
+
+FERPLUS_OF_FER2013 = (4, 5, 6, 1, 3, 2, 0)
+COLUMNS = [
+    *("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"),
+    *("unknown", "NF"),
+]
+
+
+@pytest.fixture
+def raw_pair(tmp_path: Path) -> tuple[Path, Path]:
+    """Drawn faces as fer2013.csv, and votes for them as fer2013new.csv."""
+    source = prepare.synthetic(tmp_path / "raw", images=350, seed=2, format="fer2013-csv")
+    rows = pd.read_csv(source)
+    votes = np.zeros((len(rows), 10), dtype=int)
+    votes[np.arange(len(rows)), np.array(FERPLUS_OF_FER2013)[rows["emotion"]]] = 7
+    votes[:, 7] += 3
+    votes[::10] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 10]
+    table = pd.DataFrame(votes, columns=COLUMNS)
+    table.insert(0, "Image name", [f"fer{i:07}.png" for i in range(len(rows))])
+    table.insert(0, "Usage", rows["Usage"])
+    table.to_csv(tmp_path / "fer2013new.csv", index=False)
+    return source, tmp_path / "fer2013new.csv"
+
+
+@pytest.mark.parametrize("kind", ["ferplus-majority", "ferplus-soft"])
+def test_a_run_learns_and_is_scored_by_ferplus_votes(
+    raw_pair: tuple[Path, Path], tmp_path: Path, kind: str
+) -> None:
+    source, votes = raw_pair
+    path = prepare.fer2013(source, tmp_path / "data", ferplus=votes)
+    beton = open_beton(path)
+    assert beton.samples["image_name"][3] == "fer0000003.png"
+    assert "fer2013new.csv" in beton.manifest.sources
+    config = load_config(
+        ROOT / "configs" / "base.yaml",
+        [*TINY, f"data.path={path}", f"run_dir={tmp_path / 'run'}", "train.epochs=1", f"data.labels={kind}"],
+    )
+    results = json.loads(run(config).read_text())
+    assert tuple(results["classes"]) == FERPLUS_CLASSES
+    entry = results["evaluations"][0]
+    val = beton.indices("val", None)
+    assert entry["samples"] == int((val % 10 != 0).sum()), "what has no majority is not scored"
+    assert np.array(entry["confusion"]).shape == (8, 8)
+
+
+def test_the_image_folders_take_no_votes(raw_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    folders = write_fer2013_folders(synthesize(70, 0), tmp_path / "folders")
+    with pytest.raises(DataError, match="lost the order of the rows"):
+        prepare.fer2013(folders, tmp_path / "out", ferplus=raw_pair[1])
+
+
+def test_the_folder_is_made_and_a_file_in_its_place_is_named(tmp_path: Path) -> None:
+    assert prepare.synthetic(tmp_path / "a" / "b", images=70).is_file()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="the folder cannot be made"):
+        prepare.synthetic(tmp_path / "file", images=70)

@@ -1,0 +1,384 @@
+"""Drawn faces, and their writing in each raw layout, read back here without the package's readers."""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zipfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ferdist.data.drawnface import EXPRESSIONS
+from ferdist.data.facebox import BOX_MARGIN, crop_face, face_box
+from ferdist.data.rawformats import (
+    FORMATS,
+    write_ckplus48,
+    write_ckplus_h5,
+    write_ckplus_original,
+    write_fer2013_csv,
+    write_fer2013_folders,
+    write_synthetic,
+)
+from ferdist.data.record import CKPLUS7_CLASSES, CKPLUS8_CLASSES, FER2013_CLASSES, FaceDataset
+from ferdist.data.synthetic import ckplus_sequences, subject_name, synthesize, synthesize_ckplus
+from ferdist.errors import ConfigError, DataError
+
+USAGES = ["Training", "PublicTest", "PrivateTest"]
+
+
+@pytest.fixture(scope="module")
+def faces() -> FaceDataset:
+    return synthesize(2000)
+
+
+@pytest.fixture(scope="module")
+def small() -> FaceDataset:
+    return synthesize(140, seed=3)
+
+
+@pytest.fixture(scope="module")
+def ckplus() -> FaceDataset:
+    return synthesize_ckplus(90, seed=5)
+
+
+# The data sets
+
+
+def test_same_seed_same_faces_other_seed_other_faces():
+    first, again, other = synthesize(30, seed=1), synthesize(30, seed=1), synthesize(30, seed=2)
+    assert np.array_equal(first.images, again.images)
+    assert first.source_id == again.source_id
+    assert (first.images != other.images).any(axis=(1, 2, 3)).all()
+
+
+def test_a_frame_does_not_depend_on_how_many_are_drawn():
+    many, few = synthesize(500), synthesize(450)
+    assert np.array_equal(many.images[:450], few.images)
+    assert np.array_equal(many.labels[:450], few.labels)
+    assert many.source_id[:450] == few.source_id
+    # Fewer subjects, but the same people in the same sequences.
+    fewer = synthesize(100)
+    where = {name: k for k, name in enumerate(many.source_id)}
+    shared = [(k, where[name]) for k, name in enumerate(fewer.source_id) if name in where]
+    assert len(shared) > 50
+    assert all(np.array_equal(fewer.images[a], many.images[b]) for a, b in shared)
+
+
+def test_shape_counts_and_names(faces: FaceDataset):
+    assert faces.name == "synthetic"
+    assert faces.images.shape == (2000, 1, 48, 48)
+    assert len(faces.subject_names) == 60
+    for counts in (np.bincount(faces.labels), np.bincount(faces.subject)):
+        assert counts.max() - counts.min() <= 2
+    assert faces.subject_names[0] == "S001"
+    for k in (0, 777, 1999):
+        sequence = faces.sequence_names[faces.sequence[k]]
+        assert sequence.startswith(faces.subject_names[faces.subject[k]] + "_")
+        assert faces.source_id[k].startswith(sequence + "_")
+    assert len(set(faces.source_id)) == 2000
+    assert len({image.tobytes() for image in faces.images}) == 2000
+
+
+def test_neutral_is_the_first_frame_and_a_sequence_shows_one_expression(faces: FaceDataset):
+    neutral = faces.labels == FER2013_CLASSES.index("neutral")
+    frame = np.array([int(name[-8:]) for name in faces.source_id])
+    assert (frame[neutral] == 1).all()
+    assert (frame[~neutral] >= 4).all()
+    shown = pd.Series(faces.labels[~neutral]).groupby(faces.sequence[~neutral]).nunique()
+    assert (shown == 1).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [70, 145, 2000])
+@pytest.mark.parametrize("seed", [0, 11])
+def test_splits_share_no_subject_and_have_every_class(images: int, seed: int):
+    dataset = synthesize(images, seed)
+    assert len(set(dataset.subject.tolist())) >= 10
+    people = [set(dataset.subject[dataset.split == code].tolist()) for code in range(3)]
+    assert sum(map(len, people)) == len(set.union(*people)) == len(dataset.subject_names)
+    for code in range(3):
+        assert set(dataset.labels[dataset.split == code].tolist()) == set(range(7))
+
+
+def test_split_sizes(faces: FaceDataset):
+    assert np.allclose(np.bincount(faces.split) / len(faces), [0.7, 0.15, 0.15], atol=0.01)
+
+
+def test_classes_and_subjects_can_be_chosen():
+    dataset = synthesize(64, classes=CKPLUS8_CLASSES, subjects=4, name="eight")
+    assert dataset.classes == CKPLUS8_CLASSES
+    assert len(dataset.subject_names) == 4
+    assert dataset.name == "eight"
+    assert np.bincount(dataset.labels).tolist() == [8] * 8
+    assert len(synthesize(1)) == 1
+    assert synthesize(6, classes=("neutral",)).labels.tolist() == [0] * 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"images": 0}, "images=0"),
+        ({"images": 5, "seed": -1}, "seed=-1"),
+        ({"images": 5, "classes": ("angry", "bored")}, "bored"),
+        ({"images": 5, "classes": ()}, "classes"),
+        ({"images": 5, "subjects": 0}, "subjects=0"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, object], words: str):
+    with pytest.raises(ConfigError, match=words):
+        synthesize(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("expression", [e for e in EXPRESSIONS if e != "neutral"])
+def test_sequences_move_away_from_neutral(expression: str):
+    distances = []
+    for sequence in ckplus_sequences(60, classes=(expression,)):
+        frames = [
+            sequence.face(round(1 + step * (sequence.frames - 1))).astype(float) for step in (0, 0.3, 0.65, 1)
+        ]
+        distances.append([np.abs(frame - frames[0]).mean() for frame in frames[1:]])
+    rise = np.mean(distances, axis=0)
+    assert rise[0] < rise[1] < rise[2]
+    assert np.mean([d[2] > d[0] for d in distances]) > 0.9
+
+
+def test_linear_classifier_does_not_solve_it_and_the_mouth_matters(faces: FaceDataset):
+    train = faces.split == 0
+    pixels = faces.images.reshape(len(faces), -1).astype(np.float32)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=60))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sixty iterations fit the training part to above 99 %
+        model.fit(pixels[train], faces.labels[train])
+    accuracy = model.score(pixels[~train], faces.labels[~train])
+    assert 0.35 < accuracy < 0.70
+    covered = faces.images[~train].copy()
+    covered[:, :, 30:44, 12:36] = 128
+    assert model.score(covered.reshape(len(covered), -1), faces.labels[~train]) < accuracy - 0.1
+
+
+def test_ckplus_samples_are_last_three_frames():
+    dataset = synthesize_ckplus(90, seed=5)
+    lengths = {s.name: (s.frames, s.expression) for s in ckplus_sequences(90, seed=5)}
+    assert len(dataset) == 90
+    assert dataset.classes == CKPLUS7_CLASSES
+    assert (dataset.split == -1).all()
+    assert len(dataset.subject_names) == 10
+    seen = Counter(name[:8] for name in dataset.source_id)
+    assert set(seen.values()) == {3}
+    for name, label in zip(dataset.source_id, dataset.labels, strict=True):
+        frames, expression = lengths[name[:8]]
+        assert int(name[-8:]) > frames - 3
+        assert expression == CKPLUS7_CLASSES[label]
+    assert sorted(zip(dataset.labels, dataset.source_id, strict=True)) == list(
+        zip(dataset.labels, dataset.source_id, strict=True)
+    )
+
+
+def test_ckplus_with_neutral_and_whole_sequences():
+    dataset = synthesize_ckplus(81, classes=CKPLUS8_CLASSES)
+    assert len(dataset) == 84
+    neutral = dataset.labels == CKPLUS8_CLASSES.index("neutral")
+    assert neutral.sum() == 21
+    assert all(dataset.source_id[k].endswith("_00000001") for k in np.flatnonzero(neutral))
+    with pytest.raises(ConfigError, match="besides neutral"):
+        synthesize_ckplus(10, classes=("neutral",))
+
+
+# The face box
+
+
+def test_face_box_is_a_centred_square():
+    points = np.array([[100.0, 50.0], [200.0, 90.0], [150.0, 130.0]])
+    side = round(BOX_MARGIN * 100)
+    assert face_box(points) == (150 - side // 2, 90 - side // 2, 150 + side // 2, 90 + side // 2)
+    assert face_box(points + 1e-6) == face_box(points)
+
+
+def test_crop_face_averages_and_repeats_the_edge():
+    cells = np.arange(48 * 48, dtype=np.uint32).reshape(48, 48).astype(np.uint8)
+    assert np.array_equal(crop_face(cells.repeat(3, 0).repeat(3, 1), (0, 0, 144, 144)), cells)
+    frame = np.zeros((10, 10), np.uint8)
+    frame[:, 0] = 200
+    cropped = crop_face(frame, (-10, 0, 10, 20), size=2)
+    assert cropped.tolist() == [[200, 20], [200, 20]]
+
+
+# The raw layouts
+
+
+@pytest.mark.parametrize("icml", [False, True])
+def test_fer2013_csv(small: FaceDataset, tmp_path: Path, icml: bool):
+    path = write_fer2013_csv(small, tmp_path / "new" / "fer2013.csv", icml)
+    header = path.read_text().splitlines()[0]
+    assert header == ("emotion, Usage, pixels" if icml else "emotion,pixels,Usage")
+    table = pd.read_csv(path, skipinitialspace=True)
+    pixels = np.array([row.split(" ") for row in table["pixels"]], dtype=int)
+    assert np.array_equal(pixels.reshape(-1, 1, 48, 48), small.images)
+    assert np.array_equal(table["emotion"], small.labels)
+    assert [USAGES.index(usage) for usage in table["Usage"]] == small.split.tolist()
+    assert sorted(p.name for p in path.parent.iterdir()) == ["fer2013.csv"]
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_fer2013_folders(small: FaceDataset, tmp_path: Path, as_zip: bool):
+    path = write_fer2013_folders(small, tmp_path / "fer2013", as_zip)
+    if as_zip:
+        with zipfile.ZipFile(path) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+    else:
+        files = {str(p.relative_to(path).as_posix()): p.read_bytes() for p in path.rglob("*.jpg")}
+    assert len(files) == len(small)
+    for name, data in files.items():
+        folder, label, file = name.split("/")
+        usage, number = file.removesuffix(".jpg").split("_")
+        k = int(number) - 10_000_000
+        assert label == FER2013_CLASSES[small.labels[k]]
+        assert usage == USAGES[small.split[k]]
+        assert folder == ("train" if usage == "Training" else "test")
+        image = Image.open(io.BytesIO(data))
+        assert image.mode == "L"
+        assert np.abs(np.asarray(image, dtype=float) - small.images[k, 0]).mean() < 3
+
+
+def read_ckplus48(files: dict[str, bytes]) -> dict[str, tuple[str, bytes]]:
+    """Class folder and pixels by frame name."""
+    frames = {}
+    for name, data in files.items():
+        label, file = name.split("/")[-2:]
+        frames[file.removesuffix(".png")] = (label, np.asarray(Image.open(io.BytesIO(data))).tobytes())
+    return frames
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_ckplus48(ckplus: FaceDataset, tmp_path: Path, as_zip: bool):
+    path = write_ckplus48(ckplus, tmp_path, as_zip)
+    if as_zip:
+        assert path == tmp_path / "CK+48.zip"
+        with zipfile.ZipFile(path) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+        assert all(name.startswith("CK+48/") for name in files)
+    else:
+        assert path == tmp_path / "CK+48"
+        files = {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in path.rglob("*.png")}
+    folders = ["anger", "disgust", "fear", "happy", "sadness", "surprise", "contempt"]
+    expected = {
+        name: (folders[label], image.tobytes())
+        for name, label, image in zip(ckplus.source_id, ckplus.labels, ckplus.images, strict=True)
+    }
+    assert read_ckplus48(files) == expected
+
+
+def test_ckplus_h5(ckplus: FaceDataset, tmp_path: Path):
+    with h5py.File(write_ckplus_h5(ckplus, tmp_path / "CK_data.h5")) as file:
+        assert set(file) == {"data_pixel", "data_label"}
+        assert file["data_pixel"].dtype == np.uint8
+        assert file["data_label"].dtype == np.int64
+        assert np.array_equal(file["data_pixel"][()], ckplus.images[:, 0])
+        assert np.array_equal(file["data_label"][()], ckplus.labels)
+
+
+def test_ckplus_original_shows_the_faces_of_ckplus48(ckplus: FaceDataset, tmp_path: Path):
+    root = write_ckplus_original(ckplus_sequences(90, seed=5), tmp_path / "CK+")
+    codes = ["neutral", "angry", "contempt", "disgust", "fear", "happy", "sad", "surprise"]
+    emotions = sorted(root.glob("Emotion/S*/*/*_emotion.txt"))
+    folders = sorted(root.glob("cohn-kanade-images/S*/*"))
+    assert len(emotions) == 30
+    assert len(folders) > 30  # some sequences have no label
+    found = {}
+    for emotion in emotions:
+        subject, number, last, _ = emotion.name.split("_")
+        assert emotion.parent == root / "Emotion" / subject / number
+        text = emotion.read_text()
+        assert text.startswith("   ")
+        assert text.strip().endswith(".0000000e+00")
+        frames = sorted((root / "cohn-kanade-images" / subject / number).iterdir())
+        assert [int(f.stem[-8:]) for f in frames] == list(range(1, int(last) + 1))
+        for frame in frames[-3:]:
+            landmarks = root / "Landmarks" / subject / number / f"{frame.stem}_landmarks.txt"
+            points = np.loadtxt(landmarks)
+            assert points.shape == (68, 2)
+            image = Image.open(frame)
+            assert image.size == (640, 490)
+            face = image.crop(face_box(points)).resize((48, 48), Image.Resampling.BOX)
+            found[frame.stem] = (codes[int(float(text))], np.asarray(face).tobytes())
+    expected = {
+        name: (CKPLUS7_CLASSES[label], image.tobytes())
+        for name, label, image in zip(ckplus.source_id, ckplus.labels, ckplus.images, strict=True)
+    }
+    assert found == expected
+
+
+def test_landmarks_are_where_the_features_are():
+    for sequence in ckplus_sequences(30):
+        _, points = sequence.scene(sequence.frames)
+        jaw, left_brow, right_brow = points[:17], points[17:22], points[22:27]
+        nose, left_eye, right_eye, mouth = points[27:36], points[36:42], points[42:48], points[48:]
+        assert jaw[0, 0] < left_eye[:, 0].min() < nose[3, 0] < right_eye[:, 0].max() < jaw[16, 0]
+        assert left_brow[:, 1].mean() < left_eye[:, 1].mean() < nose[3, 1] < mouth[:, 1].mean() < jaw[8, 1]
+        assert right_brow[:, 0].mean() > left_brow[:, 0].mean()
+        assert jaw[8, 1] == jaw[:, 1].max()
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_write_synthetic(layout: str, tmp_path: Path):
+    path = write_synthetic(tmp_path / "out", 21, 0, layout)
+    expected = {
+        "fer2013-csv": "fer2013.csv",
+        "ckplus48": "CK+48",
+        "ckplus-h5": "CK_data.h5",
+        "ckplus-original": "CK+",
+    }
+    assert path == tmp_path / "out" / expected[layout]
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    with pytest.raises(DataError, match="exists already"):
+        write_synthetic(tmp_path / "out", 21, 0, layout)
+
+
+def test_unknown_layout(tmp_path: Path):
+    with pytest.raises(ConfigError, match="fer2013-csv, ckplus48"):
+        write_synthetic(tmp_path, 10, 0, "ckplus")
+    assert not list(tmp_path.iterdir())
+
+
+def test_writers_refuse_what_the_layout_cannot_hold(small: FaceDataset, ckplus: FaceDataset, tmp_path: Path):
+    unsplit = replace(small, split=np.full(len(small), -1))
+    with pytest.raises(DataError, match="in no split"):
+        write_fer2013_csv(unsplit, tmp_path / "a.csv")
+    with pytest.raises(DataError, match="not those of FER2013"):
+        write_fer2013_folders(ckplus, tmp_path / "a")
+    with pytest.raises(DataError, match="not those of CK"):
+        write_ckplus_h5(small, tmp_path / "a.h5")
+    with pytest.raises(DataError, match="shape"):
+        write_fer2013_csv(replace(small, images=small.images[..., :40]), tmp_path / "a.csv")
+    with pytest.raises(DataError, match="'row 1'"):
+        write_ckplus48(replace(ckplus, source_id=["row 1"] * len(ckplus)), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_half_written_stays(small: FaceDataset, tmp_path: Path):
+    class Broken(FaceDataset):
+        def __post_init__(self) -> None:
+            pass
+
+    broken = Broken(**{**vars(small), "labels": small.labels[:50]})
+    for write, name in ((write_fer2013_csv, "a.csv"), (write_fer2013_folders, "a")):
+        with pytest.raises((ValueError, IndexError)):
+            write(broken, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write there"):
+        write_fer2013_csv(small, tmp_path / "file" / "fer2013.csv")
+
+
+def test_subject_names():
+    assert [subject_name(0), subject_name(117)] == ["S001", "S118"]
