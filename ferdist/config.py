@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ferdist.augment.config import AugmentConfig
+from ferdist.data.folds import Holdout
 from ferdist.errors import ConfigError
 from ferdist.models.config import ModelConfig
 from ferdist.training.config import TrainConfig
@@ -84,6 +85,11 @@ class DataConfig:
     labels: str = "own"
     cache: str = "none"
     stage: str = ""
+
+    @property
+    def holdout(self) -> Holdout:
+        """What the run does not train on."""
+        return Holdout(self.fold, self.inner_fold, self.val_share)
 
     def __post_init__(self) -> None:
         for key, number in (("batch_size", self.batch_size), ("workers", self.workers)):

@@ -75,8 +75,8 @@ def main() -> None:
     arguments = parser.parse_args()
     beton = open_beton(arguments.beton)
     loader = BetonLoader(beton, batch_size=IMAGES, device=torch.device("cpu"))
-    pixels = next(loader.batches(beton.indices("val", None)[:IMAGES])).image
-    images = normalise(pixels, *beton.normalisation(None))
+    pixels = next(loader.batches(beton.indices("val")[:IMAGES])).image
+    images = normalise(pixels, *beton.normalisation())
     task = Task(*beton.manifest.image_shape, len(beton.manifest.classes))
     print(HEAD)
     names = arguments.networks.split(",") if arguments.networks is not None else model_names()

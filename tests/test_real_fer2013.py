@@ -63,8 +63,8 @@ def test_counts_pixels_and_findings(beton: Beton, original: dict[str, np.ndarray
 def test_ferplus_votes_join_by_row(beton: Beton) -> None:
     majority = labels_of(beton, "ferplus-majority")
     soft = labels_of(beton, "ferplus-soft")
-    assert [len(majority.scorable(beton.indices(name, None))) for name in ("train", "val")] == [25060, 3199]
-    assert [len(soft.learnable(beton.indices(name, None))) for name in ("train", "val")] == [27956, 3505]
+    assert [len(majority.scorable(beton.indices(name))) for name in ("train", "val")] == [25060, 3199]
+    assert [len(soft.learnable(beton.indices(name))) for name in ("train", "val")] == [27956, 3505]
 
 
 def test_the_shipped_weights_reach_what_their_card_says(

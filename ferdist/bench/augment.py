@@ -18,6 +18,7 @@ from ferdist.augment import (
 from ferdist.bench.peers import images_of, kornia_pipeline, missing, timm_erasing, torchvision_pipeline
 from ferdist.bench.settings import Bench
 from ferdist.bench.timing import Floor, Measure, Peer, Row, contest, rate
+from ferdist.data.folds import Holdout
 
 _OFF = {
     "geometry": GeometryConfig(flip=0.0, probability=0.0),
@@ -29,9 +30,9 @@ _OFF = {
 
 def run(bench: Bench) -> list[Row]:
     """Images per second, draws and normalisation included."""
-    indices = bench.beton.indices("train", bench.fold)[: bench.size.batch]
+    indices = bench.beton.indices("train", Holdout(bench.fold))[: bench.size.batch]
     images = torch.from_numpy(images_of(bench, indices)[0]).to(bench.device)
-    mean, std = bench.beton.normalisation(bench.fold)
+    mean, std = bench.beton.normalisation(Holdout(bench.fold))
     generator = torch.Generator(bench.device)
     shape = (images.shape[1], images.shape[2], images.shape[3])
     out = torch.empty_like(images, dtype=torch.float32)

@@ -128,7 +128,7 @@ def _load(job: Job, stack: ExitStack) -> Callable[[], int]:
     from ferdist.data.beton import BetonLoader, open_beton
 
     beton = open_beton(Path(job.path))
-    indices = beton.indices("train", None)
+    indices = beton.indices("train")
     loader = BetonLoader(beton, batch_size=job.batch, device=torch.device(job.device))
 
     def read(order: Integers) -> int:

@@ -15,6 +15,7 @@ from ferdist.bench.peers import PilFaces, Transform, data_loader, images_of, pil
 from ferdist.bench.settings import Bench
 from ferdist.bench.timing import Floor, Measure, Peer, Row, contest, rate
 from ferdist.data.beton import BetonLoader, DeviceCache
+from ferdist.data.folds import Holdout
 from ferdist.training import seeds
 
 DATALOADER_WORKERS = (1, 2)
@@ -23,8 +24,8 @@ DATALOADER_WORKERS = (1, 2)
 def run(bench: Bench) -> list[Row]:
     """Images per second on the bench's device, in a new order each epoch."""
     beton = bench.beton
-    indices = beton.indices("train", bench.fold)
-    mean, std = beton.normalisation(bench.fold)
+    indices = beton.indices("train", Holdout(bench.fold))
+    mean, std = beton.normalisation(Holdout(bench.fold))
     augment = Augment(AugmentConfig(), mean, std)
     images, labels = images_of(bench, indices)
     loader = BetonLoader(beton, batch_size=bench.size.batch, device=bench.device)

@@ -34,11 +34,11 @@ class Trainer:
 
     def __init__(self, config: Config, world: World, samples: int | None = None) -> None:
         self.config, self.world = config, world
-        beton, fold = open_beton(Path(config.data.path)), config.data.fold
+        beton, holdout = open_beton(Path(config.data.path)), config.data.holdout
         self.beton, self.labels = beton, labels_of(beton, config.data.labels)
-        self.indices = self.labels.learnable(beton.indices("train", fold))[:samples]
-        self.scored = self.labels.scorable(beton.indices("val", fold))
-        self.mean, self.std = beton.normalisation(fold)
+        self.indices = self.labels.learnable(beton.indices("train", holdout))[:samples]
+        self.scored = self.labels.scorable(beton.indices("val", holdout))
+        self.mean, self.std = beton.normalisation(holdout)
         image = beton.manifest.image
         self.task = Task(image["channels"], image["height"], image["width"], len(self.labels.classes))
         self.plan = StepPlan(

@@ -10,8 +10,42 @@ import numpy as np
 from ferdist.data.record import FaceDataset, Integers, no_values
 from ferdist.errors import DataError
 
+HOLDOUT: Final = "holdout"
+"""Name of the part of the train split that ``data.val_share`` leaves out."""
+
 _DRAWS: Final = 20
 """Seeded assignments of which the most even is kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Holdout:
+    """What a model is not trained on; with nothing set, what the data's own splits leave out.
+
+    Attributes:
+        fold: train on all other folds and validate on this one.
+        inner_fold: another fold, to validate on in place of ``fold``, which nothing reads then.
+        val_share: share of the train split to leave out, as the part "holdout": whole subjects, or groups of
+            copies where not every sample has a subject, drawn once and for all.
+    """
+
+    fold: int | None = None
+    inner_fold: int | None = None
+    val_share: float = 0.0
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The folds that are left out of the training; the last is validated on."""
+        return tuple(fold for fold in (self.fold, self.inner_fold) if fold is not None)
+
+    @property
+    def scored_fold(self) -> int | None:
+        """The fold that is validated on, if one is."""
+        return self.folds[-1] if self.folds else None
+
+    @property
+    def validated(self) -> str:
+        """The part of the data that is validated on, as `Beton.indices` names it."""
+        return HOLDOUT if self.val_share else "val"
 
 
 def assign_folds(dataset: FaceDataset, folds: int, seed: int) -> FaceDataset:

@@ -12,7 +12,8 @@ import numpy as np
 
 from ferdist import environment
 from ferdist.config import to_dict
-from ferdist.data.beton import HOLDOUT, Beton, BetonLoader, Labels, labels_of, open_beton
+from ferdist.data.beton import Beton, BetonLoader, Labels, labels_of, open_beton
+from ferdist.data.folds import HOLDOUT, Holdout
 from ferdist.data.record import SPLITS, Images, Integers
 from ferdist.errors import ConfigError, DataError, RunError
 from ferdist.evaluation import attention, metrics, occlusion
@@ -196,12 +197,11 @@ class Scoring:
         configure_kernels(card.config.train.deterministic, card.config.train.precision)
         # A fold is a part of the data that the run trained on; other data are taken as their splits say.
         self.own_data = beton.manifest.sha256 == card.beton_sha256
-        self.folds = (card.config.data.fold, card.config.data.inner_fold) if self.own_data else (None, None)
+        self.holdout = card.config.data.holdout if self.own_data else Holdout()
         # Another file whose training images have these very moments (of exact sums) has the same ones.
         moments = {"mean": list(card.mean), "std": list(card.std)}
         self.learned_from_train = self.own_data or beton.manifest.statistics.get("train") == moments
-        self.held_out = card.config.data.val_share if self.own_data else 0.0
-        self.indices = beton.indices(split, *self.folds, self.held_out)
+        self.indices = beton.indices(split, self.holdout)
         self.loader = BetonLoader(
             beton,
             batch_size=BATCH_SIZE,
@@ -220,8 +220,8 @@ class Scoring:
             "data": beton.manifest.name,
             "beton_sha256": beton.manifest.sha256,
             "split": split,
-            "fold": self.folds[0],
-            "inner_fold": self.folds[1],
+            "fold": self.holdout.fold,
+            "inner_fold": self.holdout.inner_fold,
             "tta": tta,
             "checkpoint": trained.checkpoint,
         }
@@ -293,7 +293,7 @@ class Scoring:
         subsets = {name or "all": np.ones(len(index), dtype=bool)}
         if self.learned_from_train and self.key["split"] != "train":
             without = f"{name}_no_copies" if name else "no_copies"
-            subsets[without] = ~has_copy(self.beton, index, self.key["split"], *self.folds, self.held_out)
+            subsets[without] = ~has_copy(self.beton, index, self.key["split"], self.holdout)
         entries = []
         for subset, keep in subsets.items():
             if not keep.any():
@@ -365,17 +365,12 @@ def cluster_of(beton: Beton, index: Integers) -> Integers:
 
 
 def has_copy(
-    beton: Beton,
-    index: Integers,
-    split: str,
-    fold: int | None,
-    inner_fold: int | None = None,
-    val_share: float = 0.0,
+    beton: Beton, index: Integers, split: str, holdout: Holdout
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which samples, bool (N,), have an exact copy in train, or in train or val (of ``test``)."""
-    learned = [beton.indices("train", fold, inner_fold, val_share)]
+    learned = [beton.indices("train", holdout)]
     if split == "test" and (beton.split == 1).any():
-        learned.append(beton.indices("val", fold))
+        learned.append(beton.indices("val", holdout))
     return np.isin(beton.copy_group[index], beton.copy_group[np.concatenate(learned)])
 
 

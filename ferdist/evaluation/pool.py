@@ -34,23 +34,17 @@ class SavedRun:
     config: Config
 
     @property
-    def folds(self) -> tuple[int | None, int | None]:
-        """The fold that it leaves out, and the inner fold that it holds out in place of that one."""
-        return self.config.data.fold, self.config.data.inner_fold
-
-    @property
     def key(self) -> SeedFold:
         """Its seed, and the fold that it is scored on."""
-        fold, inner_fold = self.folds
-        return self.config.seed, fold if inner_fold is None else inner_fold
+        return self.config.seed, self.config.data.holdout.scored_fold
 
     def path(self, beton: Beton, split: str, tta: str) -> Path:
         """Where the run's predictions for a split are, or would be."""
         key = {
             "data": beton.manifest.name,
             "split": split,
-            "fold": self.folds[0],
-            "inner_fold": self.folds[1],
+            "fold": self.config.data.fold,
+            "inner_fold": self.config.data.inner_fold,
             "tta": tta,
             "occlusion": None,
             "checkpoint": default_checkpoint(self.config),
@@ -66,7 +60,7 @@ class SavedRun:
         path = self.path(beton, split, tta)
         found = Predictions.load(path)
         data = self.config.data
-        expected = labels_of(beton, data.labels).scorable(beton.indices(split, *self.folds, data.val_share))
+        expected = labels_of(beton, data.labels).scorable(beton.indices(split, data.holdout))
         if not np.array_equal(found.index, expected) or found.beton_sha256 != beton.manifest.sha256:
             part = split if self.key[1] is None else f"fold {self.key[1]}"
             raise RunError(f"{path}: not the predictions for {part} of {beton.path}: train it again")
@@ -161,10 +155,7 @@ def pools(runs: Sequence[SavedRun], beton: Beton, split: str, tta: str) -> Itera
     if not runs:
         return
     whole = {run.key: run.predictions(beton, split, tta) for run in runs}
-    copied = {
-        run.key: has_copy(beton, whole[run.key].index, split, *run.folds, run.config.data.val_share)
-        for run in runs
-    }
+    copied = {run.key: has_copy(beton, whole[run.key].index, split, run.config.data.holdout) for run in runs}
     subsets = {"all": whole}
     if any(flags.any() for flags in copied.values()):
         subsets["no_copies"] = {key: part.select(~copied[key]) for key, part in whole.items()}

@@ -76,11 +76,11 @@ class Album:
         beton = self._betons[path]
         if beton.manifest.sha256 != trained_on:
             raise DataError(f"{path}: not the data that the run was trained on: its checksum is another")
-        folds = config.data.fold, config.data.inner_fold
+        holdout = config.data.holdout
         return Faces(
             beton,
             labels_of(beton, config.data.labels),
-            beton.indices(evaluation.split, *folds, config.data.val_share),
-            tuple(beton.normalisation(*folds)[0]),
+            beton.indices(evaluation.split, holdout),
+            tuple(beton.normalisation(holdout)[0]),
             BetonLoader(beton, batch_size=256, device=torch.device("cpu")),
         )

@@ -17,7 +17,6 @@ from ferdist.augment import Augment, denormalise, normalise
 from ferdist.augment.grid import image_grid
 from ferdist.config import Config
 from ferdist.data.beton import (
-    HOLDOUT,
     Batch,
     Beton,
     BetonLoader,
@@ -138,14 +137,12 @@ class Job:
 
     def __init__(self, config: Config, beton: Beton, world: World, folder: RunFolder) -> None:
         self.config, self.beton, self.world, self.folder = config, beton, world, folder
-        folds = config.data.fold, config.data.inner_fold
+        holdout = config.data.holdout
         labels = labels_of(beton, config.data.labels)
         self.labels = soften(labels, config.data.soft_labels, config.train.soft_weight, beton)
-        held_out = config.data.val_share
-        self.validated = HOLDOUT if held_out else "val"
-        self.train_indices = self.labels.learnable(beton.indices("train", *folds, held_out))
-        self.val_indices = self.labels.scorable(beton.indices(self.validated, *folds, held_out))
-        mean, std = beton.normalisation(*folds)
+        self.train_indices = self.labels.learnable(beton.indices("train", holdout))
+        self.val_indices = self.labels.scorable(beton.indices(holdout.validated, holdout))
+        mean, std = beton.normalisation(holdout)
         image, classes = beton.manifest.image, self.labels.classes
         self.task = Task(image["channels"], image["height"], image["width"], len(classes))
         self.card = ModelCard(config, self.task, classes, tuple(mean), tuple(std), beton.manifest.sha256)
@@ -331,11 +328,9 @@ class Job:
         """Evaluate the selected weights on val, write results.json and close."""
         which = default_checkpoint(self.config)
         self.world.barrier()
-        trained = self._selected(which)
+        trained, split = self._selected(which), self.config.data.holdout.validated
         for tta in dict.fromkeys(("none", self.config.train.tta)):
-            results = evaluate_trained(
-                trained, self.beton, self.world, self.folder, split=self.validated, tta=tta
-            )
+            results = evaluate_trained(trained, self.beton, self.world, self.folder, split=split, tta=tta)
         constant, gates = constant_gates(self.gates)
         if len(constant) > MOST_DEAD * gates:
             _log.warning(
@@ -343,7 +338,7 @@ class Job:
                 *(self.folder.path, len(constant), gates, ", ".join(constant)),
             )
         if self.monitor:
-            final = main_entry(results["evaluations"], self.validated)
+            final = main_entry(results["evaluations"], split)
             names = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
             self.monitor.hyperparameters({name: final[name] for name in names})
             self._status("finished")

@@ -58,7 +58,7 @@ def test_a_run_learns_and_is_scored_by_ferplus_votes(
     results = json.loads(run(config).read_text())
     assert tuple(results["classes"]) == FERPLUS_CLASSES
     entry = results["evaluations"][0]
-    val = beton.indices("val", None)
+    val = beton.indices("val")
     assert entry["samples"] == int((val % 10 != 0).sum()), "what has no majority is not scored"
     assert np.array(entry["confusion"]).shape == (8, 8)
 

@@ -30,7 +30,7 @@ def main(run: str, data: str | None = None) -> None:
     trained = load_trained(run, None, torch.device("cpu"))
     settings, network = trained.card.config.data, trained.network
     beton = open_beton(Path(data or settings.path))
-    held_out = beton.indices("val", settings.fold, settings.inner_fold)
+    held_out = beton.indices("val", settings.holdout)
     index = np.random.default_rng(0).permutation(held_out)[:FACES]
     images = read_images(beton, BetonLoader(beton, batch_size=FACES, device=torch.device("cpu")), index)
     pixels = normalise(torch.from_numpy(images), trained.card.mean, trained.card.std).requires_grad_()

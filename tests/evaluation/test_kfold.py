@@ -14,6 +14,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from ferdist.config import Config, load_config
 from ferdist.data.beton import Beton, open_beton
+from ferdist.data.folds import Holdout
 from ferdist.errors import RunError
 from ferdist.evaluation.kfold import summarise
 from ferdist.evaluation.metrics import Predictions
@@ -41,7 +42,7 @@ def write_run(beton: Beton, place: Path, fold: int, seed: int, *overrides: str, 
     folder.write_config(
         config_of(beton, folder.path, fold, seed, *overrides), {"beton_sha256": beton.manifest.sha256}
     )
-    index = beton.indices("val", fold)
+    index = beton.indices("val", Holdout(fold))
     drawn = np.random.default_rng([seed, fold])
     logits = drawn.normal(size=(len(index), CLASSES)) + 1.5 * np.eye(CLASSES)[beton.label[index]]
     probabilities = softmax(logits, axis=1).astype(np.float32)
@@ -189,7 +190,7 @@ def test_what_does_not_belong_together_is_refused(beton: Beton, tmp_path: Path) 
 def test_predictions_of_another_fold_or_none_are_refused(beton: Beton, tmp_path: Path) -> None:
     (run,) = write_runs(beton, tmp_path, [0], [3])
     file = run / "predictions" / "synthetic-val-fold3-last.npz"
-    index = beton.indices("val", 4)
+    index = beton.indices("val", Holdout(4))
     even = np.full((len(index), CLASSES), 1 / CLASSES, np.float32)
     Predictions(index, beton.label[index], even, beton.manifest.sha256).save(file)
     with pytest.raises(RunError, match="not the predictions for fold 3"):

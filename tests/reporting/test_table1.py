@@ -14,6 +14,7 @@ import pytest
 from ferdist.config import Config, load_config, to_dict
 from ferdist.data import prepare
 from ferdist.data.beton import Beton, open_beton
+from ferdist.data.folds import Holdout
 from ferdist.errors import RunError
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.occlusion import Cell as Damage
@@ -75,7 +76,7 @@ def write_run(
     which = "best" if cell.fold is None else "last"
     for split in splits:
         part = "" if cell.fold is None else f"-fold{cell.fold}"
-        found = predictions_for(beton, beton.indices(split, cell.fold), right)
+        found = predictions_for(beton, beton.indices(split, Holdout(cell.fold)), right)
         found.save(run.predictions / f"synthetic-{split}{part}-{which}.npz")
     results = {
         "schema": 1,
@@ -232,7 +233,7 @@ def test_a_network_becomes_one_run_with_mean_curves(kfold: Path, beton: Beton) -
 
 def cover(beton: Beton, run: RunFolder, cell: Cell, right: np.ndarray) -> None:
     """Add the benchmark's masks to a finished run, as `ferdist evaluate --occlusion` does for its fold."""
-    found = predictions_for(beton, beton.indices("val", cell.fold), right)
+    found = predictions_for(beton, beton.indices("val", Holdout(cell.fold)), right)
     checksum = f"{cell.fold}" * 64  # the images of another fold are others
     grid = GridPredictions(
         found.index,
@@ -338,7 +339,7 @@ def test_a_second_scoring_of_test_is_marked(
     text = networks_markdown(
         group_by_data(load_networks([write_experiment(tmp_path / "x", configs, beton, cells)]))
     )
-    test = beton.indices("test", None)
+    test = beton.indices("test")
     expected = np.mean([right_of(beton, share, seed)[test].mean() for seed, share in enumerate((0.9, 0.8))])
     row = cells_of(text, r"resnet18\_cbam")
     assert row[2] == f"{100 * expected:.2f}"
@@ -376,7 +377,7 @@ def test_runs_are_compared_by_config_and_seeds_are_averaged(
     (pair,) = pairs
     assert {pair.first.name, pair.second.name} == {"resnet18_cbam, 2 seeds", "resnet18, 2 seeds"}
     assert pair.split == "test"
-    assert pair.difference.samples == len(beton.indices("test", None))
+    assert pair.difference.samples == len(beton.indices("test"))
     write_report(seeds["resnet18"], tmp_path / "same")
     text = (tmp_path / "same" / "table1.md").read_text()
     assert (

@@ -11,6 +11,7 @@ import numpy as np
 
 from ferdist.config import Config
 from ferdist.data.beton import open_beton
+from ferdist.data.folds import Holdout
 from ferdist.evaluation.metrics import Predictions
 from tests.faults.processes import newest_step, status_of, unequal
 from tests.slurm.jobs import Job, ask, submit
@@ -84,7 +85,7 @@ def test_folds_are_jobs_of_their_own(small: Small, faces: Path, place: Path) -> 
     for fold, folder in enumerate(folders):
         assert status_of(folder)["state"] == "finished"
         predictions = Predictions.load(next((folder / "predictions").glob(f"*-val-fold{fold}-*.npz")))
-        assert np.array_equal(predictions.index, beton.indices("val", fold))
+        assert np.array_equal(predictions.index, beton.indices("val", Holdout(fold)))
     again = small(f"data.fold={folds - 1}", run="again")
     submit("single_node.sbatch", again, options=["--ntasks-per-node=1"]).completes()
     assert unequal(Path(again.run_dir), folders[-1]) == []

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ferdist.cli import main
 from ferdist.config import Config, load_config
 from ferdist.data.beton import Batch, BetonLoader, open_beton
+from ferdist.data.folds import Holdout
 from ferdist.errors import ConfigError, RunError
 from ferdist.evaluation.metrics import Predictions
 from ferdist.runtime import checkpoint
@@ -55,7 +56,7 @@ def test_a_run_leaves_all_that_the_contract_names(tiny: Tiny, beton_path: Path) 
     assert load_config(folder / "config.yaml") == config
 
     beton = open_beton(beton_path)
-    val = beton.indices("val", None)
+    val = beton.indices("val")
     stored = Predictions.load(folder / "predictions" / "synthetic-val-best.npz")
     assert np.array_equal(stored.index, val)
     assert np.array_equal(stored.label, beton.label[val])
@@ -350,8 +351,8 @@ def test_a_share_of_train_is_held_out_and_validated_on(tiny: Tiny, beton_path: P
     config = tiny("data.val_share=0.2", "train.epochs=1")
     results = json.loads(run(config).read_text())
     beton = open_beton(beton_path)
-    train, held = (beton.indices(name, None, None, 0.2) for name in ("train", "holdout"))
-    whole = beton.indices("train", None)
+    train, held = (beton.indices(name, Holdout(val_share=0.2)) for name in ("train", "holdout"))
+    whole = beton.indices("train")
     assert np.array_equal(np.union1d(train, held), whole)
     assert len(train) + len(held) == len(whole)
     assert 0.1 < len(held) / len(whole) < 0.35

@@ -23,7 +23,7 @@ def beton(beton_path: Path) -> Beton:
 
 def teacher(beton: Beton, seed: int, samples: int | None = None) -> Predictions:
     """Random probabilities for training samples."""
-    index = beton.indices("train", None)[:samples]
+    index = beton.indices("train")[:samples]
     odds = np.random.default_rng(seed).random((len(index), 7)).astype(np.float32)
     return Predictions(index, beton.label[index], odds / odds.sum(1, keepdims=True), beton.manifest.sha256)
 
@@ -60,7 +60,7 @@ def test_what_does_not_fit_is_refused(beton: Beton, tmp_path: Path) -> None:
 
 def test_a_run_learns_from_a_teacher(beton: Beton, tiny: Callable[..., Config], tmp_path: Path) -> None:
     """From a teacher that always says `happy`, and nothing else."""
-    index = beton.indices("train", None)
+    index = beton.indices("train")
     always = np.zeros((len(index), 7), dtype=np.float32)
     always[:, 3] = 1.0
     Predictions(index, beton.label[index], always, beton.manifest.sha256).save(tmp_path / "teacher.npz")

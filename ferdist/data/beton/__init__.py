@@ -17,7 +17,7 @@ _typed_dict = numba.typed.Dict
 numba.typed.Dict = dict
 try:
     from ferdist.data.beton.labels import Labels, labels_of
-    from ferdist.data.beton.loader import HOLDOUT, Batch, Beton, BetonLoader, DeviceCache, open_beton
+    from ferdist.data.beton.loader import Batch, Beton, BetonLoader, DeviceCache, open_beton
     from ferdist.data.beton.manifest import Manifest
     from ferdist.data.beton.stage import stage_beton, staged_path
     from ferdist.data.beton.writer import write_beton
@@ -27,7 +27,6 @@ finally:
     numba.set_num_threads(_threads[1])
 
 __all__ = [
-    "HOLDOUT",
     "Batch",
     "Beton",
     "BetonLoader",

@@ -96,7 +96,7 @@ def save_grid(path: Path, out: Path, augment_config: Path | None) -> None:
         names = beton.manifest.classes
         save_class_grid(images, batch.label.numpy(), names, out, columns=GRID_COLUMNS, seed=0)
         return
-    mean, std = beton.normalisation(None)
+    mean, std = beton.normalisation()
     augment = Augment(load_config(augment_config).augment, mean, std)
     save_augment_grid(images[::GRID_COLUMNS], augment, out, columns=GRID_COLUMNS, seed=0)
 

@@ -24,12 +24,10 @@ from torch import Tensor
 
 from ferdist.data.beton.manifest import Manifest, count_folds, count_splits, read_samples
 from ferdist.data.beton.writer import CODES, read_records
+from ferdist.data.folds import HOLDOUT, Holdout
 from ferdist.data.record import SPLITS, Integers
 from ferdist.errors import ConfigError, DataError, RunError
 from ferdist.io import sha256
-
-HOLDOUT: Final = "holdout"
-"""Name of the part of the train split that ``data.val_share`` leaves out."""
 
 _POLL_SECONDS: Final = 0.5
 _STOP_SECONDS: Final = 1.0
@@ -77,18 +75,13 @@ class Beton:
     sequence: Integers
     copy_group: Integers
 
-    def indices(
-        self, split: str, fold: int | None, inner_fold: int | None = None, val_share: float = 0.0
-    ) -> Integers:
+    def indices(self, split: str, holdout: Holdout = Holdout()) -> Integers:
         """The samples of a split, ascending.
 
         Args:
-            split: "train", "val" or "test"; or "holdout", the part of train that ``val_share`` leaves out.
-            fold: None to go by the beton's splits; a number to train on all other folds and validate on that
-                one. Samples without a fold are in neither.
-            inner_fold: another fold, to validate on in place of ``fold``, whose samples are then in neither.
-            val_share: share of the train split that "train" leaves out: whole subjects, or groups of copies
-                where not every sample has a subject, drawn once and for all.
+            split: "train", "val" or "test"; or "holdout", the part of train that a ``val_share`` leaves out.
+            holdout: what is left out of train; by default the beton's splits say. Where a fold is held out,
+                samples without a fold are in neither train nor val.
 
         Returns:
             int64 (M,), M > 0.
@@ -98,22 +91,21 @@ class Beton:
         """
         if split not in (*SPLITS, HOLDOUT):
             raise DataError(f"{self.path}: there is no split {split!r}; choose one of {', '.join(SPLITS)}")
+        fold = holdout.fold
         if fold is None and split == HOLDOUT:
-            chosen = self._held_out(val_share)
+            chosen = self._held_out(holdout.val_share)
         elif fold is None:
             chosen = self.split == SPLITS.index(split)
-            if split == "train" and val_share:
-                chosen &= ~self._held_out(val_share)
+            if split == "train" and holdout.val_share:
+                chosen &= ~self._held_out(holdout.val_share)
         elif split in ("test", HOLDOUT):
             raise DataError(f"{self.path}: fold {fold} has no {split} split; it has train and val")
         else:
-            left_out = [fold] if inner_fold is None else [fold, inner_fold]
-            for number in left_out:
-                self._check_fold(number)
+            self._check_folds(holdout)
             if split == "val":
-                chosen = self.fold == left_out[-1]
+                chosen = self.fold == holdout.scored_fold
             else:
-                chosen = (self.fold >= 0) & ~np.isin(self.fold, left_out)
+                chosen = (self.fold >= 0) & ~np.isin(self.fold, holdout.folds)
         indices: Integers = np.flatnonzero(chosen).astype(np.int64)
         if len(indices) == 0:
             place = "" if fold is None else f" beside fold {fold}"
@@ -132,15 +124,12 @@ class Beton:
         held_out: npt.NDArray[np.bool_] = train & np.isin(group, drawn)
         return held_out
 
-    def normalisation(
-        self, fold: int | None, inner_fold: int | None = None
-    ) -> tuple[list[float], list[float]]:
+    def normalisation(self, holdout: Holdout = Holdout()) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the training pixels, per channel, in units where 255 is 1.
 
         Args:
-            fold: None for the train split (for all samples where there is no split at all); a number for all
-                folds but that one.
-            inner_fold: a second fold to leave out.
+            holdout: the folds to leave out; without any, the pixels are those of the whole train split, or of
+                all samples where there is no split.
 
         Returns:
             Mean and standard deviation, C numbers each, the latter above 0.
@@ -149,23 +138,23 @@ class Beton:
             DataError: if there is no such fold or no training sample, or all training pixels are the same.
         """
         statistics = self.manifest.statistics
-        if fold is None:
+        self._check_folds(holdout)
+        if holdout.fold is None:
             moments = statistics.get("train") or statistics.get("all")
+        elif holdout.inner_fold is None:
+            moments = statistics["without_fold"].get(str(holdout.fold))
         else:
-            self._check_fold(fold)
-            moments = statistics["without_fold"].get(str(fold))
-            if inner_fold is not None:
-                self._check_fold(inner_fold)
-                moments = self.manifest.moments_without(fold, inner_fold)
+            moments = self.manifest.moments_without(*holdout.folds)
         if moments is None:
             raise DataError(f"{self.path}: there is no train sample to normalise by; it has {self._parts()}")
         if min(moments["std"]) <= 0:
             raise DataError(f"{self.path}: all training pixels of a channel are the same; check the raw data")
         return list(moments["mean"]), list(moments["std"])
 
-    def _check_fold(self, fold: int) -> None:
-        if str(fold) not in self.manifest.folds:
-            raise DataError(f"{self.path}: there is no fold {fold}; it has {self._parts()}")
+    def _check_folds(self, holdout: Holdout) -> None:
+        for fold in holdout.folds:
+            if str(fold) not in self.manifest.folds:
+                raise DataError(f"{self.path}: there is no fold {fold}; it has {self._parts()}")
 
     def _parts(self) -> str:
         splits = [f"{name} ({counts['samples']})" for name, counts in self.manifest.splits.items()]

@@ -19,6 +19,7 @@ from ffcv.types import ALLOC_TABLE_TYPE, HeaderType
 from ferdist.data.audit import audit
 from ferdist.data.beton import Batch, Beton, BetonLoader, open_beton, write_beton
 from ferdist.data.beton.loader import _Epoch
+from ferdist.data.folds import Holdout
 from ferdist.data.record import FaceDataset, no_values
 from ferdist.errors import ConfigError, DataError, RunError
 from ferdist.io import sha256
@@ -80,77 +81,77 @@ def test_no_sequence_and_copies(faces: Make, write: Write) -> None:
 
 def test_indices_by_split(faces: Make, write: Write) -> None:
     beton = open_beton(write(faces(10)))
-    assert beton.indices("train", None).tolist() == [0, 1, 4, 5, 8, 9]
-    assert beton.indices("val", None).tolist() == [2, 6]
-    assert beton.indices("test", None).dtype == np.int64
+    assert beton.indices("train").tolist() == [0, 1, 4, 5, 8, 9]
+    assert beton.indices("val").tolist() == [2, 6]
+    assert beton.indices("test").dtype == np.int64
     with pytest.raises(
         DataError, match=r"no fold 0; it has the splits train \(6\), val \(2\), test \(2\) and no folds"
     ):
-        beton.indices("train", 0)
+        beton.indices("train", Holdout(0))
     with pytest.raises(DataError, match="no split 'dev'; choose one of train, val, test"):
-        beton.indices("dev", None)
+        beton.indices("dev")
 
 
 def test_indices_by_fold(videos: Make, write: Write) -> None:
     dataset = videos()
     fold = np.where(np.arange(60) == 5, -1, dataset.fold)
     beton = open_beton(write(replace(dataset, fold=fold)))
-    train, val = beton.indices("train", 2), beton.indices("val", 2)
+    train, val = beton.indices("train", Holdout(2)), beton.indices("val", Holdout(2))
     assert np.array_equal(val, np.flatnonzero(fold == 2))
     assert np.array_equal(train, np.flatnonzero((fold != 2) & (fold >= 0)))
     assert not set(beton.subject[train]) & set(beton.subject[val])
     with pytest.raises(DataError, match="fold 2 has no test split; it has train and val"):
-        beton.indices("test", 2)
+        beton.indices("test", Holdout(2))
     with pytest.raises(DataError, match="no fold 4; it has no splits and the folds 0, 1, 2, 3"):
-        beton.indices("val", 4)
+        beton.indices("val", Holdout(4))
     with pytest.raises(DataError, match="no fold -1"):
-        beton.indices("val", -1)
+        beton.indices("val", Holdout(-1))
     with pytest.raises(DataError, match="no train sample; it has no splits and the folds 0, 1, 2, 3"):
-        beton.indices("train", None)
+        beton.indices("train")
 
 
 def test_the_only_fold_has_no_training_part(videos: Make, write: Write) -> None:
     beton = open_beton(write(videos(folds=1)))
     with pytest.raises(DataError, match="no train sample beside fold 0"):
-        beton.indices("train", 0)
+        beton.indices("train", Holdout(0))
     with pytest.raises(DataError, match="no train sample to normalise by"):
-        beton.normalisation(0)
+        beton.normalisation(Holdout(0))
 
 
 def test_normalisation_is_that_of_the_training_part(faces: Make, videos: Make, write: Write) -> None:
     for dataset, fold in ((faces(), None), (videos(), 1)):
         beton = open_beton(write(dataset))
-        pixels = dataset.images[beton.indices("train", fold)] / 255
-        mean, std = beton.normalisation(fold)
+        pixels = dataset.images[beton.indices("train", Holdout(fold))] / 255
+        mean, std = beton.normalisation(Holdout(fold))
         np.testing.assert_allclose(mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-12)
         np.testing.assert_allclose(std, pixels.std(axis=(0, 2, 3)), rtol=1e-12)
-    assert len(beton.normalisation(None)[0]) == 3  # no splits: of all samples
+    assert len(beton.normalisation()[0]) == 3  # no splits: of all samples
     with pytest.raises(DataError, match="no fold 9"):
-        beton.normalisation(9)
+        beton.normalisation(Holdout(9))
 
 
 def test_an_inner_fold_takes_the_place_of_the_fold(videos: Make, write: Write) -> None:
     dataset = videos()
     beton = open_beton(write(dataset))
-    train, val = beton.indices("train", 1, 2), beton.indices("val", 1, 2)
+    train, val = beton.indices("train", Holdout(1, 2)), beton.indices("val", Holdout(1, 2))
     assert set(beton.fold[val].tolist()) == {2}
     assert set(beton.fold[train].tolist()) == set(np.unique(beton.fold).tolist()) - {-1, 1, 2}
     assert not set(beton.subject[train].tolist()) & set(beton.subject[val].tolist())
     pixels = dataset.images[train] / 255
-    mean, std = beton.normalisation(1, 2)
+    mean, std = beton.normalisation(Holdout(1, 2))
     np.testing.assert_allclose(mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-9)
     np.testing.assert_allclose(std, pixels.std(axis=(0, 2, 3)), rtol=1e-9)
     with pytest.raises(DataError, match="no fold 9"):
-        beton.indices("train", 1, 9)
+        beton.indices("train", Holdout(1, 9))
     with pytest.raises(DataError, match="no fold 9"):
-        beton.normalisation(1, 9)
+        beton.normalisation(Holdout(1, 9))
 
 
 def test_normalisation_of_constant_images(faces: Make, write: Write) -> None:
     dataset = faces(8)
     beton = open_beton(write(replace(dataset, images=np.full_like(dataset.images, 9))))
     with pytest.raises(DataError, match="all training pixels of a channel are the same"):
-        beton.normalisation(None)
+        beton.normalisation()
 
 
 # ------------------------------------------------------------------------------------- what is refused
@@ -661,7 +662,7 @@ def test_the_whole_way_at_the_size_of_fer2013(tmp_path: Path) -> None:
     )
     path = write_beton(dataset, tmp_path, audit(dataset))
     beton = open_beton(path, checksum=True)
-    order = generator.permutation(beton.indices("train", None))
+    order = generator.permutation(beton.indices("train"))
     image, _, index = joined(BetonLoader(beton, batch_size=256, device=CPU).batches(order))
     assert np.array_equal(index, order)
     assert np.array_equal(image, dataset.images[order])
