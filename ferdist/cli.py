@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from enum import StrEnum
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from ferdist.data.prepare import DATA_SETS
 from ferdist.errors import ConfigError, DataError, FerdistError, Preempted, tell
 
 app = typer.Typer(
@@ -29,95 +30,24 @@ prepare = typer.Typer(
 )
 app.add_typer(prepare, name="prepare")
 
-Out = Annotated[Path, typer.Option(help="Folder for the beton.", metavar="DIR")]
-Source = Annotated[Path, typer.Option(help="Raw file, folder or zip.", metavar="PATH")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Let the model import the module of its own that it names.")
 ]
 
 
-class SyntheticFormat(StrEnum):
-    """What `prepare synthetic` can write."""
+def _printing(convert: Callable[..., Path]) -> Callable[..., None]:
+    """The command that prints what ``convert`` returns, with its options and help."""
 
-    BETON = "beton"
-    FER2013_CSV = "fer2013-csv"
-    CKPLUS48 = "ckplus48"
-    CKPLUS_H5 = "ckplus-h5"
-    CKPLUS_ORIGINAL = "ckplus-original"
+    @functools.wraps(convert)
+    def command(**options: Any) -> None:
+        print(convert(**options))
 
-
-@prepare.command("fer2013")
-def prepare_fer2013(
-    source: Source,
-    out: Out,
-    allow_extra: Annotated[
-        bool, typer.Option("--allow-extra", help="Leave out files that FER2013 does not have.")
-    ] = False,
-    ferplus: Annotated[
-        Path | None,
-        typer.Option(help="fer2013new.csv: FER+ names and votes into samples.csv.", metavar="FILE"),
-    ] = None,
-    ckextended: Annotated[
-        bool, typer.Option("--ckextended", help="Read ckextended.csv: CK+ without subjects.")
-    ] = False,
-) -> None:
-    """fer2013.csv, icml_face_data.csv, or the folder layout as a folder or zip."""
-    from ferdist.data import prepare
-
-    print(prepare.fer2013(source, out, allow_extra=allow_extra, ferplus=ferplus, ckextended=ckextended))
+    return command
 
 
-@prepare.command("ckplus")
-def prepare_ckplus(
-    source: Source,
-    out: Out,
-    folds: Annotated[int, typer.Option(help="Number of subject-independent folds.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
-    classes: Annotated[int, typer.Option(help="7, or 8 with neutral.")] = 7,
-    subjects_from: Annotated[
-        Path | None, typer.Option(help="CK+48 folder or zip to recover an .h5 file's subjects from.")
-    ] = None,
-) -> None:
-    """CK+48 as a folder or zip, CK_data.h5, or the original tree."""
-    from ferdist.data import prepare
-
-    print(prepare.ckplus(source, out, folds=folds, seed=seed, classes=classes, subjects_from=subjects_from))
-
-
-@prepare.command("folders")
-def prepare_folders(
-    source: Source,
-    out: Out,
-    name: Annotated[str, typer.Option(help="Name of the data set and its files.")],
-    size: Annotated[int, typer.Option(help="Images are resized to SIZE x SIZE pixels.")] = 48,
-    subject_regex: Annotated[
-        str | None, typer.Option(help="Its first group, found in a file's path, is the subject.")
-    ] = None,
-    folds: Annotated[int, typer.Option(help="Subject-independent folds; 0 for none.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
-) -> None:
-    """Any folder of class folders, with or without train, val and test above them."""
-    from ferdist.data import prepare
-
-    print(
-        prepare.folders(
-            source, out, name=name, size=size, subject_regex=subject_regex, folds=folds, seed=seed
-        )
-    )
-
-
-@prepare.command("synthetic")
-def prepare_synthetic(
-    out: Out,
-    images: Annotated[int, typer.Option(help="Number of drawn faces.")],
-    seed: Annotated[int, typer.Option(help="Of the faces.")] = 0,
-    format: Annotated[SyntheticFormat, typer.Option(help="What to write.")] = SyntheticFormat.BETON,
-) -> None:
-    """Drawn faces: as a beton, or in the layout of a real data set."""
-    from ferdist.data import prepare
-
-    print(prepare.synthetic(out, images=images, seed=seed, format=format.value))
+for _name, _convert in DATA_SETS.items():
+    prepare.command(_name)(_printing(_convert))
 
 
 @app.command()

@@ -10,8 +10,9 @@ frame does not depend on what else is drawn.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Final
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -108,72 +109,54 @@ IN_THE_WILD: Final = Conditions(turn=0.6, shift=0.035, zoom=0.07, light=0.5, noi
 IN_THE_LAB: Final = Conditions(turn=0.35, shift=0.0, zoom=0.0, light=0.4, noise=4.0, blur=0.4)
 
 
+def drawn(low: float, high: float, share: float = 1.0, otherwise: tuple[float, float] | None = None) -> Any:
+    """A field drawn from [low, high) for that share of the people, from ``otherwise`` (or 0) for the rest."""
+    return field(metadata={"drawn": (low, high, share, otherwise)})
+
+
 @dataclass(frozen=True)
 class Subject:
     """What stays the same in all pictures of a person. Lengths in half face heights, tones 0-255."""
 
-    width: float
-    jaw_power: float
-    chin: float
-    eye_x: float
-    eye_y: float
-    eye_width: float
-    eye_height: float
-    brow_y: float
-    brow_arch: float
-    brow_tilt: float
-    brow_thickness: float
-    nose_length: float
-    nose_width: float
-    mouth_y: float
-    mouth_width: float
-    lip: float
-    corner: float
-    skin: float
-    hair: float
-    iris: float
-    lip_tone: float
-    hairline: float
-    hair_length: float
-    parting: float
-    glasses: float
-    beard: float
-    moustache: bool
+    skin: float = drawn(95, 225)
+    width: float = drawn(0.66, 0.80)
+    jaw_power: float = drawn(0.70, 1.15)
+    chin: float = drawn(0.92, 1.08)
+    eye_x: float = drawn(0.29, 0.36)
+    eye_y: float = drawn(-0.17, -0.09)
+    eye_width: float = drawn(0.135, 0.175)
+    eye_height: float = drawn(0.055, 0.08)
+    brow_y: float = drawn(-0.40, -0.33)
+    brow_arch: float = drawn(0.02, 0.08)
+    brow_tilt: float = drawn(-0.045, 0.045)
+    brow_thickness: float = drawn(0.025, 0.05)
+    nose_length: float = drawn(0.34, 0.45)
+    nose_width: float = drawn(0.11, 0.17)
+    mouth_y: float = drawn(0.53, 0.61)
+    mouth_width: float = drawn(0.24, 0.31)
+    lip: float = drawn(0.04, 0.08)
+    corner: float = drawn(-0.25, 0.25)
+    hair: float = drawn(15, 90, share=0.7, otherwise=(110, 190))
+    iris: float = drawn(20, 90)
+    lip_tone: float = drawn(0.62, 0.85)
+    hairline: float = drawn(-0.85, -0.55)
+    hair_length: float = drawn(-0.3, 1.3)
+    parting: float = drawn(-0.6, 0.6)
+    glasses: float = drawn(0.9, 1.2, share=0.25)
+    beard: float = drawn(0.08, 0.45, share=0.25)
+    moustache: float = drawn(1, 1, share=0.15)
 
 
 def draw_subject(rng: np.random.Generator) -> Subject:
     """A person, drawn at random."""
-    u = rng.uniform
-    skin = u(95, 225)
-    return Subject(
-        width=u(0.66, 0.80),
-        jaw_power=u(0.70, 1.15),
-        chin=u(0.92, 1.08),
-        eye_x=u(0.29, 0.36),
-        eye_y=u(-0.17, -0.09),
-        eye_width=u(0.135, 0.175),
-        eye_height=u(0.055, 0.08),
-        brow_y=u(-0.40, -0.33),
-        brow_arch=u(0.02, 0.08),
-        brow_tilt=u(-0.045, 0.045),
-        brow_thickness=u(0.025, 0.05),
-        nose_length=u(0.34, 0.45),
-        nose_width=u(0.11, 0.17),
-        mouth_y=u(0.53, 0.61),
-        mouth_width=u(0.24, 0.31),
-        lip=u(0.04, 0.08),
-        corner=u(-0.25, 0.25),
-        skin=skin,
-        hair=u(15, 90) if rng.random() < 0.7 else u(110, 190),
-        iris=u(20, 90),
-        lip_tone=u(0.62, 0.85),
-        hairline=u(-0.85, -0.55),
-        hair_length=u(-0.3, 1.3),
-        parting=u(-0.6, 0.6),
-        glasses=u(0.9, 1.2) if rng.random() < 0.25 else 0.0,
-        beard=u(0.08, 0.45) if rng.random() < 0.25 else 0.0,
-        moustache=bool(rng.random() < 0.15),
-    )
+    values = []
+    for part in fields(Subject):
+        low, high, share, otherwise = part.metadata["drawn"]
+        if share == 1 or rng.random() < share:
+            values.append(rng.uniform(low, high))
+        else:
+            values.append(rng.uniform(*otherwise) if otherwise else 0.0)
+    return Subject(*values)
 
 
 @dataclass(frozen=True)
@@ -238,26 +221,16 @@ def draw_actions(expression: str, rng: np.random.Generator) -> Actions:
     return Actions(**strengths)
 
 
-class Sketch:
-    """Shapes in face coordinates, kept in painting order until the camera is known."""
+class Shape(NamedTuple):
+    """A filled polygon or, with a ``width``, a line, in face coordinates.
 
-    def __init__(self) -> None:
-        self.points: list[Points] = []
-        self.lifts: list[float] = []
-        self.styles: list[tuple[float, float]] = []
+    ``lift`` is how far it stands off the head; both in half face heights.
+    """
 
-    def area(self, points: Points, tone: float, lift: float = 0.0) -> None:
-        """A filled polygon; ``lift`` is how far it stands off the head, in half face heights."""
-        self._add(points, lift, (tone, 0.0))
-
-    def line(self, points: Points, tone: float, width: float, lift: float = 0.0) -> None:
-        """A line of a width in half face heights."""
-        self._add(points, lift, (tone, width))
-
-    def _add(self, points: Points, lift: float, style: tuple[float, float]) -> None:
-        self.points.append(points)
-        self.lifts.append(lift)
-        self.styles.append(style)
+    points: Points
+    tone: float
+    width: float = 0.0
+    lift: float = 0.0
 
 
 T: Final = np.linspace(-1.0, 1.0, 13)
@@ -271,10 +244,7 @@ EAR_Y: Final = -0.12
 
 def curve(x: Points, y: Points | float) -> Points:
     """Points (n, 2) of a curve from its coordinates."""
-    points = np.empty((len(x), 2))
-    points[:, 0] = x
-    points[:, 1] = y
-    return points
+    return np.column_stack(np.broadcast_arrays(x, y))
 
 
 def moved(points: Points, x: float, y: float) -> Points:
@@ -288,8 +258,7 @@ def between(upper: Points, lower: Points) -> Points:
     return np.concatenate([upper, lower[::-1]])
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """The curves of a face that shows an expression; each is (n, 2), from the viewer's left to right."""
 
     jaw: Points
@@ -305,52 +274,39 @@ class Geometry:
 
     def landmarks(self) -> Points:
         """(68, 2) in the order of iBUG 300-W, which CK+'s files follow too: jaw, brows, nose, eyes, lips."""
-        left, right = self.brows
-        bridge_x = np.linspace(0.0, self.nose_tip[0], 4)
-        bridge = curve(bridge_x, np.linspace(self.upper_lids[0][:, 1].mean(), self.nose_tip[1], 4))
+        bridge = np.linspace([0.0, self.upper_lids[0][:, 1].mean()], self.nose_tip, 4)
         eyes = [
-            np.concatenate([top[[0, 4, 8, 12]], bottom[[8, 4]]])
+            part
             for top, bottom in zip(self.upper_lids, self.lower_lids, strict=True)
+            for part in (top[[0, 4, 8, 12]], bottom[[8, 4]])
         ]
-        return np.concatenate(
-            [
-                self.jaw,
-                left[[0, 3, 6, 9, 12]],
-                right[[0, 3, 6, 9, 12]],
-                bridge,
-                self.nostrils,
-                *eyes,
-                self.upper_lip[[0, 2, 4, 6, 8, 10, 12]],
-                self.lower_lip[[10, 8, 6, 4, 2]],
-                self.upper_inner[[1, 4, 6, 8, 11]],
-                self.lower_inner[[8, 6, 4]],
-            ]
-        )
+        mouth = [
+            self.upper_lip[[0, 2, 4, 6, 8, 10, 12]],
+            self.lower_lip[[10, 8, 6, 4, 2]],
+            self.upper_inner[[1, 4, 6, 8, 11]],
+            self.lower_inner[[8, 6, 4]],
+        ]
+        brows = [brow[[0, 3, 6, 9, 12]] for brow in self.brows]
+        return np.concatenate([self.jaw, *brows, bridge, self.nostrils, *eyes, *mouth])
 
 
-def pose_face(subject: Subject, actions: Actions) -> Geometry:
+def pose_face(s: Subject, a: Actions) -> Geometry:
     """Where the features of a person are when facial actions move them."""
-    s, a = subject, actions
     cos, sin = np.cos(JAW_ANGLE), np.sin(JAW_ANGLE)
     chin = s.chin + 0.2 * a.jaw - 0.03 * a.lip_press
-    jaw = curve(
-        s.width * np.sign(sin) * np.abs(sin) ** s.jaw_power,
-        EAR_Y + (chin - EAR_Y) * np.clip(cos, 0, 1) ** 0.8,
-    )
-    upper_lip, upper_inner, lower_inner, lower_lip = _lips(s, a)
     nose_y = s.eye_y + s.nose_length - 0.05 * a.nose_wrinkle
     wing = s.nose_width * (1 + 0.2 * a.nose_wrinkle + 0.1 * a.cheek)
     return Geometry(
-        jaw=jaw,
-        brows=(_brow(s, a, -1), _brow(s, a, 1)),
-        upper_lids=(_upper_lid(s, a, -1), _upper_lid(s, a, 1)),
-        lower_lids=(_lower_lid(s, a, -1), _lower_lid(s, a, 1)),
-        nose_tip=np.array([0.0, nose_y - 0.03]),
-        nostrils=curve(wing * np.array([-1, -0.5, 0, 0.5, 1]), nose_y + np.array([0, 0.03, 0.045, 0.03, 0])),
-        upper_lip=upper_lip,
-        upper_inner=upper_inner,
-        lower_inner=lower_inner,
-        lower_lip=lower_lip,
+        curve(
+            s.width * np.sign(sin) * np.abs(sin) ** s.jaw_power,
+            EAR_Y + (chin - EAR_Y) * np.clip(cos, 0, 1) ** 0.8,
+        ),
+        (_brow(s, a, -1), _brow(s, a, 1)),
+        (_upper_lid(s, a, -1), _upper_lid(s, a, 1)),
+        (_lower_lid(s, a, -1), _lower_lid(s, a, 1)),
+        np.array([0.0, nose_y - 0.03]),
+        curve(wing * np.array([-1, -0.5, 0, 0.5, 1]), nose_y + np.array([0, 0.03, 0.045, 0.03, 0])),
+        *_lips(s, a),
     )
 
 
@@ -362,13 +318,10 @@ def _brow(s: Subject, a: Actions, side: int) -> Points:
     return curve(x, s.brow_y - lift + 0.03 * a.nose_wrinkle - arch * PARABOLA)
 
 
-def _opening(s: Subject, a: Actions) -> float:
-    return s.eye_height * max(0.25, 1 + 0.75 * a.lid)
-
-
 def _upper_lid(s: Subject, a: Actions, side: int) -> Points:
+    opening = s.eye_height * max(0.25, 1 + 0.75 * a.lid)
     droop = 0.025 * max(0.0, -a.outer_brow) * (1 + side * T) / 2
-    return curve(side * s.eye_x + s.eye_width * T, s.eye_y - _opening(s, a) * BULGE**1.2 + droop)
+    return curve(side * s.eye_x + s.eye_width * T, s.eye_y - opening * BULGE**1.2 + droop)
 
 
 def _lower_lid(s: Subject, a: Actions, side: int) -> Points:
@@ -391,10 +344,9 @@ def _lips(s: Subject, a: Actions) -> tuple[Points, Points, Points, Points]:
     bottom = top + (gape * (up + down)) * open_shape
     thin = 1 - 0.75 * a.lip_press
     cupid = PARABOLA**0.7 * (1 - 0.3 * np.exp(-((T / 0.16) ** 2)))
-    pout = 0.05 * a.chin_raise
+    shift = -(0.05 * a.chin_raise) * PARABOLA
     outer_top = top - s.lip * thin * cupid
     outer_bottom = bottom + 1.25 * s.lip * thin * PARABOLA**0.6
-    shift = -pout * PARABOLA
     return (
         curve(x, outer_top + shift),
         curve(x, top + shift),
@@ -403,141 +355,138 @@ def _lips(s: Subject, a: Actions) -> tuple[Points, Points, Points, Points]:
     )
 
 
-def sketch_face(subject: Subject, actions: Actions, shot: Shot, face: Geometry) -> Sketch:
+def sketch_face(s: Subject, a: Actions, shot: Shot, face: Geometry) -> Iterator[Shape]:
     """All shapes of a face, from back to front."""
-    sketch = Sketch()
-    _paint_behind(sketch, subject, shot, face)
-    _paint_folds(sketch, subject, actions, face)
+    yield from _behind(s, shot, face)
+    yield from _folds(s, a, face)
     for side in (0, 1):
-        _paint_eye(sketch, subject, actions, face, side)
-    _paint_nose(sketch, subject, face)
-    _paint_mouth(sketch, subject, actions, face)
-    _paint_hair(sketch, subject)
-    if subject.glasses:
-        _paint_glasses(sketch, subject)
-    return sketch
+        yield from _eye(s, face, side)
+    yield from _nose(s, face)
+    yield from _mouth(s, a, face)
+    yield _hair(s)
+    if s.glasses:
+        yield from _glasses(s)
 
 
 def _ellipse(centre: tuple[float, float], radii: tuple[float, float]) -> Points:
     return curve(centre[0] + radii[0] * np.cos(TURN), centre[1] + radii[1] * np.sin(TURN))
 
 
-def _paint_behind(sketch: Sketch, s: Subject, shot: Shot, face: Geometry) -> None:
+def _behind(s: Subject, shot: Shot, face: Geometry) -> Iterator[Shape]:
     w = s.width
     back = np.array([[-1.14, s.hair_length], [-1.16, -0.4], [1.16, -0.4], [1.14, s.hair_length]]) * [w, 1.0]
-    sketch.area(_ellipse((0.0, -0.35), (1.15 * w, 0.85)), s.hair)
+    yield Shape(_ellipse((0.0, -0.35), (1.15 * w, 0.85)), s.hair)
     if s.hair_length > 0:
-        sketch.area(back, s.hair)
+        yield Shape(back, s.hair)
     shoulders = np.array([[-2.6, 3.0], [-2.2, 1.75], [-0.5, 1.4], [0.5, 1.4], [2.2, 1.75], [2.6, 3.0]])
-    sketch.area(shoulders, shot.clothes)
+    yield Shape(shoulders, shot.clothes)
     neck = np.array([[-0.62, 0.4], [0.62, 0.4], [0.68, 1.5], [0.0, 1.75], [-0.68, 1.5]]) * [w, 1.0]
-    sketch.area(neck, 0.72 * s.skin)
+    yield Shape(neck, 0.72 * s.skin)
     for side in (-1, 1):
-        sketch.area(_ellipse((side * 1.03 * w, 0.02), (0.1, 0.2)), 0.86 * s.skin)
+        yield Shape(_ellipse((side * 1.03 * w, 0.02), (0.1, 0.2)), 0.86 * s.skin)
     skull = curve(w * np.sin(JAW_ANGLE[::-1]), EAR_Y - 0.92 * np.cos(JAW_ANGLE))
-    sketch.area(np.concatenate([face.jaw, skull]), s.skin)
+    yield Shape(np.concatenate([face.jaw, skull]), s.skin)
     if s.beard:
         low = face.jaw[3:14]
         inner = np.concatenate([low[:, :1] * 0.85, low[:, 1:] * (1 - s.beard) + 0.42 * s.beard], axis=1)
-        sketch.area(between(low, inner), 0.45 * s.skin + 0.4 * s.hair)
+        yield Shape(between(low, inner), 0.45 * s.skin + 0.4 * s.hair)
 
 
-def _paint_folds(sketch: Sketch, s: Subject, a: Actions, face: Geometry) -> None:
-    def fold(points: Points, strength: float, width: float = 0.035) -> None:
+def _folds(s: Subject, a: Actions, face: Geometry) -> Iterator[Shape]:
+    def fold(points: Points, strength: float, width: float = 0.035) -> Iterator[Shape]:
         if strength > 0.1:
-            sketch.line(points, s.skin * (1 - 0.4 * min(1.0, strength)), width)
+            yield Shape(points, s.skin * (1 - 0.4 * min(1.0, strength)), width)
 
     for height in (0.13, 0.22):
         forehead = curve(0.3 * T, s.brow_y - 0.08 - height - 0.02 * PARABOLA)
-        fold(forehead, 0.7 * a.inner_brow + 0.2 * a.outer_brow, 0.025)
+        yield from fold(forehead, 0.7 * a.inner_brow + 0.2 * a.outer_brow, 0.025)
     frown = min(1.0, a.brow_pinch) * (1.0 if a.inner_brow < 0 else 0.4)
     wing, corner = face.nostrils[[0, -1]], face.upper_inner[[0, -1]]
     for side in (0, 1):
         sign = 2 * side - 1
-        fold(curve(sign * np.array([0.05, 0.06]), s.brow_y + np.array([-0.1, 0.1])), frown)
+        yield from fold(curve(sign * np.array([0.05, 0.06]), s.brow_y + np.array([-0.1, 0.1])), frown)
         crease = np.array([[0.04, 0.06], [0.12, 0.16]]) * [sign, 1.0] + [0.0, s.brow_y]
-        fold(crease, a.nose_wrinkle, 0.04)
-        fold(moved(crease, sign * 0.02, 0.09), a.nose_wrinkle, 0.04)
+        yield from fold(crease, a.nose_wrinkle, 0.04)
+        yield from fold(moved(crease, sign * 0.02, 0.09), a.nose_wrinkle, 0.04)
         corner_rise = a.right_corner if side else a.left_corner
         ends = [wing[side] + [sign * 0.03, -0.02], corner[side] + [sign * 0.1, 0.0]]
         middle = (ends[0] + ends[1]) / 2 + [sign * 0.07, 0.0]
-        fold(np.stack([ends[0], middle, ends[1]]), 0.2 + 0.5 * max(0.0, corner_rise) + 0.6 * a.nose_wrinkle)
+        strength = 0.2 + 0.5 * max(0.0, corner_rise) + 0.6 * a.nose_wrinkle
+        yield from fold(np.stack([ends[0], middle, ends[1]]), strength)
         dimple = corner[side] + np.array([[0.06, -0.09], [0.09, 0.0], [0.06, 0.07]]) * [sign, 1.0]
-        fold(dimple, 1.2 * corner_rise * min(1.0, a.lip_press * 2), 0.05)
+        yield from fold(dimple, 1.2 * corner_rise * min(1.0, a.lip_press * 2), 0.05)
         bag = moved(face.lower_lids[side], 0.0, 0.05)
-        fold(bag[2:-2], a.cheek, 0.025)
+        yield from fold(bag[2:-2], a.cheek, 0.025)
 
 
-def _paint_eye(sketch: Sketch, s: Subject, a: Actions, face: Geometry, side: int) -> None:
+def _eye(s: Subject, face: Geometry, side: int) -> Iterator[Shape]:
     upper, lower = face.upper_lids[side], face.lower_lids[side]
-    sketch.area(between(upper, lower), min(250.0, 120 + 0.6 * s.skin))
+    yield Shape(between(upper, lower), min(250.0, 120 + 0.6 * s.skin))
     radius = 0.078
     iris = _ellipse((float(upper[6, 0]), s.eye_y), (radius, radius))
     top = np.interp(iris[:, 0], upper[:, 0], upper[:, 1])
     bottom = np.interp(iris[:, 0], upper[:, 0], lower[:, 1])
     iris[:, 1] = np.clip(iris[:, 1], top, np.maximum(top, bottom))
-    sketch.area(iris, s.iris)
-    sketch.line(upper, 0.3 * s.skin, 0.035)
-    sketch.line(lower[1:-1], 0.75 * s.skin, 0.02)
-    sketch.line(moved(upper[1:-1], 0.0, -0.045), 0.8 * s.skin, 0.02)
+    yield Shape(iris, s.iris)
+    yield Shape(upper, 0.3 * s.skin, 0.035)
+    yield Shape(lower[1:-1], 0.75 * s.skin, 0.02)
+    yield Shape(moved(upper[1:-1], 0.0, -0.045), 0.8 * s.skin, 0.02)
     brow = face.brows[side]
     inwards = 0.5 * (1 - (2 * side - 1) * T)
     half = s.brow_thickness * (0.35 + 0.65 * inwards**0.5)
     tone = min(s.hair, s.skin - 45)
-    sketch.area(between(brow - np.outer(half, [0, 1]), brow + np.outer(half, [0, 1])), tone)
+    yield Shape(between(brow - np.outer(half, [0, 1]), brow + np.outer(half, [0, 1])), tone)
 
 
-def _paint_nose(sketch: Sketch, s: Subject, face: Geometry) -> None:
+def _nose(s: Subject, face: Geometry) -> Iterator[Shape]:
     tip = face.nose_tip
     bridge = np.array([[0.05, s.eye_y - 0.02], [0.055, s.eye_y + 0.15], [0.09, tip[1] - 0.05]])
-    sketch.line(bridge, 0.85 * s.skin, 0.03, lift=0.05)
-    sketch.line(bridge[1:] * [-0.6, 1.0], min(255.0, 1.1 * s.skin), 0.04, lift=0.08)
+    yield Shape(bridge, 0.85 * s.skin, 0.03, lift=0.05)
+    yield Shape(bridge[1:] * [-0.6, 1.0], min(255.0, 1.1 * s.skin), 0.04, lift=0.08)
     wings = face.nostrils
     for sign, wing in ((-1, wings[0]), (1, wings[-1])):
-        sketch.line(
-            wing + np.array([[0, -0.09], [sign * 0.02, -0.03], [-sign * 0.03, 0.03]]), 0.72 * s.skin, 0.03
-        )
+        side = wing + np.array([[0, -0.09], [sign * 0.02, -0.03], [-sign * 0.03, 0.03]])
+        yield Shape(side, 0.72 * s.skin, 0.03)
         nostril = (float(0.5 * wing[0]), float(wings[2, 1] - 0.025))
-        sketch.area(_ellipse(nostril, (0.035, 0.02)), 0.4 * s.skin, lift=0.06)
+        yield Shape(_ellipse(nostril, (0.035, 0.02)), 0.4 * s.skin, lift=0.06)
 
 
-def _paint_mouth(sketch: Sketch, s: Subject, a: Actions, face: Geometry) -> None:
+def _mouth(s: Subject, a: Actions, face: Geometry) -> Iterator[Shape]:
     upper, lower = face.upper_inner, face.lower_inner
     if s.moustache:
         band = curve(upper[:, 0] * 1.05, face.upper_lip[:, 1] - 0.02)
-        sketch.area(between(moved(band, 0.0, -0.085), moved(band, 0.0, 0.02)), 0.3 * s.skin + 0.5 * s.hair)
+        yield Shape(between(moved(band, 0.0, -0.085), moved(band, 0.0, 0.02)), 0.3 * s.skin + 0.5 * s.hair)
     shadow = curve(0.5 * face.lower_lip[:, 0], face.lower_lip[:, 1] + 0.06 - 0.03 * PARABOLA)
-    sketch.line(shadow[2:-2], 0.82 * s.skin, 0.04)
-    sketch.area(between(face.upper_lip, upper), s.lip_tone * 0.88 * s.skin)
-    sketch.area(between(lower, face.lower_lip), s.lip_tone * s.skin)
+    yield Shape(shadow[2:-2], 0.82 * s.skin, 0.04)
+    yield Shape(between(face.upper_lip, upper), s.lip_tone * 0.88 * s.skin)
+    yield Shape(between(lower, face.lower_lip), s.lip_tone * s.skin)
     if (lower[6, 1] - upper[6, 1]) > 0.02:
-        sketch.area(between(upper, lower), 25.0)
+        yield Shape(between(upper, lower), 25.0)
         teeth = moved(upper, 0.0, 0.11 * a.teeth)
         teeth[:, 1] = np.minimum(teeth[:, 1], lower[:, 1])
         if a.teeth > 0.1:
-            sketch.area(between(upper, teeth)[1:-1], 235.0)
-    sketch.line(upper, 0.35 * s.skin, 0.03)
+            yield Shape(between(upper, teeth)[1:-1], 235.0)
+    yield Shape(upper, 0.35 * s.skin, 0.03)
 
 
-def _paint_hair(sketch: Sketch, s: Subject) -> None:
+def _hair(s: Subject) -> Shape:
     w = s.width
     x = np.linspace(-1.0, 1.0, 13)
     dome = curve(1.1 * w * x, -0.35 - 0.85 * np.sqrt(1 - (x * 0.99) ** 2))
     dip = 0.3 * (np.abs(x - s.parting) / (1 + abs(s.parting))) ** 1.5
     fringe = curve(1.05 * w * x, np.minimum(s.hairline + dip + 0.35 * np.abs(x) ** 6, -0.2))
-    sketch.area(between(dome, fringe), s.hair, lift=0.04)
+    return Shape(between(dome, fringe), s.hair, lift=0.04)
 
 
-def _paint_glasses(sketch: Sketch, s: Subject) -> None:
+def _glasses(s: Subject) -> Iterator[Shape]:
     tone = 30.0
     for side in (-1, 1):
         rim = _ellipse((side * s.eye_x, s.eye_y + 0.03), (0.22 * s.glasses, 0.17 * s.glasses))
-        sketch.line(np.concatenate([rim, rim[:1]]), tone, 0.035, lift=0.12)
+        yield Shape(np.concatenate([rim, rim[:1]]), tone, 0.035, lift=0.12)
         inner, outer = s.eye_x - 0.22 * s.glasses, s.eye_x + 0.22 * s.glasses
-        sketch.line(np.array([[0.0, s.eye_y - 0.02], [side * inner, s.eye_y]]), tone, 0.035, lift=0.12)
-        sketch.line(
-            np.array([[side * outer, s.eye_y], [side * s.width, s.eye_y - 0.05]]), tone, 0.03, lift=0.05
-        )
+        yield Shape(np.array([[0.0, s.eye_y - 0.02], [side * inner, s.eye_y]]), tone, 0.035, lift=0.12)
+        temple = np.array([[side * outer, s.eye_y], [side * s.width, s.eye_y - 0.05]])
+        yield Shape(temple, tone, 0.03, lift=0.05)
 
 
 @dataclass(frozen=True)
@@ -614,30 +563,29 @@ def render(
     actions = shot.actions.scaled(intensity)
     face = pose_face(subject, actions)
     camera = aim(face, subject, shot, intensity, corner)
-    picture = _paint(sketch_face(subject, actions, shot, face), camera, subject, shot, size)
+    picture = _paint([*sketch_face(subject, actions, shot, face)], camera, subject, shot, size)
     lit = picture * _light(camera, subject, shot, size) * shot.gain + shot.offset
     lit += rng.normal(0.0, shot.noise, size)
     return np.clip(np.rint(lit), 0, 255).astype(np.uint8), camera.project(face.landmarks(), 0.0, subject)
 
 
 def _paint(
-    sketch: Sketch, camera: Camera, subject: Subject, shot: Shot, size: tuple[int, int]
+    shapes: Sequence[Shape], camera: Camera, subject: Subject, shot: Shot, size: tuple[int, int]
 ) -> npt.NDArray[np.float32]:
-    lengths = [len(p) for p in sketch.points]
-    lift = np.repeat(sketch.lifts, lengths)
-    cells = camera.project(np.concatenate(sketch.points), lift, subject)
+    lengths = [len(shape.points) for shape in shapes]
+    lift = np.repeat([shape.lift for shape in shapes], lengths)
+    cells = camera.project(np.concatenate([shape.points for shape in shapes]), lift, subject)
     # Pillow puts pixel centres on whole numbers, the cells' coordinates have them at a half.
-    corners = (SUPERSAMPLING * cells - 0.5).tolist()
+    corners = np.split(SUPERSAMPLING * cells - 0.5, np.cumsum(lengths)[:-1])
     large = Image.new("L", (SUPERSAMPLING * size[1], SUPERSAMPLING * size[0]), round(shot.background))
     draw = ImageDraw.Draw(large)
-    start = 0
-    for length, (tone, width) in zip(lengths, sketch.styles, strict=True):
-        shape = [tuple(p) for p in corners[start : start + length]]
-        start += length
-        if width:
-            draw.line(shape, fill=round(tone), width=max(1, round(SUPERSAMPLING * camera.scale * width)))
+    for shape, points in zip(shapes, corners, strict=True):
+        outline = [tuple(point) for point in points.tolist()]
+        if shape.width:
+            width = max(1, round(SUPERSAMPLING * camera.scale * shape.width))
+            draw.line(outline, fill=round(shape.tone), width=width)
         else:
-            draw.polygon(shape, fill=round(tone))
+            draw.polygon(outline, fill=round(shape.tone))
     picture = large.reduce(SUPERSAMPLING)
     if shot.blur > 0.2:
         picture = picture.filter(ImageFilter.GaussianBlur(shot.blur))

@@ -145,30 +145,20 @@ def fold_evenness(dataset: FaceDataset) -> dict[str, Any]:
     """Say how even the folds are.
 
     Returns:
-        JSON-able: ``{"folds": {"0": {"samples", "subjects", "per_class": [...]}, ...}, "samples": [least,
-        most], "subjects": [least, most], "per_class": {class: [least, most], ...}, "unevenness": float}``.
+        JSON-able: ``{"samples": [least, most], "subjects": [least, most], "per_class": {class: [least, most],
+        ...}, "unevenness": float}``, least and most over the folds.
 
     Raises:
         DataError: if samples have no fold.
     """
     check_folds(dataset.subject, dataset.fold)
-    numbers = np.arange(dataset.fold.max() + 1)
-    per_class = np.stack(
-        [np.bincount(dataset.labels[dataset.fold == k], minlength=len(dataset.classes)) for k in numbers]
-    )
-    samples = per_class.sum(axis=1)
-    subjects = np.array([len(np.unique(dataset.subject[dataset.fold == k])) for k in numbers])
+    classes = len(dataset.classes)
+    held_out = [dataset.fold == number for number in range(dataset.fold.max() + 1)]
+    per_class = np.stack([np.bincount(dataset.labels[part], minlength=classes) for part in held_out])
+    samples, subjects = per_class.sum(axis=1), [len(np.unique(dataset.subject[part])) for part in held_out]
     return {
-        "folds": {
-            str(k): {
-                "samples": int(samples[k]),
-                "subjects": int(subjects[k]),
-                "per_class": per_class[k].tolist(),
-            }
-            for k in numbers
-        },
         "samples": [int(samples.min()), int(samples.max())],
-        "subjects": [int(subjects.min()), int(subjects.max())],
+        "subjects": [min(subjects), max(subjects)],
         "per_class": {
             name: [int(column.min()), int(column.max())]
             for name, column in zip(dataset.classes, per_class.T, strict=True)

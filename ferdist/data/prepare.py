@@ -1,91 +1,165 @@
-"""Raw files to a beton: read, assign folds, audit, write."""
+"""`ferdist prepare`: raw files to a beton.
+
+Each data set is a function below: `data_set` makes it a command, its parameters are the options and its
+docstring is the help. Another data set is a file with a reader, which returns a `FaceDataset`, and a function
+here that calls it (docs/extending.md).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
-import pandas as pd
+import typer
 
-from ferdist.data.audit import EQUALISED_TEXT, audit
-from ferdist.data.beton import write_beton
-from ferdist.data.ckplus import read_ckplus
-from ferdist.data.fer2013 import read_ckextended, read_fer2013
-from ferdist.data.ferplus import read_ferplus
-from ferdist.data.folders import read_folders
-from ferdist.data.folds import assign_folds, fold_evenness
-from ferdist.data.rawformats import write_synthetic
-from ferdist.data.record import FaceDataset
-from ferdist.data.synthetic import synthesize
 from ferdist.errors import DataError, tell
-from ferdist.io import sha256
 
-SYNTHETIC_FOLDS = 10
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ferdist.data.record import FaceDataset
+
+DATA_SETS: Final[dict[str, Callable[..., Path]]] = {}
+"""What converts each data set, by the name of its command: each returns the path that it wrote."""
+
+SYNTHETIC_FOLDS: Final = 10
+
+Source = Annotated[Path, typer.Option(help="Raw file, folder or zip.", metavar="PATH")]
+Out = Annotated[Path, typer.Option(help="Folder for the beton.", metavar="DIR")]
+FoldSeed = Annotated[int, typer.Option(help="Seed for assigning folds.")]
 
 
+class Layout(StrEnum):
+    """What `prepare synthetic` can write."""
+
+    BETON = "beton"
+    FER2013_CSV = "fer2013-csv"
+    CKPLUS48 = "ckplus48"
+    CKPLUS_H5 = "ckplus-h5"
+    CKPLUS_ORIGINAL = "ckplus-original"
+
+
+F = TypeVar("F", bound=Callable[..., Path])
+
+
+def data_set(convert: F) -> F:
+    """Make a function a command of `ferdist prepare`, by its name."""
+    DATA_SETS[convert.__name__] = convert
+    return convert
+
+
+@data_set
 def fer2013(
-    source: Path,
-    out: Path,
-    *,
-    allow_extra: bool = False,
-    ferplus: Path | None = None,
-    ckextended: bool = False,
+    source: Source,
+    out: Out,
+    allow_extra: Annotated[
+        bool, typer.Option("--allow-extra", help="Leave out files that FER2013 does not have.")
+    ] = False,
+    ferplus: Annotated[
+        Path | None,
+        typer.Option(help="fer2013new.csv: FER+ names and votes into samples.csv.", metavar="FILE"),
+    ] = None,
+    ckextended: Annotated[
+        bool, typer.Option("--ckextended", help="Read ckextended.csv: CK+ without subjects.")
+    ] = False,
 ) -> Path:
-    """Convert FER2013, with FER+'s names and votes where its csv is given; the path of the beton."""
+    """fer2013.csv, icml_face_data.csv, or the folder layout as a folder or zip."""
+    from ferdist.data.fer2013 import read_ckextended, read_fer2013
+    from ferdist.data.ferplus import read_ferplus
+    from ferdist.io import sha256
+
     dataset = read_ckextended(source) if ckextended else read_fer2013(source, allow_extra=allow_extra)
     if ferplus is None:
-        return _write(dataset, out)
+        return write(dataset, out)
     votes = read_ferplus(ferplus, dataset)
     sources = {**dataset.sources, ferplus.name: sha256(ferplus)}
-    return _write(dataclasses.replace(dataset, sources=sources), out, votes)
+    return write(dataclasses.replace(dataset, sources=sources), out, extra_columns=votes)
 
 
+@data_set
 def ckplus(
-    source: Path,
-    out: Path,
-    *,
-    folds: int = 10,
-    seed: int = 0,
-    classes: int = 7,
-    subjects_from: Path | None = None,
+    source: Source,
+    out: Out,
+    folds: Annotated[int, typer.Option(help="Number of subject-independent folds.")] = 10,
+    seed: FoldSeed = 0,
+    classes: Annotated[int, typer.Option(help="7, or 8 with neutral.")] = 7,
+    subjects_from: Annotated[
+        Path | None, typer.Option(help="CK+48 folder or zip to recover an .h5 file's subjects from.")
+    ] = None,
 ) -> Path:
-    """Convert CK+ with subject-independent folds; the path of the beton."""
-    dataset = read_ckplus(source, classes, subjects_from=subjects_from)
-    return _write(assign_folds(dataset, folds, seed), out)
+    """CK+48 as a folder or zip, CK_data.h5, or the original tree."""
+    from ferdist.data.ckplus import read_ckplus
+
+    return write(read_ckplus(source, classes, subjects_from=subjects_from), out, folds=folds, seed=seed)
 
 
+@data_set
 def folders(
-    source: Path,
+    source: Source,
+    out: Out,
+    name: Annotated[str, typer.Option(help="Name of the data set and its files.")],
+    size: Annotated[int, typer.Option(help="Images are resized to SIZE x SIZE pixels.")] = 48,
+    subject_regex: Annotated[
+        str | None, typer.Option(help="Its first group, found in a file's path, is the subject.")
+    ] = None,
+    folds: Annotated[int, typer.Option(help="Subject-independent folds; 0 for none.")] = 0,
+    seed: FoldSeed = 0,
+) -> Path:
+    """Any folder of class folders, with or without train, val and test above them."""
+    from ferdist.data.folders import read_folders
+
+    dataset = read_folders(source, name, size=size, subject_regex=subject_regex)
+    return write(dataset, out, folds=folds or None, seed=seed)
+
+
+@data_set
+def synthetic(
+    out: Out,
+    images: Annotated[int, typer.Option(help="Number of drawn faces.")],
+    seed: Annotated[int, typer.Option(help="Seed for drawing the faces.")] = 0,
+    format: Annotated[Layout, typer.Option(help="What to write.")] = Layout.BETON,
+) -> Path:
+    """Drawn faces: as a beton, or in the layout of a real data set."""
+    from ferdist.data.rawformats import write_synthetic
+    from ferdist.data.synthetic import synthesize
+
+    if format != Layout.BETON:
+        return write_synthetic(out, images, seed, format)
+    return write(synthesize(images, seed), out, folds=SYNTHETIC_FOLDS, seed=seed)
+
+
+def write(
+    dataset: FaceDataset,
     out: Path,
     *,
-    name: str,
-    size: int = 48,
-    subject_regex: str | None = None,
-    folds: int = 0,
+    folds: int | None = None,
     seed: int = 0,
+    extra_columns: pd.DataFrame | None = None,
 ) -> Path:
-    """Convert a folder of class folders; the path of the beton."""
-    dataset = read_folders(source, name, size=size, subject_regex=subject_regex)
-    return _write(assign_folds(dataset, folds, seed) if folds else dataset, out)
+    """Assign subject-independent folds where ``folds`` is given, audit, and write the beton; its path.
 
+    Raises:
+        DataError: if folds cannot be assigned or the files cannot be written.
+    """
+    from ferdist.data.audit import EQUALISED_TEXT, audit
+    from ferdist.data.beton import write_beton
+    from ferdist.data.folds import assign_folds, fold_evenness
 
-def synthetic(out: Path, *, images: int, seed: int = 0, format: str = "beton") -> Path:
-    """Write drawn faces as a beton, or in the raw layout that ``format`` names; the path written."""
-    if format != "beton":
-        return write_synthetic(out, images, seed, format)
-    return _write(assign_folds(synthesize(images, seed), SYNTHETIC_FOLDS, seed), out)
-
-
-def _write(dataset: FaceDataset, out: Path, extra_columns: pd.DataFrame | None = None) -> Path:
+    if folds is not None:
+        dataset = assign_folds(dataset, folds, seed)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{out}: the folder cannot be made: {error.strerror}") from None
+        raise DataError(f"{out}: cannot make this folder: {error.strerror}") from None
     findings = audit(dataset)
-    if findings.summary["equalised"]:
+    summary: dict[str, Any] = dict(findings.summary)
+    if summary["equalised"]:
         tell(f"ferdist: {dataset.name}: {EQUALISED_TEXT}")
     if (dataset.fold >= 0).all():
-        evenness = fold_evenness(dataset)
-        spread = {name: evenness[name] for name in ("samples", "subjects", "per_class", "unevenness")}
-        findings = dataclasses.replace(findings, summary={**findings.summary, "folds": spread})
-    return write_beton(dataset, out, findings, extra_columns=extra_columns)
+        summary["folds"] = fold_evenness(dataset)
+    return write_beton(
+        dataset, out, dataclasses.replace(findings, summary=summary), extra_columns=extra_columns
+    )

@@ -19,7 +19,7 @@ SPLITS: Final = ("train", "val", "test")
 """Names of the split codes 0, 1 and 2; -1 stands for "no split" (data with folds only)."""
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-"""What a data set may be called: its files, evaluations and figures bear the name."""
+"""What a data set may be called: its files, evaluations and charts bear the name."""
 NAME_RULE: Final = "use letters, digits, '_', '.' and '-' only, with a letter or digit first"
 
 FER2013_CLASSES: Final = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -70,7 +70,7 @@ class FaceDataset:
                 f"not {self.images.dtype} {self.images.shape}"
             )
         if len(self.images) == 0:
-            raise DataError(f"{self.name}: there is no image in it")
+            raise DataError(f"{self.name}: no images")
         limits = {
             "labels": (0, len(self.classes)),
             "split": (-1, len(SPLITS)),
@@ -91,6 +91,48 @@ class FaceDataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        images: Images,
+        labels: npt.ArrayLike,
+        classes: tuple[str, ...],
+        source_id: Sequence[str],
+        *,
+        split: npt.ArrayLike = -1,
+        subjects: Sequence[str] = (),
+        sequences: Sequence[str] = (),
+        sources: dict[str, str] | None = None,
+    ) -> FaceDataset:
+        """A data set without folds, from what a reader finds.
+
+        Subjects and sequences are given by name, one per sample, "" for none (or none at all), and numbered
+        in sorted order; ``split`` may be one number for all samples.
+        """
+        subject, subject_names = _numbered(subjects or [""] * len(images))
+        sequence, sequence_names = _numbered(sequences or [""] * len(images))
+        return cls(
+            name=name,
+            images=images,
+            labels=np.array(labels, dtype=np.int64),
+            split=np.array(np.broadcast_to(split, len(images)), dtype=np.int64),
+            subject=subject,
+            sequence=sequence,
+            fold=no_values(len(images)),
+            source_id=source_id,
+            classes=classes,
+            subject_names=subject_names,
+            sequence_names=sequence_names,
+            sources=sources or {},
+        )
+
+
+def _numbered(names: Sequence[str]) -> tuple[Integers, tuple[str, ...]]:
+    distinct = tuple(sorted(set(names) - {""}))
+    number = {name: code for code, name in enumerate(distinct)} | {"": -1}
+    return np.array([number[name] for name in names], dtype=np.int64), distinct
 
 
 def no_values(samples: int) -> Integers:

@@ -26,7 +26,7 @@ from ferdist.data.drawnface import (
     render,
 )
 from ferdist.data.facebox import Points
-from ferdist.data.record import CKPLUS7_CLASSES, FER2013_CLASSES, FaceDataset, Images, Integers, no_values
+from ferdist.data.record import CKPLUS7_CLASSES, FER2013_CLASSES, FaceDataset, Images, Integers
 from ferdist.errors import ConfigError
 
 NEUTRAL: Final = "neutral"
@@ -144,31 +144,22 @@ def synthesize(
     """
     _check(images, seed, classes)
     if subjects < 1:
-        raise ConfigError(f"subjects={subjects}: give at least 1")
+        raise ConfigError(f"subjects={subjects}: must be at least 1")
     people = min(subjects, images, max(MIN_SUBJECTS, images // len(classes)))
-    labels, pictures = no_values(images), np.empty((images, 1, FACE_SIZE, FACE_SIZE), np.uint8)
-    identifiers, sequences = [], []
+    labels, shown = [], []
     for k in range(images):
         turn, subject = divmod(k, people)
-        occurrence, labels[k] = turn // len(classes), (turn + subject) % len(classes)
-        sequence, frame = _wild_frame(seed, subject, classes, classes[labels[k]], occurrence)
-        pictures[k, 0] = sequence.face(frame)
-        identifiers.append(sequence.frame_name(frame))
-        sequences.append(sequence.name)
-    subject_index = np.arange(images) % people
-    sequence_names, sequence_index = np.unique(sequences, return_inverse=True)
-    return FaceDataset(
-        name=name,
-        images=pictures,
-        labels=labels,
-        split=_split_subjects(people, seed)[subject_index],
-        subject=subject_index,
-        sequence=sequence_index.astype(np.int64),
-        fold=no_values(images),
-        source_id=identifiers,
-        classes=classes,
-        subject_names=tuple(map(subject_name, range(people))),
-        sequence_names=tuple(sequence_names.tolist()),
+        labels.append((turn + subject) % len(classes))
+        shown.append(_wild_frame(seed, subject, classes, classes[labels[-1]], turn // len(classes)))
+    return FaceDataset.of(
+        name,
+        np.stack([sequence.face(frame) for sequence, frame in shown])[:, None],
+        labels,
+        classes,
+        [sequence.frame_name(frame) for sequence, frame in shown],
+        split=_split_subjects(people, seed)[np.arange(images) % people],
+        subjects=[subject_name(sequence.subject) for sequence, _ in shown],
+        sequences=[sequence.name for sequence, _ in shown],
     )
 
 
@@ -197,28 +188,19 @@ def synthesize_ckplus(
     for sequence in ckplus_sequences(images, seed, classes):
         if sequence.expression is None:
             continue
-        chosen = [(frame, sequence.expression) for frame in sequence.peak_frames()]
+        label = classes.index(sequence.expression)
+        samples += [(label, sequence.frame_name(n), sequence, n) for n in sequence.peak_frames()]
         if NEUTRAL in classes:
-            chosen.append((1, NEUTRAL))
-        for frame, expression in chosen:
-            samples.append((classes.index(expression), sequence.frame_name(frame), sequence, frame))
+            samples.append((classes.index(NEUTRAL), sequence.frame_name(1), sequence, 1))
     samples.sort(key=lambda sample: sample[:2])
-    labels, identifiers, sequences, frames = zip(*samples, strict=True)
-    subjects, subject_index = np.unique([s.subject for s in sequences], return_inverse=True)
-    sequence_names, sequence_index = np.unique([s.name for s in sequences], return_inverse=True)
-    faces = [face_of_scene(s.scene(frame)[0]) for s, frame in zip(sequences, frames, strict=True)]
-    return FaceDataset(
-        name=name,
-        images=np.stack(faces)[:, None],
-        labels=np.array(labels, dtype=np.int64),
-        split=no_values(len(labels)),
-        subject=subject_index.astype(np.int64),
-        sequence=sequence_index.astype(np.int64),
-        fold=no_values(len(labels)),
-        source_id=identifiers,
-        classes=classes,
-        subject_names=tuple(map(subject_name, subjects.tolist())),
-        sequence_names=tuple(sequence_names.tolist()),
+    return FaceDataset.of(
+        name,
+        np.stack([face_of_scene(sequence.scene(n)[0]) for _, _, sequence, n in samples])[:, None],
+        [label for label, _, _, _ in samples],
+        classes,
+        [frame for _, frame, _, _ in samples],
+        subjects=[subject_name(sequence.subject) for _, _, sequence, _ in samples],
+        sequences=[sequence.name for _, _, sequence, _ in samples],
     )
 
 
@@ -261,14 +243,12 @@ def face_of_scene(scene: Images) -> Images:
 
 def _check(images: int, seed: int, classes: tuple[str, ...]) -> None:
     if images < 1:
-        raise ConfigError(f"images={images}: give at least 1")
+        raise ConfigError(f"images={images}: must be at least 1")
     if seed < 0:
-        raise ConfigError(f"seed={seed}: give a number that is not negative")
+        raise ConfigError(f"seed={seed}: must not be negative")
     unknown = [c for c in classes if c not in EXPRESSIONS]
     if unknown or not classes:
-        raise ConfigError(
-            f"classes={list(classes)}: expressions that can be drawn are {', '.join(EXPRESSIONS)}"
-        )
+        raise ConfigError(f"classes={list(classes)}: choose among {', '.join(EXPRESSIONS)}")
 
 
 def _split_subjects(people: int, seed: int) -> Integers:

@@ -15,8 +15,9 @@ import pytest
 from ferdist.cli import main
 from ferdist.config import Config
 from ferdist.data.beton import labels_of, open_beton
+from ferdist.data.fer2013 import USAGE_SPLIT
 from ferdist.data.ferplus import FERPLUS_CLASSES, read_name_list
-from ferdist.data.rawformats import USAGES, write_fer2013_csv
+from ferdist.data.rawformats import write_fer2013_csv
 from ferdist.data.record import FER2013_CLASSES, FaceDataset, Integers
 from ferdist.data.synthetic import synthesize
 from ferdist.errors import DataError
@@ -61,7 +62,7 @@ class Pair:
         names = [f"fer{7 * row + 3:07}" for row in range(210)]
         table.insert(0, "Image name", [f"{name}.png" for name in names])
         table.loc[test[0], "Image name"] = None
-        table.insert(0, "Usage", [USAGES[code] for code in faces.split])
+        table.insert(0, "Usage", [list(USAGE_SPLIT)[code] for code in faces.split])
         self.votes = folder / "fer2013new.csv"
         table.to_csv(self.votes, index=False)
         self.occluded_list, self.pose_list = folder / "occlusion.txt", folder / "pose.txt"
