@@ -1,5 +1,6 @@
 """`python -m ferdist`: the command line, for torchrun."""
 
-from ferdist.cli import leave, main
+from ferdist.cli import main
+from ferdist.errors import leave
 
 leave(main())

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
-import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from ferdist.data.prepare import DATA_SETS
-from ferdist.errors import ConfigError, DataError, FerdistError, Preempted, tell
+from ferdist.errors import ConfigError, DataError, exit_code, is_main_rank, leave, tell
 
 app = typer.Typer(
     help="Train and exactly evaluate occlusion-robust facial expression recognition.",
@@ -60,7 +57,7 @@ def inspect(
     ] = None,
 ) -> None:
     """Verify a beton in full and say what is in it."""
-    from ferdist.data.beton import inspect as beton_inspect
+    from ferdist.use import inspect as beton_inspect
 
     contents = beton_inspect.inspect(file)
     if grid is not None:
@@ -253,11 +250,6 @@ def _names(option: str | None) -> list[str] | None:
     return None if option is None else [name.strip() for name in option.split(",")]
 
 
-def is_main_rank() -> bool:
-    """Whether this process is the one that speaks: rank 0, or alone."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -268,40 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    speaker = "ferdist" if is_main_rank() else f"ferdist[rank {os.environ['RANK']}]"
-    logging.basicConfig(level=logging.WARNING, format=f"{speaker}: %(message)s", stream=sys.stderr)
-    try:
-        app(arguments, prog_name="ferdist")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except Preempted as error:
-        tell(f"{speaker}: {error}")
-        return os.EX_TEMPFAIL
-    except FerdistError as error:
-        if debug:
-            traceback.print_exc()
-        tell(f"{speaker}: {error}")
-        return 1
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        tell(f"{speaker}: unexpected {reason} (run with --debug for the traceback)")
-        return 1
-    return 0
-
-
-def leave(code: int) -> NoReturn:
-    """End the process with an exit code.
-
-    A rank that failed among others goes at once: the end of its process group could wait for peers that sit
-    in a collective, and the launcher, which ends those, waits for this exit.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        os._exit(code)
-    sys.exit(code)
+    return exit_code(lambda: app(arguments, prog_name="ferdist"), debug=debug)
 
 
 if __name__ == "__main__":

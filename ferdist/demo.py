@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from ferdist.data import prepare
-from ferdist.data.beton import inspect
 from ferdist.errors import ConfigError, RunError
 from ferdist.reporting import write_report
 from ferdist.runtime.folder import RunFolder
+from ferdist.use import inspect
 
 CONFIG = Path("configs/demo.yaml")
 PROCESSES = 2

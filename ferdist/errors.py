@@ -1,8 +1,16 @@
-"""The errors that a user can mend: each message is one line with the place, the fault and the remedy."""
+"""The errors that a user can fix, and how a process ends with one.
+
+Each message is one line that names the place, the fault and the remedy.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
 
 
 class FerdistError(Exception):
@@ -18,11 +26,11 @@ class ConfigError(FerdistError):
 
 
 class RunError(FerdistError):
-    """A run cannot start, go on or be read."""
+    """A run cannot start, resume or be read."""
 
 
 class Preempted(FerdistError):
-    """A signal stopped the run after a checkpoint: starting it again goes on (exit code 75).
+    """A signal stopped the run after a checkpoint: starting it again resumes it (exit code 75).
 
     Attributes:
         requeue: whether whoever started the run should start it again: SIGUSR2 was among the signals and
@@ -37,3 +45,52 @@ class Preempted(FerdistError):
 def tell(line: str) -> None:
     """Write a line to stderr in one piece; under torchrun, whose ranks share it, `print` makes two of it."""
     sys.stderr.write(f"{line}\n")
+
+
+def is_main_rank() -> bool:
+    """Whether this process reports results: rank 0, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def exit_code(command: Callable[[], object], *, debug: bool = False) -> int:
+    """Run a command; errors become one line on stderr.
+
+    Args:
+        command: may also raise SystemExit.
+        debug: print the traceback of an error, too.
+
+    Returns:
+        0 done, 1 failed, 75 stopped by a signal with a checkpoint written, else what SystemExit says.
+    """
+    speaker = "ferdist" if is_main_rank() else f"ferdist[rank {os.environ['RANK']}]"
+    logging.basicConfig(level=logging.WARNING, format=f"{speaker}: %(message)s", stream=sys.stderr)
+    try:
+        command()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Preempted as stop:
+        tell(f"{speaker}: {stop}")
+        return os.EX_TEMPFAIL
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        reason = str(error)
+        if not isinstance(error, FerdistError):
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = f"unexpected {reason} (run with --debug for the traceback)"
+        tell(f"{speaker}: {reason}")
+        return 1
+    return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with an exit code.
+
+    A rank that failed among others goes at once: the end of its process group could wait for peers that sit
+    in a collective, and the launcher, which ends those, waits for this exit.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(code)
+    sys.exit(code)

@@ -2,7 +2,8 @@
 
 import sys
 
-from ferdist.cli import leave, main
+from ferdist.cli import main
+from ferdist.errors import leave
 
 if __name__ == "__main__":
     leave(main(["train", *sys.argv[1:]]))

@@ -164,10 +164,9 @@ def _trainer(job: Job, stack: ExitStack) -> Trainer:
     import torch
 
     from ferdist.bench.trainer import Trainer
-    from ferdist.config import Config, DataConfig
+    from ferdist.config import Config, DataConfig, TrainConfig
     from ferdist.models import ModelConfig
     from ferdist.runtime.distributed import join_world
-    from ferdist.training.config import TrainConfig
 
     torch.set_num_threads(job.threads)
     world = stack.enter_context(join_world(job.device))

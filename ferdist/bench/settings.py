@@ -10,14 +10,13 @@ from typing import Final
 
 import torch
 
-from ferdist.config import Config, DataConfig
+from ferdist.config import Config, DataConfig, TrainConfig
 from ferdist.data import prepare
 from ferdist.data.beton import Beton, open_beton
 from ferdist.data.rawformats import write_fer2013_csv
 from ferdist.data.synthetic import synthesize
 from ferdist.errors import ConfigError
 from ferdist.models.config import STEMS, ModelConfig
-from ferdist.training.config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from ferdist.bench.peers import images_of, kornia_pipeline, missing, timm_networ
 from ferdist.bench.settings import Bench
 from ferdist.bench.timing import Floor, Measure, Peer, Row, Seconds, contest, rate
 from ferdist.bench.trainer import Trainer, alone
+from ferdist.config import TrainConfig
 from ferdist.models import ModelConfig, Task, build_model
 from ferdist.runtime.precision import autocast, autocast_dtype
 from ferdist.training import optim
-from ferdist.training.config import TrainConfig
 
 
 def run(bench: Bench) -> list[Row]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torch.nn.parallel import DistributedDataParallel
 
-from ferdist.augment import Augment, draw_mixup, mix
+from ferdist.augment import Augment, Draws, draw_mixup, mix
 from ferdist.config import Config
 from ferdist.data.beton import Batch, BetonLoader, DeviceCache
 from ferdist.data.record import Integers
@@ -89,11 +89,8 @@ class Engine:
         they are and raises ``broken``, which `read` looks at later.
         """
         config, step, rank = self.config, self.step + 1, self.world.rank
-        self.generator.manual_seed(seeds.derive_seed(config.seed, seeds.AUGMENT, step))
         torch.manual_seed(seeds.derive_seed(config.seed, seeds.DROPOUT, step, rank))
-        # Drawn for the whole global batch on each rank, so that a sample's draws do not depend on the ranks.
-        image_shape = (self.task.channels, self.task.height, self.task.width)
-        draws = self.augment.draw(self.plan.batch_size, image_shape, self.generator)
+        draws = self._draw(step)
         lam = self._draw_mixup()
 
         rate = optim.learning_rate(config.train, step, self.plan.total_steps)
@@ -108,6 +105,23 @@ class Engine:
         self._update()
         self.step = step
         self.ema.update(step)
+
+    def _draw(self, step: int) -> Draws:
+        """The augmentation's draws of a step, seeding the generator for what is drawn after them.
+
+        They are for the whole global batch on each rank, so that a sample's draws do not depend on the ranks.
+        """
+        self.generator.manual_seed(seeds.derive_seed(self.config.seed, seeds.AUGMENT, step))
+        image_shape = (self.task.channels, self.task.height, self.task.width)
+        return self.augment.draw(self.plan.batch_size, image_shape, self.generator)
+
+    def augmented(self, batch: Batch, step: int) -> Tensor:
+        """A step's first micro-batch as the network will see it, before mixup: normalised (B, C, H, W)."""
+        return self.augment(batch.image, self._draw(step).slice(*self.plan.rows(self.world.rank, 0)))
+
+    def skip_to(self, step: int) -> None:
+        """Pretend that so many steps are done: what later ones cost can be measured without the others."""
+        self.step = self.read_at = step
 
     def _draw_mixup(self) -> Tensor | None:
         mixup = self.config.augment.mixup

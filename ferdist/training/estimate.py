@@ -16,13 +16,13 @@ from typing import Final
 
 import torch
 
-from ferdist.cli import is_main_rank, leave
 from ferdist.config import Config, load_config
-from ferdist.errors import FerdistError
+from ferdist.errors import exit_code, is_main_rank, leave
 from ferdist.io import write_json
 from ferdist.runtime.claim import claimed
 from ferdist.runtime.distributed import World, join_world
-from ferdist.training.run import Job, open_data
+from ferdist.training.build import build
+from ferdist.training.run import Run, open_data
 
 WARMUP: Final = 3
 """Steps before the timed ones: compilation, the loader's start, the choice of kernels."""
@@ -45,21 +45,23 @@ def measure(config: Config) -> dict[str, float]:
     config = replace(config, train=replace(config.train, lr=1e-9))
     with join_world(config.device) as world:
         beton = open_data(config, world)
-        taken = claimed(config, beton.manifest.sha256, world)
-        with taken as folder, closing(Job(config, beton, world, folder)) as job:
+        with (
+            claimed(config, beton.manifest.sha256, world) as folder,
+            closing(Run(build(config, beton, world), folder)) as run,
+        ):
             opened = time.perf_counter() - began
-            total = job.plan.total_steps
+            total = run.setup.plan.total_steps
             starts = [int(start * total) for start, _ in config.train.resolution] or [0]
             train = steady = 0.0
             for first, end in zip(starts, [*starts[1:], total], strict=True):
-                extra, per_step = _time_steps(job, first, world)
+                extra, per_step = _time_steps(run, first)
                 train += extra + per_step * (end - first)
                 steady += per_step * (end - first)
-            job.engine.step = total
-            first_validation = _timed(job.validate, world)
-            job.best = None  # so that this one writes the weights too
-            validation = _timed(job.validate, world)
-            save, finish = _timed(job.save, world), _timed(job.finish, world)
+            run.engine.skip_to(total)
+            first_validation, validation = (_timed(run.validate, world) for _ in range(2))
+            if world.is_main:
+                validation += _timed(run.save_best, world)
+            save, finish = _timed(run.save, world), _timed(run.finish, world)
         saves = _saves(config, total, train)
     validations = -(-config.train.epochs // config.train.evaluate_every)
     return {
@@ -74,28 +76,29 @@ def measure(config: Config) -> dict[str, float]:
     }
 
 
-def _time_steps(job: Job, first: int, world: World) -> tuple[float, float]:
+def _time_steps(run: Run, first: int) -> tuple[float, float]:
     """From a step on: seconds that the first steps take beyond the usual, and seconds of a usual step."""
-    job.engine.step = job.engine.read_at = first
-    stream = job.engine.batches(job.loader, job.train_indices)
+    world = run.world
+    run.engine.skip_to(first)
+    stream = run.setup.batches()
 
-    def steps(number: int) -> Callable[[], None]:
+    def seconds(steps: int) -> float:
         def take() -> None:
-            for _ in range(number):
-                job.engine.train_step(next(stream))
-                job.show_progress()
-            job.engine.read()
+            for _ in range(steps):
+                run.engine.train_step(next(stream))
+                run.show_progress()
+            run.engine.read()
 
-        return take
+        return _timed(take, world)
 
-    left = job.plan.total_steps - first
+    left = run.setup.plan.total_steps - first
     warm = min(WARMUP, left)
-    started = _timed(steps(warm), world)
+    started = seconds(warm)
     if left <= warm:
         return 0.0, started / warm
-    once = _timed(steps(1), world)
+    once = seconds(1)
     number = int(world.from_main(min(MOST_STEPS, left - warm - 1, int(TIMED_SECONDS / once))))
-    per_step = _timed(steps(number), world) / number if number > 0 else once
+    per_step = seconds(number) / number if number > 0 else once
     stream.close()  # type: ignore[attr-defined]
     return max(0.0, started - warm * per_step), per_step
 
@@ -116,17 +119,12 @@ def _saves(config: Config, steps: int, seconds: float) -> float:
     return by_clock + (steps // by_steps if by_steps else 0) + 1
 
 
-def main(arguments: list[str]) -> int:
-    """Measure; rank 0 writes the file. An exit code, with one line on stderr where it cannot be done."""
-    try:
-        costs = measure(load_config(Path(arguments[0])))
-    except FerdistError as error:
-        print(f"ferdist: {error}", file=sys.stderr)
-        return 1
+def main(config: str, out: str) -> None:
+    """Measure; rank 0 writes the file."""
+    costs = measure(load_config(Path(config)))
     if is_main_rank():
-        write_json(Path(arguments[1]), costs)
-    return 0
+        write_json(Path(out), costs)
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    leave(exit_code(lambda: main(*sys.argv[1:])))

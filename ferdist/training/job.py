@@ -122,7 +122,7 @@ def _requeue(job: JobEnvironment) -> int:
         except (OSError, subprocess.SubprocessError) as error:
             tell(f"ferdist: try {tries} of {_REQUEUE_TRIES} to requeue: {error}")
             time.sleep(_REQUEUE_PAUSE)
-    tell("ferdist: the job could not be requeued: start the run again to go on")
+    tell("ferdist: the job could not be requeued: start the run again to resume")
     return 0
 
 

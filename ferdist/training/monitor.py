@@ -23,7 +23,7 @@ from ferdist.training.liveness import PREFIX
 T = TypeVar("T")
 
 PLAIN_LINE_SECONDS = 10.0
-"""Where stderr is no terminal, a line of training metrics at most this often."""
+"""Where stderr is not a terminal, a line of training metrics at most this often."""
 
 
 class Stopwatch:
@@ -60,7 +60,7 @@ class Monitor:
     Args:
         folder: of the run.
         config: of the run.
-        step: the step from which the run goes on; later lines of metrics.jsonl are cut off.
+        step: the step that the run resumes from; later lines of metrics.jsonl are cut off.
         total_steps: of the run.
         seconds: what the run has taken before, over all its starts.
     """

@@ -92,7 +92,7 @@ def test_a_run_without_any_whole_checkpoint_says_that_it_starts_anew(
     training = start(config)
     training.wait_until(lambda: status_of(folder)["state"] == "running")
     training.kill()
-    assert f"ferdist: {folder}: none of its checkpoints is whole: it starts anew" in training.end().errors
+    assert f"ferdist: {folder}: no checkpoint is intact: starting from scratch" in training.end().errors
 
 
 def test_a_disk_that_takes_no_more(small: Small, start: Start, whole: Path) -> None:

@@ -60,7 +60,7 @@ def test_another_number_of_processes_is_warned_of(small: Small, whole: Path) -> 
     folder = Path(config.run_dir)
     copy_until(whole, folder, 15)
     end = finish(config, processes=2)
-    assert end.errors.count("going on with 2 processes, begun with 1") == 1
+    assert end.errors.count("resuming with 2 processes, started with 1") == 1
     assert status_of(folder)["world_size"] == 2
 
 

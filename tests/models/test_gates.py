@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ferdist.config import TrainConfig
 from ferdist.data.synthetic import synthesize
 from ferdist.models import ModelConfig, Task, build_model, model_names
-from ferdist.training.config import TrainConfig
 from ferdist.training.liveness import DEAD, constant_gates, gate_statistics
 from ferdist.training.optim import decayed_parameters, make_optimizer
 

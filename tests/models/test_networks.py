@@ -24,7 +24,7 @@ from ferdist.models import (
 )
 from ferdist.models.aprnet import PyramidAttention, PyramidBottleneck
 from ferdist.models.mianet import ECA, AttentiveInception
-from ferdist.models.pretrained import load_pretrained
+from ferdist.training.pretrained import load_pretrained
 
 GRAY = Task(1, 48, 48, 7)
 

@@ -129,7 +129,7 @@ def test_an_unknown_network_is_named_with_the_nearest() -> None:
 
 
 def test_pretrained_needs_a_place_that_exists(tmp_path: Path) -> None:
-    from ferdist.models.pretrained import load_pretrained
+    from ferdist.training.pretrained import load_pretrained
 
     network = build_model(ModelConfig(), Task(1, 48, 48, 7))
     with pytest.raises(ConfigError, match=r"no\.safetensors: there is no such file"):
@@ -144,7 +144,7 @@ def test_pretrained_needs_a_place_that_exists(tmp_path: Path) -> None:
 def test_pretrained_weights_of_another_class_count_leave_the_classifier(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from ferdist.models.pretrained import load_pretrained
+    from ferdist.training.pretrained import load_pretrained
 
     seven, eight = (build_model(ModelConfig(), Task(1, 48, 48, k)) for k in (7, 8))
     save_file(seven.state_dict(), tmp_path / "seven.safetensors")
@@ -161,7 +161,7 @@ def test_imagenet_weights_are_summed_for_gray_images(tmp_path: Path, monkeypatch
     """With torchvision's own file name in its own cache, as a machine without internet has it."""
     from torchvision.models import ResNet18_Weights, resnet18
 
-    from ferdist.models.pretrained import load_pretrained
+    from ferdist.training.pretrained import load_pretrained
 
     torch.manual_seed(0)
     source = resnet18()
@@ -226,7 +226,7 @@ def test_a_compiled_attention_is_the_same_function() -> None:
 
 def test_pretrained_gates_of_another_form_are_refused() -> None:
     """Their weights fit, and would compute something else."""
-    from ferdist.models.pretrained import load_pretrained
+    from ferdist.training.pretrained import load_pretrained
 
     task = Task(1, 48, 48, 7)
     load_pretrained(build_model(ModelConfig(gate="sigmoid"), task), "fer2013")

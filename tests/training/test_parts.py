@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from ferdist.config import TrainConfig
 from ferdist.errors import ConfigError, RunError
 from ferdist.runtime import checkpoint
 from ferdist.runtime.distributed import choose_device
 from ferdist.runtime.precision import autocast_dtype
 from ferdist.training import optim, seeds
-from ferdist.training.config import TrainConfig
 from ferdist.training.ema import Ema
 from ferdist.training.monitor import cut_back
 from ferdist.training.steps import StepPlan
