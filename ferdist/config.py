@@ -20,7 +20,7 @@ from ferdist.errors import ConfigError
 from ferdist.models.config import ModelConfig
 
 LABELS = ("own", "ferplus-majority", "ferplus-soft")
-CACHES = ("none", "device")
+CACHES = ("auto", "none", "device")
 LOG_LIMIT: Final = 50
 """Most steps between two readings of the device's counters: a non-finite gradient is noticed by then."""
 
@@ -81,7 +81,8 @@ class DataConfig:
         workers: loader threads per rank.
         timeout: seconds after which a loader that gives nothing is an error.
         labels: ``own``, ``ferplus-majority`` or ``ferplus-soft`` (see ``ferdist.data.beton.labels``).
-        cache: ``none``, or ``device`` to read the samples once and keep them on the device.
+        cache: ``device`` reads the samples once and keeps them on the device; ``none`` reads each batch from
+            the file; ``auto`` is ``device`` where the pixels fit 512 MiB. The batches are the same.
         stage: a folder on each host's own disk, such as ``$TMPDIR``: the beton is copied there, checked, and
             read from there. Empty: it is read where it is.
     """
@@ -95,7 +96,7 @@ class DataConfig:
     workers: int = 1
     timeout: float = 300.0
     labels: str = "own"
-    cache: str = "none"
+    cache: str = "auto"
     stage: str = ""
 
     @property

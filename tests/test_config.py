@@ -74,7 +74,7 @@ def test_a_config_survives_yaml(tmp_path: Path) -> None:
         ("model=resnet", "model is a section with keys of its own"),
         ("train.epochs", "write key=value"),
         ("augment.geometry.scale=[0.8,", "the value is no YAML"),
-        ("data.cache=ram", "data.cache is 'ram': it must be one of none, device"),
+        ("data.cache=ram", "data.cache is 'ram': it must be one of auto, none, device"),
         ("augment.occlusion.area=[0.5,0.1]", "augment.occlusion.area is [0.5, 0.1]"),
     ],
 )

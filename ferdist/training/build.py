@@ -10,7 +10,7 @@ from torch import nn
 
 from ferdist.augment import Augment
 from ferdist.config import Config
-from ferdist.data.beton import Batch, Beton, BetonLoader, DeviceCache, Labels, labels_of
+from ferdist.data.beton import Batch, Beton, BetonLoader, DeviceCache, Labels, cached, labels_of
 from ferdist.data.record import Integers
 from ferdist.errors import ConfigError
 from ferdist.evaluation.metrics import Predictions
@@ -149,4 +149,4 @@ def _loader(
     loader = BetonLoader(
         beton, batch_size=batch_size, device=world.device, workers=data.workers, timeout=data.timeout
     )
-    return DeviceCache(loader, samples) if data.cache == "device" else loader
+    return cached(loader, samples, data.cache)

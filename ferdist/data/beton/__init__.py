@@ -17,7 +17,7 @@ _typed_dict = numba.typed.Dict
 numba.typed.Dict = dict
 try:
     from ferdist.data.beton.labels import Labels, labels_of
-    from ferdist.data.beton.loader import Batch, Beton, BetonLoader, DeviceCache, open_beton
+    from ferdist.data.beton.loader import Batch, Beton, BetonLoader, DeviceCache, cached, open_beton
     from ferdist.data.beton.manifest import Manifest
     from ferdist.data.beton.stage import stage_beton, staged_path
     from ferdist.data.beton.writer import write_beton
@@ -33,6 +33,7 @@ __all__ = [
     "DeviceCache",
     "Labels",
     "Manifest",
+    "cached",
     "labels_of",
     "open_beton",
     "stage_beton",

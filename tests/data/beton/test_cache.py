@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ferdist.data.beton import BetonLoader, DeviceCache, open_beton
+from ferdist.data.beton import BetonLoader, DeviceCache, cached, loader, open_beton
 from ferdist.data.record import FaceDataset
 from ferdist.errors import RunError
 
@@ -17,11 +17,11 @@ Write = Callable[[FaceDataset], Path]
 
 def test_the_same_batches_bit_for_bit(faces: Make, write: Write) -> None:
     beton = open_beton(write(faces(60)))
-    loader = BetonLoader(beton, batch_size=7, device=torch.device("cpu"))
+    reader = BetonLoader(beton, batch_size=7, device=torch.device("cpu"))
     chosen = beton.indices("train")
-    cache = DeviceCache(loader, np.random.default_rng(0).permutation(chosen))
+    cache = DeviceCache(reader, np.random.default_rng(0).permutation(chosen))
     order = np.random.default_rng(1).permutation(chosen)
-    read, kept = list(loader.batches(order)), list(cache.batches(order))
+    read, kept = list(reader.batches(order)), list(cache.batches(order))
     assert len(read) == len(kept) == -(-len(order) // 7)
     for a, b in zip(read, kept, strict=True):
         assert torch.equal(a.image, b.image)
@@ -48,3 +48,20 @@ def test_only_cached_samples_can_be_asked_for(faces: Make, write: Write) -> None
     for outside in (-1, 10):
         with pytest.raises(RunError, match="not in the cache"):
             cache.batches(np.array([outside]))
+
+
+@pytest.mark.parametrize(
+    ("cache", "budget", "kept"),
+    [
+        ("none", 1 << 30, False),
+        ("device", 0, True),
+        ("auto", 6 * 120, True),
+        ("auto", 6 * 120 - 1, False),
+    ],
+)
+def test_a_set_that_fits_is_kept_on_the_device(
+    faces: Make, write: Write, monkeypatch: pytest.MonkeyPatch, cache: str, budget: int, kept: bool
+) -> None:
+    monkeypatch.setattr(loader, "CACHE_BYTES", budget)
+    reader = BetonLoader(open_beton(write(faces(10))), batch_size=4, device=torch.device("cpu"))
+    assert isinstance(cached(reader, np.arange(6), cache), DeviceCache) is kept
