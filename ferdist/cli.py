@@ -113,8 +113,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Score each sample of a split exactly once; writes results.json and the predictions."""
+    from ferdist.evaluation.benchmark import grid
     from ferdist.evaluation.evaluate import Plan, evaluate
-    from ferdist.evaluation.occlusion import grid
     from ferdist.evaluation.results import as_text
 
     if (kinds or fills) and not occlusion:

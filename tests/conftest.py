@@ -115,8 +115,8 @@ KINDS = ("square", "patch", "eye_band", "mask", "gaussian_noise")
 def evaluated_run(beton_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few seconds on drawn faces, scored on val as they are and under a cell of each sort of
     ``KINDS``; read-only for the tests."""
+    from ferdist.evaluation.benchmark import grid
     from ferdist.evaluation.evaluate import Plan, evaluate
-    from ferdist.evaluation.occlusion import grid
     from ferdist.training.run import run
 
     folder = tmp_path_factory.mktemp("runs") / "drawn"

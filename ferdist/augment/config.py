@@ -9,38 +9,56 @@ occlusion and noise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TypeGuard
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, TypeGuard
 
+from ferdist.augment.occlusions import FILLS, Fill, Shape, trained_shapes
 from ferdist.errors import ConfigError
 
-SHAPES = ("rectangle", "circle", "both")
-FILLS = ("constant", "mean", "noise", "random")
+Check = dict[str, Callable[[object], str | None]]
+"""Metadata of a field: ``error`` says what is wrong with a value."""
+
+
+def _number(low: float, high: float) -> Check:
+    def error(value: object) -> str | None:
+        inside = _is_number(value) and low <= value <= high
+        return None if inside else f"give a number from {low:g} to {high:g}"
+
+    return {"error": error}
+
+
+def _range(low: float, high: float) -> Check:
+    def error(value: object) -> str | None:
+        is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
+        inside = is_pair and low <= value[0] <= value[1] <= high  # type: ignore[index]
+        return None if inside else f"give [low, high] with {low:g} <= low <= high <= {high:g}"
+
+    return {"error": error}
+
+
+def _choice(choices: Callable[[], list[str]]) -> Check:
+    return {"error": lambda value: None if value in choices() else f"give one of {', '.join(choices())}"}
 
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _require_number(key: str, value: object, low: float, high: float) -> None:
-    if not (_is_number(value) and low <= value <= high):
-        raise ConfigError(f"{key} is {value!r}: give a number from {low:g} to {high:g}")
+class _Part:
+    """Checks the fields of a part of the section."""
 
+    part: ClassVar[str]
 
-def _require_range(key: str, value: object, low: float, high: float) -> None:
-    is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
-    if not (is_pair and low <= value[0] <= value[1] <= high):  # type: ignore[index]
-        raise ConfigError(f"{key} is {value!r}: give [low, high] with {low:g} <= low <= high <= {high:g}")
-
-
-def _require_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{key} is {value!r}: give one of {', '.join(choices)}")
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, one.name)
+            if error := one.metadata["error"](value):
+                raise ConfigError(f"augment.{self.part}.{one.name} is {value!r}: {error}")
 
 
 @dataclass
-class GeometryConfig:
+class GeometryConfig(_Part):
     """Flip, and rotation, scale and translation about the image's centre.
 
     Attributes:
@@ -51,22 +69,16 @@ class GeometryConfig:
         translate: largest shift as a fraction of the width and of the height, each way.
     """
 
-    flip: float = 0.5
-    probability: float = 0.5
-    rotate: float = 10.0
-    scale: list[float] = field(default_factory=lambda: [0.8, 1.2])
-    translate: float = 0.1
-
-    def __post_init__(self) -> None:
-        _require_number("augment.geometry.flip", self.flip, 0, 1)
-        _require_number("augment.geometry.probability", self.probability, 0, 1)
-        _require_number("augment.geometry.rotate", self.rotate, 0, 180)
-        _require_range("augment.geometry.scale", self.scale, 0.1, 10)
-        _require_number("augment.geometry.translate", self.translate, 0, 1)
+    part = "geometry"
+    flip: float = field(default=0.5, metadata=_number(0, 1))
+    probability: float = field(default=0.5, metadata=_number(0, 1))
+    rotate: float = field(default=10.0, metadata=_number(0, 180))
+    scale: list[float] = field(default_factory=lambda: [0.8, 1.2], metadata=_range(0.1, 10))
+    translate: float = field(default=0.1, metadata=_number(0, 1))
 
 
 @dataclass
-class PhotometricConfig:
+class PhotometricConfig(_Part):
     """Brightness and contrast.
 
     Attributes:
@@ -75,23 +87,20 @@ class PhotometricConfig:
         contrast: distances from the image's mean are multiplied by one in [1 - contrast, 1 + contrast].
     """
 
-    probability: float = 0.5
-    brightness: float = 0.25
-    contrast: float = 0.25
-
-    def __post_init__(self) -> None:
-        _require_number("augment.photometric.probability", self.probability, 0, 1)
-        _require_number("augment.photometric.brightness", self.brightness, 0, 1)
-        _require_number("augment.photometric.contrast", self.contrast, 0, 1)
+    part = "photometric"
+    probability: float = field(default=0.5, metadata=_number(0, 1))
+    brightness: float = field(default=0.25, metadata=_number(0, 1))
+    contrast: float = field(default=0.25, metadata=_number(0, 1))
 
 
 @dataclass
-class OcclusionConfig:
-    """One rectangle or circle over the face.
+class OcclusionConfig(_Part):
+    """One shape over the face.
 
     Attributes:
         probability: probability that a sample is occluded.
-        shape: rectangle, circle or both (each for half of the occluded samples).
+        shape: a shape of `ferdist.augment.occlusions` such as rectangle or circle, or both (each of these two
+            for half of the occluded samples).
         area: range of the shape's area as a fraction of the image's; uniform.
         aspect: range of a rectangle's height / width; log-uniform.
         fill: constant (`value`), mean (of the training data, 0 after normalisation), noise (uniform over
@@ -99,24 +108,28 @@ class OcclusionConfig:
         value: gray level of the constant fill, 0 (black) to 1.
     """
 
-    probability: float = 0.5
-    shape: str = "both"
-    area: list[float] = field(default_factory=lambda: [0.02, 0.33])
-    aspect: list[float] = field(default_factory=lambda: [0.3, 3.3])
-    fill: str = "random"
-    value: float = 0.0
+    part = "occlusion"
+    probability: float = field(default=0.5, metadata=_number(0, 1))
+    shape: str = field(default="both", metadata=_choice(lambda: [*trained_shapes(), "both"]))
+    area: list[float] = field(default_factory=lambda: [0.02, 0.33], metadata=_range(0, 1))
+    aspect: list[float] = field(default_factory=lambda: [0.3, 3.3], metadata=_range(0.01, 100))
+    fill: str = field(
+        default="random", metadata=_choice(lambda: [*(fill.trained for fill in FILLS), "random"])
+    )
+    value: float = field(default=0.0, metadata=_number(0, 1))
 
-    def __post_init__(self) -> None:
-        _require_number("augment.occlusion.probability", self.probability, 0, 1)
-        _require_choice("augment.occlusion.shape", self.shape, SHAPES)
-        _require_range("augment.occlusion.area", self.area, 0, 1)
-        _require_range("augment.occlusion.aspect", self.aspect, 0.01, 100)
-        _require_choice("augment.occlusion.fill", self.fill, FILLS)
-        _require_number("augment.occlusion.value", self.value, 0, 1)
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shapes that are drawn, all equally often."""
+        known = trained_shapes()
+        return (known["circle"], known["rectangle"]) if self.shape == "both" else (known[self.shape],)
+
+    def fills(self) -> tuple[Fill, ...]:
+        """The fills that are drawn, all equally often."""
+        return FILLS if self.fill == "random" else tuple(one for one in FILLS if one.trained == self.fill)
 
 
 @dataclass
-class NoiseConfig:
+class NoiseConfig(_Part):
     """Gaussian noise, independent per pixel and channel.
 
     Attributes:
@@ -124,16 +137,13 @@ class NoiseConfig:
         sigma: range of its standard deviation, where white is 1; uniform.
     """
 
-    probability: float = 0.15
-    sigma: list[float] = field(default_factory=lambda: [0.0, 0.1])
-
-    def __post_init__(self) -> None:
-        _require_number("augment.noise.probability", self.probability, 0, 1)
-        _require_range("augment.noise.sigma", self.sigma, 0, 1)
+    part = "noise"
+    probability: float = field(default=0.15, metadata=_number(0, 1))
+    sigma: list[float] = field(default_factory=lambda: [0.0, 0.1], metadata=_range(0, 1))
 
 
 @dataclass
-class MixupConfig:
+class MixupConfig(_Part):
     """Mixup (Zhang et al. 2018); off by default, since it pays only in long trainings.
 
     Attributes:
@@ -141,12 +151,9 @@ class MixupConfig:
         alpha: the mixing weight is drawn from Beta(alpha, alpha).
     """
 
-    probability: float = 0.0
-    alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require_number("augment.mixup.probability", self.probability, 0, 1)
-        _require_number("augment.mixup.alpha", self.alpha, 0.01, 100)
+    part = "mixup"
+    probability: float = field(default=0.0, metadata=_number(0, 1))
+    alpha: float = field(default=1.0, metadata=_number(0.01, 100))
 
 
 @dataclass

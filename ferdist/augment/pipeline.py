@@ -31,10 +31,9 @@ from torch import Tensor
 from ferdist.augment.config import AugmentConfig
 from ferdist.augment.geometry import adjust_tone_, affine_matrices, mirror, warp
 from ferdist.augment.noise import add_noise_, standard_normal, uniform_bytes
-from ferdist.augment.occlusion import CONSTANT, MEAN, NOISE, occlude_, occluder_mask, occluder_size
+from ferdist.augment.occlusions.batch import occlude_, occluder_mask, occluder_size
 from ferdist.errors import DataError
 
-_FILL_CODES = {"constant": CONSTANT, "mean": MEAN, "noise": NOISE}
 _UNIFORMS = 18
 """Uniform numbers per sample. All are always drawn, a few thousand a batch, so that switching one part off
 leaves what the other parts draw unchanged."""
@@ -49,8 +48,8 @@ class Draws(NamedTuple):
         tone: float (B, 2), factors of brightness and contrast; 1 where not drawn.
         centre: float (B, 2), y and x of the occluder in pixels.
         size: float (B, 2), its height and width in pixels; 0 where not drawn.
-        circle: bool (B,), circle rather than rectangle.
-        fill: int64 (B,), one of the codes of `ferdist.augment.occlusion`.
+        shape: int64 (B,), its place in `OcclusionConfig.shapes`.
+        fill: int64 (B,), that of its fill in `OcclusionConfig.fills`.
         texture: uint8 (B, C, H, W), what the fill "noise" shows.
         sigma: float (B,), standard deviation of the noise in units of white; 0 where not drawn.
         noise: float (B, C, H, W), standard normal.
@@ -61,7 +60,7 @@ class Draws(NamedTuple):
     tone: Tensor | None = None
     centre: Tensor | None = None
     size: Tensor | None = None
-    circle: Tensor | None = None
+    shape: Tensor | None = None
     fill: Tensor | None = None
     texture: Tensor | None = None
     sigma: Tensor | None = None
@@ -90,6 +89,7 @@ class Augment:
                 f"mean {list(mean)} and std {list(std)}: give one of each per channel, std above 0"
             )
         self.config = config
+        self._shapes, self._fills = config.occlusion.shapes(), config.occlusion.fills()
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
 
@@ -146,11 +146,13 @@ class Augment:
             brightness, contrast = draws.tone.unbind(1)
             pixels = adjust_tone_(pixels, brightness, contrast)
         if draws.centre is not None and draws.size is not None:
-            assert draws.circle is not None and draws.fill is not None
-            mask = occluder_mask(draws.centre, draws.size, draws.circle, images.shape[2], images.shape[3])
+            assert draws.shape is not None and draws.fill is not None
+            height, width = images.shape[2:]
+            mask = occluder_mask(self._shapes, draws.shape, draws.centre, draws.size, height, width)
             pixels = occlude_(
                 pixels,
                 mask,
+                self._fills,
                 draws.fill,
                 value=self.config.occlusion.value,
                 mean=_per_channel(self.mean, pixels),
@@ -187,23 +189,20 @@ class Augment:
         if config.probability == 0:
             return {}
         drawn = uniforms[0] < config.probability
-        circle = uniforms[1] < {"rectangle": 0.0, "both": 0.5, "circle": 1.0}[config.shape]
+        shape = _place(uniforms[1], self._shapes)
         area = _between(uniforms[2], config.area)
         aspect = torch.exp(_between(uniforms[3], [math.log(value) for value in config.aspect]))
         _, height, width = image_shape
         # Pixel i spans i - 0.5 to i + 0.5, so this is uniform over the image's whole area.
         centre = torch.stack([uniforms[4] * height, uniforms[5] * width], 1) - 0.5
-        if config.fill == "random":
-            fill = (uniforms[6] * len(_FILL_CODES)).long()
-        else:
-            fill = torch.full_like(circle, _FILL_CODES[config.fill], dtype=torch.int64)
+        size = occluder_size(self._shapes, shape, area, aspect, height, width)
         draws = {
             "centre": centre,
-            "size": occluder_size(area, aspect, circle, height, width) * drawn[:, None],
-            "circle": circle,
-            "fill": fill,
+            "size": size * drawn[:, None],
+            "shape": shape,
+            "fill": _place(uniforms[6], self._fills),
         }
-        if config.fill in ("noise", "random"):
+        if any(fill.noise for fill in self._fills):
             draws["texture"] = uniform_bytes((len(drawn), *image_shape), generator)
         return draws
 
@@ -260,6 +259,11 @@ def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
 
 def _between(uniform: Tensor, bounds: Sequence[float]) -> Tensor:
     return bounds[0] + uniform * (bounds[1] - bounds[0])
+
+
+def _place(uniform: Tensor, options: Sequence[object]) -> Tensor:
+    """A place in ``options``, all equally likely."""
+    return (uniform * len(options)).long()
 
 
 def _symmetric(uniform: Tensor, limit: float) -> Tensor:

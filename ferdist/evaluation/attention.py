@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ferdist.augment import normalise
 from ferdist.data.record import Images, Integers
 from ferdist.errors import RunError
-from ferdist.evaluation.occlusion import Benchmark, Cell, hidden_pixels
+from ferdist.evaluation.benchmark import Benchmark, Cell, hidden_pixels
 from ferdist.models.cbam import SpatialAttention
 
 Floats = npt.NDArray[np.float32]

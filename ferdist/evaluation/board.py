@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ferdist.augment.occlusions import kind_label
 from ferdist.evaluation.attention import Watched
-from ferdist.evaluation.robustness import kind_label
 
 _log = logging.getLogger(__name__)
 

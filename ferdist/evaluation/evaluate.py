@@ -16,12 +16,18 @@ from ferdist.data.beton import Beton, BetonLoader, Labels, labels_of, open_beton
 from ferdist.data.folds import HOLDOUT, Holdout
 from ferdist.data.record import SPLITS, Images, Integers
 from ferdist.errors import ConfigError, DataError, RunError
-from ferdist.evaluation import attention, metrics, occlusion
+from ferdist.evaluation import attention, metrics
 from ferdist.evaluation.attention import Watched, choose_faces, watch
+from ferdist.evaluation.benchmark import (
+    Benchmark,
+    Cell,
+    choose_donors,
+    covered_fraction,
+    seen_in_training,
+)
 from ferdist.evaluation.board import show_benchmark
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.model import ModelCard, TrainedModel, default_checkpoint, load_trained
-from ferdist.evaluation.occlusion import Benchmark, Cell
 from ferdist.evaluation.predict import TTA, predict, predict_covered
 from ferdist.evaluation.realfaces import listed_samples
 from ferdist.evaluation.results import add_evaluations
@@ -316,8 +322,8 @@ class Scoring:
         for cell, checksum, figures in zip(covered.cells, covered.checksums, scores, strict=True):
             damage = {
                 **cell.to_json(),
-                "covered": occlusion.covered_fraction(cell, height, width),
-                "seen": occlusion.seen_in_training(cell, self.card.config.augment, height, width),
+                "covered": covered_fraction(cell, height, width),
+                "seen": seen_in_training(cell, self.card.config.augment, height, width),
                 "checksum": checksum,
             }
             entries.append(self._entry("all", "image", figures, damage))
@@ -342,7 +348,7 @@ def benchmark_on(
         cells: the patches of ``patch`` are read only if it is among them.
     """
     patches = any(cell.kind == "patch" for cell in cells)
-    donors = occlusion.choose_donors(indices) if patches else np.empty(0, dtype=np.int64)
+    donors = choose_donors(indices) if patches else np.empty(0, dtype=np.int64)
     return Benchmark(
         tuple(round(255 * level) for level in mean),
         cluster_of(beton, np.arange(beton.manifest.samples)),

@@ -15,7 +15,7 @@ from ferdist.augment import normalise
 from ferdist.data.beton import Beton, BetonLoader, DeviceCache, Labels
 from ferdist.data.record import Images, Integers
 from ferdist.errors import RunError
-from ferdist.evaluation import occlusion
+from ferdist.evaluation.benchmark import checksums, total_checksum
 from ferdist.evaluation.metrics import Predictions
 from ferdist.runtime.distributed import World
 from ferdist.runtime.precision import autocast
@@ -28,7 +28,7 @@ Cover = Callable[[Images, Integers], Images]
 
 
 class Covered(NamedTuple):
-    """Predictions for covered images, and the checksum of these images (`occlusion.total_checksum`)."""
+    """Predictions for covered images, and the checksum of these images (`benchmark.total_checksum`)."""
 
     predictions: Predictions
     checksum: str
@@ -113,25 +113,25 @@ def predict_covered(
     """
     forward = partial(_forward, model, mean=mean, std=std, dtype=dtype, tta=tta, world=world)
     shards = _shards(labels, indices, world)
-    index, rows, checksums = [], [], []
+    index, rows, sums = [], [], []
     for batch in loader.batches(shards[world.rank]):
         images, numbers = batch.image.cpu().numpy(), batch.index.cpu().numpy()
         answers, digests = [], []
         for cover in covers:
             shown = cover(images, numbers)
-            digests.append(torch.from_numpy(occlusion.checksums(shown)))
+            digests.append(torch.from_numpy(checksums(shown)))
             answers.append(forward(torch.from_numpy(shown).to(world.device)))
         index.append(batch.index)
         rows.append(torch.stack(answers, 1))
-        checksums.append(torch.stack(digests, 1))
+        sums.append(torch.stack(digests, 1))
     M, K = len(covers), len(labels.classes)
     _check_index(_gather(index, shards, world, torch.empty(0, dtype=torch.int64)), shards, beton)
     probabilities = _gather(rows, shards, world, torch.empty(0, M, K))
-    digest_rows = _gather(checksums, shards, world, torch.empty(0, M, 32, dtype=torch.uint8)).numpy()
+    digest_rows = _gather(sums, shards, world, torch.empty(0, M, 32, dtype=torch.uint8)).numpy()
     return [
         Covered(
             _predictions(probabilities[:, number], beton, labels, np.concatenate(shards)),
-            occlusion.total_checksum(digest_rows[:, number]),
+            total_checksum(digest_rows[:, number]),
         )
         for number in range(M)
     ]

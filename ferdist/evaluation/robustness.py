@@ -12,16 +12,17 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from ferdist.augment.occlusions import KINDS, SEEN, UNSEEN_KIND, UNSEEN_SIZE, kind_label
 from ferdist.data.record import Integers
 from ferdist.errors import RunError
-from ferdist.evaluation import metrics, occlusion
+from ferdist.evaluation import metrics
+from ferdist.evaluation.benchmark import Cell
 from ferdist.evaluation.metrics import Predictions, Probabilities
-from ferdist.evaluation.occlusion import Cell
 from ferdist.io import atomic_path
 
 CONDITIONS: Final = ("data", "beton_sha256", "split", "fold", "inner_fold", "tta", "checkpoint")
 """What the entries of one benchmark share."""
-SEEN: Final = (occlusion.SEEN, occlusion.UNSEEN_SIZE, occlusion.UNSEEN_KIND)
+MARKS: Final = (SEEN, UNSEEN_SIZE, UNSEEN_KIND)
 
 Entry = dict[str, Any]
 
@@ -227,7 +228,7 @@ def summarise(entries: Sequence[Entry]) -> list[Entry]:
         fills), ``by_severity`` (accuracies, means over the fills), ``covered`` (by severity, or None),
         ``relative_robustness`` (accuracy over the clean one) and ``area_under_curve`` (graded kinds only).
         The figures above the kinds are means over the kinds. ``seen`` has the number of cells and their mean
-        accuracy for ``seen``, ``unseen size`` and ``unseen kind`` (`occlusion.seen_in_training`).
+        accuracy for ``seen``, ``unseen size`` and ``unseen kind`` (`benchmark.seen_in_training`).
     """
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in entries:
@@ -272,7 +273,8 @@ def _kind_figures(members: Sequence[Entry], clean: float | None) -> Entry:
     covered = [row[0]["occlusion"].get("covered") for row in rows]
     accuracy = _mean(entry["accuracy"] for entry in members)
     area = None
-    if members[0]["occlusion"]["kind"] in occlusion.GRADED and clean is not None and None not in covered:
+    kind = KINDS.get(members[0]["occlusion"]["kind"])
+    if kind is not None and kind.graded and clean is not None and None not in covered:
         area = area_under_curve([0.0, *covered], [clean, *by_severity])
     return {
         "cells": len(members),
@@ -288,7 +290,7 @@ def _kind_figures(members: Sequence[Entry], clean: float | None) -> Entry:
 
 def _by_seen(covered: Sequence[Entry]) -> Entry:
     groups: Entry = {}
-    for name in SEEN:
+    for name in MARKS:
         members = [entry["accuracy"] for entry in covered if entry["occlusion"].get("seen") == name]
         if members:
             groups[name] = {"cells": len(members), "accuracy": _mean(members)}
@@ -407,11 +409,6 @@ def comparison_as_text(comparison: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def kind_label(kind: str) -> str:
-    """A kind's name for people."""
-    return kind.removesuffix("_noise").replace("_", " ")
-
-
 def _cell(entry: Mapping[str, Any]) -> Cell:
     damage = entry["occlusion"]
     return Cell(damage["kind"], damage["severity"], str(damage.get("fill")))
@@ -419,10 +416,10 @@ def _cell(entry: Mapping[str, Any]) -> Cell:
 
 def _place(cell: Cell) -> tuple[int, str, str, int]:
     """Where a cell stands in the benchmark; kinds of other versions come last."""
-    kinds = list(occlusion.KINDS)
+    kinds = list(KINDS)
     if cell.kind not in kinds:
         return len(kinds), cell.kind, cell.fill, cell.severity
-    fills = occlusion.KINDS[cell.kind].fills
+    fills = [fill.name for fill in KINDS[cell.kind].fills]
     at = fills.index(cell.fill) if cell.fill in fills else len(fills)
     return kinds.index(cell.kind), "", str(at), cell.severity
 

@@ -11,8 +11,8 @@ import torch
 from ferdist.data.beton import Beton, BetonLoader, Labels, labels_of, open_beton
 from ferdist.data.record import Images, Integers
 from ferdist.errors import DataError
+from ferdist.evaluation.benchmark import Benchmark, Cell
 from ferdist.evaluation.evaluate import benchmark_on, read_images
-from ferdist.evaluation.occlusion import Benchmark, Cell
 from ferdist.reporting.load import Evaluation, Run
 from ferdist.runtime.folder import RunFolder
 

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ferdist.augment.occlusions import KINDS, fill_label, kind_label
 from ferdist.data.record import Images, Integers
 from ferdist.errors import DataError, FerdistError
 from ferdist.evaluation.attention import CELLS, Watched, choose_faces, watch
+from ferdist.evaluation.benchmark import Cell, covered_fraction, grid
 from ferdist.evaluation.evaluate import check_fit
 from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.model import load_trained
-from ferdist.evaluation.occlusion import KINDS, Cell, covered_fraction, grid
-from ferdist.evaluation.robustness import kind_label
 from ferdist.reporting import figures, tables
 from ferdist.reporting.album import HIDDEN, Album, Faces
 from ferdist.reporting.figures import Picture
@@ -35,8 +35,6 @@ MOST_ROWS: Final = 8
 """Faces in a chart of attention."""
 PICTURED: Final = ("eye_band", "mask")
 """Kinds of ``attention.CELLS`` that there are pictures of, each of other faces."""
-
-_FILLS: Final = {"zero": "black", "mean": "mean gray", "noise": "noise", "face": "another face"}
 
 
 # Mistakes
@@ -260,7 +258,7 @@ def _gallery_chart(sample: int, cells: Sequence[Cell], faces: Faces, *, graded: 
 
 
 def _cell_name(kind: str, fill: str, between: str = ": ") -> str:
-    return kind_label(kind) + (between + _FILLS[fill] if fill in _FILLS else "")
+    return kind_label(kind) + (between + fill_label(fill) if fill_label(fill) else "")
 
 
 def _cells_table(cells: Sequence[Cell], height: int, width: int) -> Table:
@@ -271,7 +269,7 @@ def _cells_table(cells: Sequence[Cell], height: int, width: int) -> Table:
         rows=tuple(
             (
                 kind_label(cell.kind),
-                _FILLS.get(cell.fill, MISSING),
+                fill_label(cell.fill) or MISSING,
                 str(cell.severity),
                 percent(covered_fraction(cell, height, width)),
             )

@@ -15,9 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import ferdist
+from ferdist.augment.occlusions import kind_label
 from ferdist.errors import RunError
-from ferdist.evaluation.occlusion import Cell
-from ferdist.evaluation.robustness import compare, kind_label, mean_intervals
+from ferdist.evaluation.benchmark import Cell
+from ferdist.evaluation.robustness import compare, mean_intervals
 from ferdist.reporting import figures, table1, tables
 from ferdist.reporting.album import Album
 from ferdist.reporting.faces import attention_section, gallery_sections, mistakes_section

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ferdist.errors import RunError
+from ferdist.evaluation.benchmark import Cell
 from ferdist.evaluation.metrics import Predictions, expected_calibration_error
-from ferdist.evaluation.occlusion import Cell
 from ferdist.evaluation.results import SCHEMA
 from ferdist.evaluation.robustness import GridPredictions, summarise
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from ferdist.augment.occlusions import kind_label
 from ferdist.config import flatten
-from ferdist.evaluation.robustness import kind_label
 from ferdist.reporting.figures import Calibration, Series
 from ferdist.reporting.load import Evaluation, Run
 

@@ -14,8 +14,8 @@ import yaml
 from ferdist.cli import main
 from ferdist.config import Config, to_dict
 from ferdist.data.beton import open_beton, staged_path
+from ferdist.evaluation.benchmark import Cell, grid
 from ferdist.evaluation.metrics import Predictions
-from ferdist.evaluation.occlusion import Cell, grid
 from ferdist.evaluation.robustness import GridPredictions
 from ferdist.runtime import checkpoint
 from ferdist.training.run import run

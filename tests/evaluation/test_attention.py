@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ferdist.data.synthetic import synthesize
 from ferdist.errors import RunError
 from ferdist.evaluation.attention import CELLS, choose_faces, enlarge, heat, look, watch
-from ferdist.evaluation.occlusion import Benchmark, covered_fraction
+from ferdist.evaluation.benchmark import Benchmark, covered_fraction
 from ferdist.models import Task, build_model
 from ferdist.models.config import ModelConfig
 

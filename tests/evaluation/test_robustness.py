@@ -9,7 +9,7 @@ import pytest
 
 from ferdist.errors import RunError
 from ferdist.evaluation import robustness
-from ferdist.evaluation.occlusion import Cell, covered_fraction, grid
+from ferdist.evaluation.benchmark import Cell, covered_fraction, grid
 from ferdist.evaluation.robustness import GridPredictions, compare, summarise
 
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 
+from ferdist.evaluation.benchmark import Cell
 from ferdist.evaluation.metrics import expected_calibration_error
-from ferdist.evaluation.occlusion import Cell
 from ferdist.evaluation.robustness import GridPredictions
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")

@@ -22,9 +22,9 @@ from ferdist.data.audit import audit
 from ferdist.data.beton import write_beton
 from ferdist.data.record import FaceDataset, no_values
 from ferdist.data.synthetic import synthesize
+from ferdist.evaluation.benchmark import Cell, checksums, grid, total_checksum
 from ferdist.evaluation.evaluate import Plan, evaluate
 from ferdist.evaluation.metrics import Predictions
-from ferdist.evaluation.occlusion import Cell, checksums, grid, total_checksum
 from ferdist.reporting import write_report
 from ferdist.reporting.album import HIDDEN, Album
 from ferdist.reporting.faces import confident_mistakes

@@ -16,8 +16,8 @@ from ferdist.data import prepare
 from ferdist.data.beton import Beton, open_beton
 from ferdist.data.folds import Holdout
 from ferdist.errors import RunError
+from ferdist.evaluation.benchmark import Cell as Damage
 from ferdist.evaluation.metrics import Predictions
-from ferdist.evaluation.occlusion import Cell as Damage
 from ferdist.evaluation.pool import shared_config
 from ferdist.evaluation.robustness import GridPredictions
 from ferdist.reporting import write_report

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from ferdist.augment.config import AugmentConfig, NoiseConfig, OcclusionConfig
+from ferdist.augment.occlusions import FILLS
+from ferdist.augment.occlusions.noise import GaussianNoise, ImpulseNoise
 from ferdist.data.record import Images
 from ferdist.data.synthetic import synthesize
 from ferdist.errors import ConfigError, DataError
-from ferdist.evaluation import occlusion
-from ferdist.evaluation.occlusion import Benchmark, Cell, covered_fraction, grid
+from ferdist.evaluation import benchmark as occlusion
+from ferdist.evaluation.benchmark import Benchmark, Cell, covered_fraction, grid
 
 PUBLISHED = "e4179f2e6ab166b3fab5f883776ac5f0da5071aa8d85ea4312a57fcdab525d10"
 FIRST_PUBLISHED = "f041fce8d192f1ee7f366508266c92e7d30bb5a2a1af40592dca5fd4aecdeea7"
@@ -35,9 +37,9 @@ def test_the_grid() -> None:
     assert {cell.fill for cell in grid(["patch", "glasses", "impulse_noise"], ["zero"])} == {
         *("face", "drawn", "none")
     }
-    with pytest.raises(ConfigError, match="--kinds: there is no 'beard': choose among square, circle"):
+    with pytest.raises(ConfigError, match="--kinds: unknown name 'beard': choose from square, circle"):
         grid(["beard"])
-    with pytest.raises(ConfigError, match="--fills: there is no 'red': choose among zero, mean, noise"):
+    with pytest.raises(ConfigError, match="--fills: unknown name 'red': choose from zero, mean, noise"):
         grid(None, ["red"])
 
 
@@ -145,7 +147,7 @@ def test_fills() -> None:
 def test_an_image_is_covered_in_the_same_place_whatever_the_fill() -> None:
     faces = np.full((20, 1, 48, 48), 77, dtype=np.uint8)
     for kind in ("square", "circle", "cells"):
-        zero, mean, noise = (cover(faces, Cell(kind, 3, fill)) != 77 for fill in occlusion.FILLS)
+        zero, mean, noise = (cover(faces, Cell(kind, 3, fill.name)) != 77 for fill in FILLS)
         assert np.array_equal(zero, mean)
         assert (noise <= zero).all()
 
@@ -154,7 +156,7 @@ def test_gaussian_noise_has_its_sigma_and_is_normal() -> None:
     gray = np.full((100, 1, 48, 48), 128, dtype=np.uint8)
     for severity in (1, 2, 3):
         noise = cover(gray, Cell("gaussian_noise", severity, "none")) / 255 - 128 / 255
-        sigma = occlusion.GAUSSIAN_SIGMA[severity - 1]
+        sigma = GaussianNoise.amounts[severity - 1]
         inside = abs(noise) < 0.5 * 255 / 256 - 0.01
         assert noise.mean() == pytest.approx(0, abs=2e-3)
         assert (abs(noise) < sigma).mean() == pytest.approx(0.6827, abs=0.01)
@@ -167,7 +169,7 @@ def test_gaussian_noise_has_its_sigma_and_is_normal() -> None:
 def test_impulse_noise_sets_its_share_to_black_and_white(severity: int) -> None:
     gray = np.full((100, 1, 48, 48), 128, dtype=np.uint8)
     noisy = cover(gray, Cell("impulse_noise", severity, "none"))
-    share = occlusion.IMPULSE_SHARE[severity - 1]
+    share = ImpulseNoise.amounts[severity - 1]
     for value in (0, 255):
         assert (noisy == value).mean() == pytest.approx(share / 2, rel=0.05)
     assert (noisy == 128).mean() == pytest.approx(1 - share, abs=0.005)

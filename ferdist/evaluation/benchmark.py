@@ -1,0 +1,181 @@
+"""The occlusion benchmark: covered and noisy copies of faces, the same on every device and world size.
+
+Images are uint8 and made on the CPU. What is drawn for a sample is a function of (seed, kind, severity,
+sample number) alone (`ferdist.augment.occlusions.Stream`). The fill is not among them, so that an image is
+covered in the same place whatever it is filled with. Only integers and products of small floats decide about
+a pixel, so other machines give the same images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ferdist.augment.occlusions import ALL_FILLS, FILLS, KINDS, UNITS, Mask, Occluder, Stream
+from ferdist.data.record import Images, Integers
+from ferdist.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from ferdist.augment.config import AugmentConfig
+
+SEED: Final = 0
+"""Of the published benchmark."""
+DONORS: Final = 256
+"""Most faces that patches are taken from."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the benchmark: the name of a kind, a severity from 1, and the name of one of its fills."""
+
+    kind: str
+    severity: int
+    fill: str
+
+    def to_json(self) -> dict[str, str | int]:
+        """As in results.json."""
+        return asdict(self)
+
+
+def grid(kinds: Sequence[str] | None = None, fills: Sequence[str] | None = None) -> tuple[Cell, ...]:
+    """The cells of the benchmark in their order, or a part of them.
+
+    Args:
+        kinds: names, all by default.
+        fills: names of ``FILLS``, all by default; kinds that have a fill of their own keep it.
+
+    Raises:
+        ConfigError: for a kind or fill that does not exist.
+    """
+    choosable = [fill.name for fill in FILLS]
+    for option, given, known in (("--kinds", kinds, list(KINDS)), ("--fills", fills, choosable)):
+        for name in given or ():
+            if name not in known:
+                raise ConfigError(f"{option}: unknown name {name!r}: choose from {', '.join(known)}")
+    return tuple(
+        Cell(name, severity, fill.name)
+        for name, kind in KINDS.items()
+        if kinds is None or name in kinds
+        for fill in kind.fills
+        if fills is None or fill.name in fills or fill not in FILLS
+        for severity in range(1, kind.severities + 1)
+    )
+
+
+def covered_fraction(cell: Cell, height: int = UNITS, width: int = UNITS) -> float | None:
+    """Share of an image's pixels that a cell replaces, 0 to 1; None for noise, which covers nothing.
+
+    For the graded kinds on square images this is the nominal area, which images of other sides than
+    multiples of 12 px meet to within half a pixel of the square's side.
+    """
+    return KINDS[cell.kind].covered(cell.severity, height, width)
+
+
+def seen_in_training(cell: Cell, augment: AugmentConfig, height: int = UNITS, width: int = UNITS) -> str:
+    """Whether training with ``augment`` shows such damage.
+
+    Args:
+        cell: what was done to the test images.
+        augment: the run's own.
+        height, width: of the images.
+
+    Returns:
+        ``seen`` if shape, fill and size lie in the training's range; ``unseen size`` if shape and fill do, or
+        if Gaussian noise is trained with other strengths; ``unseen kind`` otherwise. Bands and halves are
+        rectangles.
+    """
+    return KINDS[cell.kind].seen(cell.severity, ALL_FILLS[cell.fill], augment, height, width)
+
+
+def hidden_pixels(cell: Cell, index: Integers, height: int, width: int, seed: int = SEED) -> Mask:
+    """Which pixels a cell covers: bool (B, H, W), or (1, H, W) where they are the same for all samples.
+
+    Args:
+        cell: of any kind but noise.
+        index: int64 (B,), sample numbers.
+        height, width: of the images.
+        seed: of the draws.
+    """
+    kind = KINDS[cell.kind]
+    assert isinstance(kind, Occluder)
+    return kind.hidden(Stream(seed, kind.number, cell.severity, index), cell.severity, height, width)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Makes the images of the benchmark.
+
+    Attributes:
+        mean: gray level 0-255 per channel of the fill ``mean``.
+        identity: int64 (N,), who is on each sample of the data; a patch never shows the same person.
+        donors: int64 (P,), the samples that patches are taken from, as `choose_donors` gives them.
+        donor_images: uint8 (P, C, H, W), theirs.
+        seed: of all draws.
+    """
+
+    mean: tuple[int, ...]
+    identity: Integers
+    donors: Integers
+    donor_images: Images
+    seed: int = SEED
+
+    def cover(self, images: Images, index: Integers, cell: Cell) -> Images:
+        """Damaged copies of images.
+
+        Args:
+            images: uint8 (B, C, H, W).
+            index: int64 (B,), each image's sample number in its data set.
+            cell: what to do.
+
+        Returns:
+            uint8 (B, C, H, W).
+
+        Raises:
+            DataError: for ``patch``, if no donor shows another person.
+        """
+        kind = KINDS[cell.kind]
+        stream = Stream(self.seed, kind.number, cell.severity, index)
+        return kind.cover(images, cell.severity, ALL_FILLS[cell.fill], stream, self)
+
+    def others(self, index: Integers, choice: npt.NDArray[np.float64]) -> Images:
+        """For each sample a face of another person, uint8 (B, C, H, W).
+
+        Args:
+            index: int64 (B,), sample numbers.
+            choice: float64 (B,) in [0, 1), which of the donors.
+        """
+        order = np.argsort(self.identity[self.donors], kind="stable")
+        people, own = self.identity[self.donors][order], self.identity[index]
+        first, last = np.searchsorted(people, own, "left"), np.searchsorted(people, own, "right")
+        others = len(people) - (last - first)
+        if not others.all():
+            raise DataError("a patch of another face needs faces of two people: leave `patch` out of --kinds")
+        chosen = (choice * others).astype(np.int64)
+        return self.donor_images[order[np.where(chosen < first, chosen, chosen + (last - first))]]
+
+
+def choose_donors(candidates: Integers, seed: int = SEED) -> Integers:
+    """The samples that patches are taken from: at most ``DONORS`` of the candidates, int64, ascending.
+
+    Args:
+        candidates: int64 (M,), distinct sample numbers: all of the split or fold that is scored.
+        seed: of the choice.
+    """
+    draws = Stream(seed, KINDS["patch"].number, 0, candidates).uniforms(1)
+    return np.sort(candidates[np.argsort(draws[:, 0], kind="stable")[:DONORS]])
+
+
+def checksums(images: Images) -> npt.NDArray[np.uint8]:
+    """The sha256 of each image's bytes, uint8 (B, 32)."""
+    rows = [hashlib.sha256(image.tobytes()).digest() for image in images]
+    return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(images), 32).copy()
+
+
+def total_checksum(rows: npt.NDArray[np.uint8]) -> str:
+    """One sha256 (hex) for the checksums (N, 32) of images in the order of their sample numbers."""
+    return hashlib.sha256(rows.tobytes()).hexdigest()
