@@ -1,4 +1,4 @@
-"""What the runs of an experiment will cost: from those that are finished, else measured on this host."""
+"""What the runs of an experiment will cost, by those that have finished or else by a measurement here."""
 
 from __future__ import annotations
 
@@ -10,33 +10,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 import yaml
 
 from ferdist.config import Config
-from ferdist.errors import RunError
+from ferdist.errors import RunError, tell
 from ferdist.runtime.experiment import Cell
 from ferdist.runtime.folder import RunFolder
-from launch.executor import Options, training_job
+from ferdist.table import Number, Table, count
+from launch.backends import Options, training_job
 from launch.experiment import Experiment
 
 MEASURED: Final = "measured here"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What one run costs.
-
-    Attributes:
-        seconds: from the job's start to its end.
-        images_per_second: of training; None where it is not known.
-        source: where the figures come from.
-    """
+class Cost(NamedTuple):
+    """What one run costs: seconds from its job's start to its end, and where the numbers come from."""
 
     seconds: float
     images_per_second: float | None
@@ -54,9 +48,6 @@ def estimate(
         cells: the runs to come, at least one.
         options: of the jobs.
 
-    Returns:
-        Text: a line per config, the sum, and what it rests on.
-
     Raises:
         RunError: if a run cannot be measured here.
     """
@@ -66,26 +57,28 @@ def estimate(
         if done:
             costs[part] = cost_of_finished(done, _start_seconds())
             continue
+        tell(f"ferdist: measuring {part or 'the config'} on this host")
         first = next(cell for cell in cells if cell.part == part)
-        print(f"ferdist: measuring {part or 'the config'} on this host", file=sys.stderr, flush=True)
         costs[part] = measure(experiment.run_config(first), options)
     return _as_text(costs, cells, options)
 
 
 def cost_of_finished(runs: Sequence[Path], start: float) -> Cost:
     """The median of what finished runs took, and the seconds that a process takes to start."""
-    seconds = [_spent(RunFolder(run)) for run in runs]
-    rates = [rate for run in runs for rate in _rates(RunFolder(run))]
-    word = "run" if len(runs) == 1 else "runs"
-    return Cost(
-        statistics.median(seconds) + start,
-        statistics.median(rates) if rates else None,
-        f"{len(runs)} finished {word}",
-    )
+    seconds, rates = [], []
+    for run in map(RunFolder, runs):
+        lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+        rates += [line["rate/images_per_second"] for line in lines if line.get("rate/images_per_second")]
+        started = datetime.fromisoformat(run.stored_environment()["date"])
+        ended = datetime.fromisoformat(run.stored_status()["updated"])
+        # Only the difference has the final evaluation; of a resumed run, it lacks the first part.
+        seconds.append(max(float(lines[-1]["time"]), (ended - started).total_seconds()))
+    rate = statistics.median(rates) if rates else None
+    return Cost(statistics.median(seconds) + start, rate, count(len(runs), "finished run"))
 
 
 def measure(config: Config, options: Options) -> Cost:
-    """Start a run as a job would, do a little of each of its parts, and reckon the whole from that.
+    """Start a run as a job would, do a little of each of its parts, and extrapolate the whole from that.
 
     Raises:
         RunError: if that fails; the message is the run's.
@@ -94,16 +87,16 @@ def measure(config: Config, options: Options) -> Cost:
         folder = Path(name)
         values = training_job(replace(config, run_dir=str(folder / "run")), options).config
         (folder / "config.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.tasks)]
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks)]
         command = [
             sys.executable,
-            *(launcher if options.tasks > 1 else []),
+            *(launcher if options.ranks > 1 else []),
             *("-m", "ferdist.training.estimate", str(folder / "config.yaml"), str(folder / "cost.json")),
         ]
         begun = time.monotonic()
         done = subprocess.run(
             command,
-            env={**os.environ, "OMP_NUM_THREADS": str(options.cpus)},
+            env={**os.environ, "OMP_NUM_THREADS": str(options.cores)},
             capture_output=True,
             text=True,
             check=False,
@@ -119,21 +112,6 @@ def measure(config: Config, options: Options) -> Cost:
     return Cost(start + sum(costs[part] for part in parts), costs["images_per_second"], MEASURED)
 
 
-def _spent(run: RunFolder) -> float:
-    """Seconds of a finished run without the start of its process."""
-    lines = run.metrics.read_text(encoding="utf-8").splitlines()
-    recorded = float(json.loads(lines[-1])["time"])
-    started = datetime.fromisoformat(run.stored_environment()["date"])
-    ended = datetime.fromisoformat(run.stored_status()["updated"])
-    # The final evaluation is in the difference only; of a run that was resumed, its first part is not.
-    return max(recorded, (ended - started).total_seconds())
-
-
-def _rates(run: RunFolder) -> list[float]:
-    lines = map(json.loads, run.metrics.read_text(encoding="utf-8").splitlines())
-    return [line["rate/images_per_second"] for line in lines if line.get("rate/images_per_second")]
-
-
 def _start_seconds() -> float:
     """Seconds from the start of a process to that of its training: imports, mostly."""
     begun = time.monotonic()
@@ -142,38 +120,38 @@ def _start_seconds() -> float:
 
 
 def _as_text(costs: Mapping[str, Cost], cells: Sequence[Cell], options: Options) -> str:
-    cores = options.nodes * options.tasks * options.cpus
-    head = f"{'':<28}{'runs':>6}{'img/s':>9}{'a run':>10}{'core h':>9}{'GPU h':>8}  from"
-    lines, total = [head], 0.0
+    cores, gpus = options.nodes * options.ranks * options.cores, options.nodes * options.node_gpus
+    rows, total = [], 0.0
     for part, cost in costs.items():
         runs = sum(cell.part == part for cell in cells)
-        seconds = runs * cost.seconds
-        total += seconds
-        rate = "" if cost.images_per_second is None else f"{cost.images_per_second:,.0f}"
-        lines.append(
-            f"{part or 'all':<28}{runs:>6}{rate:>9}{_clock(cost.seconds):>10}"
-            f"{seconds * cores / 3600:>9.2f}{_gpu_hours(seconds, options):>8}  {cost.source}"
+        total += runs * cost.seconds
+        rate = None if cost.images_per_second is None else count(round(cost.images_per_second))
+        one = {"runs": count(runs), "images/s": rate, "a run": _clock(cost.seconds)}
+        rows.append(
+            {"config": part or "all", **one, **_hours(runs * cost.seconds, cores, gpus), "from": cost.source}
         )
-    lines.append(
-        f"{'together':<28}{len(cells):>6}{'':>9}{'':>10}"
-        f"{total * cores / 3600:>9.2f}{_gpu_hours(total, options):>8}"
-    )
+    rows.append({"config": "together", "runs": count(len(cells)), **_hours(total, cores, gpus)})
     longest = max(costs[cell.part].seconds for cell in cells)
-    parallel = min(options.parallel or len(cells), len(cells))
-    lines.append(
+    parallel = min(options.array_parallelism or len(cells), len(cells))
+    lines = [
+        Table.of("Cost", rows).text(),
         f"about {_clock(max(longest, total / parallel))} with {parallel} at a time, without waiting in a "
-        f"queue; {cores} {'core' if cores == 1 else 'cores'} a run"
-    )
+        f"queue; {count(cores, 'core')} per run",
+    ]
     measured = any(cost.source == MEASURED for cost in costs.values())
-    if measured and options.cluster == "slurm" and options.gpus and not torch.cuda.is_available():
+    if measured and options.backend.queues and gpus and not torch.cuda.is_available():
         lines.append("this host has no GPU, but the jobs will: measure on a node like theirs (srun --pty)")
     return "\n".join(lines)
 
 
-def _gpu_hours(seconds: float, options: Options) -> str:
-    return f"{seconds * options.nodes * options.gpus / 3600:.2f}" if options.gpus else "-"
+def _hours(seconds: float, cores: int, gpus: int) -> dict[str, str | None]:
+    hours = seconds / 3600
+    return {
+        "core h": Number(f"{hours * cores:.2f}"),
+        "GPU h": Number(f"{hours * gpus:.2f}") if gpus else None,
+    }
 
 
-def _clock(seconds: float) -> str:
+def _clock(seconds: float) -> Number:
     """H:MM:SS, with days where there are some."""
-    return str(timedelta(seconds=round(seconds)))
+    return Number(timedelta(seconds=round(seconds)))

@@ -1,18 +1,14 @@
-"""An experiment: several runs in one folder, each a job of its own; submitted once, watched, gone on with."""
+"""An experiment: several runs in one folder, each a job of its own; submitted once, monitored, resumed."""
 
 from __future__ import annotations
 
-import argparse
-import logging
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -22,54 +18,23 @@ from submitit.core.utils import JobPaths
 
 from ferdist.config import Config, differences, load_config, to_dict
 from ferdist.data.beton import Beton, open_beton
-from ferdist.errors import ConfigError, FerdistError, Preempted, RunError
+from ferdist.errors import ConfigError, RunError, tell
 from ferdist.io import locked, write_json
 from ferdist.runtime.experiment import FILE, SCHEMA, Cell, Part, read_experiment
 from ferdist.runtime.folder import RunFolder
-from launch.executor import (
-    Options,
-    add_cluster_options,
-    last_state,
-    live_jobs,
-    positive,
-    refuse_control_characters,
-    sbatch_text,
-    submit,
-)
-
-_LONGEST_POLL: Final = 30.0
-"""Seconds between two looks at SLURM; this host is asked more often: there the next job waits for it."""
-_LOCAL_POLL: Final = 1.0
+from launch.backends import BACKENDS, Backend, Options, Request, refuse_control_characters
 
 
-def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """The arguments of a launcher of one config."""
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file")
-    add_options(parser, "in runs/, by the config")
-    return parser
-
-
-def add_options(parser: argparse.ArgumentParser, default_folder: str) -> None:
-    """The arguments that all launchers take; where the experiment goes by default is said in the help."""
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the training config")
-    parser.add_argument(
-        "--seeds", type=positive, default=1, metavar="N", help="N seeds, from the config's on (default 1)"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help=f"the experiment's folder (default: {default_folder})"
-    )
-    parser.add_argument("--retry", action="store_true", help="submit again what failed")
-    add_cluster_options(parser)
-
-
-def read_config(path: Path, overrides: Sequence[str], own_keys: Mapping[str, str]) -> tuple[Config, Beton]:
+def read_config(
+    path: Path, overrides: Sequence[str], own_keys: Mapping[str, str], own: Sequence[str] = ()
+) -> tuple[Config, Beton]:
     """A training config and its beton.
 
     Args:
         path: of the config.
-        overrides: ``key=value``.
+        overrides: ``key=value``, as given.
         own_keys: keys that the launcher sets itself, with the reason.
+        own: ``key=value``, from the launcher.
 
     Raises:
         ConfigError: if one of those is given, or no beton.
@@ -78,7 +43,7 @@ def read_config(path: Path, overrides: Sequence[str], own_keys: Mapping[str, str
     for override in overrides:
         if reason := own_keys.get(override.partition("=")[0]):
             raise ConfigError(f"{override}: the launcher sets this key itself: {reason}")
-    config = load_config(path, overrides)
+    config = load_config(path, [*own, *overrides])
     if not config.data.path:
         raise ConfigError("data.path is not set: give the beton file, data.path=DIR/NAME.beton")
     return config, open_beton(Path(config.data.path))
@@ -109,6 +74,7 @@ class Experiment:
 
     Attributes:
         folder: of the experiment; absolute, since jobs may start elsewhere.
+        jobs_folder: submitit's files and the output of the jobs.
         parts: its configs by name, those of earlier launches included; an only one is called "".
         cells: its runs, those of earlier launches included: all of the first seed, then all of the next.
         asked: the runs of this launch.
@@ -116,6 +82,7 @@ class Experiment:
 
     def __init__(self, folder: Path, parts: Mapping[str, Part], cells: Sequence[Cell]) -> None:
         self.folder, self.asked = folder.absolute(), frozenset(cells)
+        self._file, self.jobs_folder = self.folder / FILE, self.folder / "jobs"
         refuse_control_characters("--out", self.folder)
         self._jobs: dict[str, list[dict[str, Any]]] = {}
         self.parts = dict(parts)
@@ -124,22 +91,11 @@ class Experiment:
             stored = read_experiment(self.folder)
             self._check(stored.parts)
             self.parts, known, self._jobs = {**stored.parts, **parts}, stored.cells, stored.jobs
+            unknown = {job["cluster"] for jobs in self._jobs.values() for job in jobs} - BACKENDS.keys()
+            if unknown:
+                raise RunError(f"{self._file}: unknown cluster {', '.join(unknown)}: choose another --out")
         place = {name: number for number, name in enumerate(self.parts)}
         self.cells = sorted({*cells, *known}, key=lambda cell: (cell.seed, place[cell.part], cell.fold or 0))
-
-    @property
-    def jobs_folder(self) -> Path:
-        """submitit's files and the output of the jobs."""
-        return self.folder / "jobs"
-
-    @property
-    def job_name(self) -> str:
-        """What the queue shows."""
-        return f"ferdist-{self.folder.name}"
-
-    @property
-    def _file(self) -> Path:
-        return self.folder / FILE
 
     def run_dir(self, cell: Cell) -> Path:
         """The run's folder."""
@@ -154,34 +110,39 @@ class Experiment:
             data = replace(data, inner_fold=cell.fold) if inner else replace(data, fold=cell.fold)
         return replace(config, data=data, seed=cell.seed, run_dir=str(self.run_dir(cell)))
 
-    def submit(self, cells: Sequence[Cell], options: Options) -> None:
-        """Send the jobs of cells, and note their numbers before anything else happens."""
-        slot = self._free_slot()
+    def request(self, cells: Sequence[Cell], options: Options) -> Request:
+        """What a backend needs to submit the jobs of cells."""
         configs = [self.run_config(cell) for cell in cells]
+        return Request(configs, options, self.jobs_folder, f"ferdist-{self.folder.name}", self._free_slot())
+
+    def submit(self, cells: Sequence[Cell], options: Options) -> None:
+        """Submit the jobs of cells, and note their ids before anything else happens."""
+        request = self.request(cells, options)
         submitted = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        ids = submit(options, self.jobs_folder, self.job_name, configs, slot)
-        for cell, job in zip(cells, ids, strict=True):
-            record = {"cluster": options.cluster, "id": job, "submitted": submitted, "slot": slot}
+        for cell, job in zip(cells, options.backend.submit(request), strict=True):
+            record = {"cluster": options.cluster, "id": job, "submitted": submitted, "slot": request.slot}
             self._jobs.setdefault(cell.name, []).append(record)
         self.write()
 
+    def cancel(self) -> int:
+        """End the jobs that wait or run; their number."""
+        jobs = [(backend, backend.alive(ids, self.jobs_folder)) for backend, ids in self._newest()]
+        for backend, alive in jobs:
+            if alive:
+                backend.cancel(alive, self.jobs_folder)
+        return sum(len(alive) for _, alive in jobs)
+
     def write(self) -> None:
         """Write experiment.json."""
-        stored = {
-            "schema": SCHEMA,
-            "parts": {
-                name: {"beton_sha256": part.beton_sha256, "config": to_dict(part.config)}
-                for name, part in self.parts.items()
-            },
-            "cells": {
-                cell.name: {"fold": cell.fold, "seed": cell.seed, "part": cell.part} for cell in self.cells
-            },
-            "jobs": self._jobs,
+        parts = {
+            name: {"beton_sha256": part.beton_sha256, "config": to_dict(part.config)}
+            for name, part in self.parts.items()
         }
-        write_json(self._file, stored)
+        cells = {cell.name: {"fold": cell.fold, "seed": cell.seed, "part": cell.part} for cell in self.cells}
+        write_json(self._file, {"schema": SCHEMA, "parts": parts, "cells": cells, "jobs": self._jobs})
 
     def standings(self) -> list[Standing]:
-        """How all cells stand now."""
+        """How each cell stands now."""
         alive = self._alive()
         return [self._standing(cell, alive) for cell in self.cells]
 
@@ -196,7 +157,7 @@ class Experiment:
             return Standing(cell, "finished", "", None, *steps)
         if job is None:
             return Standing(cell, "new")
-        state = last_state(job["cluster"], job["id"], self.jobs_folder) or ""
+        state = BACKENDS[job["cluster"]].state(job["id"], self.jobs_folder) or ""
         return Standing(cell, "failed", state, self._reason(folder, job, state, steps), *steps)
 
     def _reason(self, folder: RunFolder, job: dict[str, Any], state: str, steps: tuple[int, int]) -> str:
@@ -211,14 +172,18 @@ class Experiment:
             words = f"its job ended at step {steps[0]} of {steps[1]} without a word, see {log}"
         return f"{state}, {words}" if state else words
 
-    def _alive(self) -> dict[str, str]:
-        """The newest jobs of the cells that wait or run, with their state."""
+    def _newest(self) -> list[tuple[Backend, list[str]]]:
+        """The newest job of each cell that has any, by backend."""
         newest = [jobs[-1] for jobs in self._jobs.values()]
-        alive: dict[str, str] = {}
-        for cluster in {job["cluster"] for job in newest}:
-            ids = {job["id"] for job in newest if job["cluster"] == cluster}
-            alive |= live_jobs(cluster, ids, self.jobs_folder)
-        return alive
+        return [
+            (BACKENDS[name], [job["id"] for job in newest if job["cluster"] == name])
+            for name in {job["cluster"] for job in newest}
+        ]
+
+    def _alive(self) -> dict[str, str]:
+        """Those of the newest jobs that wait or run, with their state."""
+        found = [backend.alive(ids, self.jobs_folder) for backend, ids in self._newest()]
+        return {job: state for states in found for job, state in states.items()}
 
     def _free_slot(self) -> int:
         """The first part of this host's GPUs that no job of this experiment computes on."""
@@ -234,7 +199,7 @@ class Experiment:
         """
         if stored and self.parts and ("" in stored) != ("" in self.parts):
             raise RunError(
-                f"{self.folder}: the experiment of another launcher: choose another one with --out"
+                f"{self.folder}: this folder holds another launcher's experiment: choose another --out"
             )
         for name in stored.keys() & self.parts.keys():
             old, new = stored[name], self.parts[name]
@@ -244,7 +209,7 @@ class Experiment:
                 different.append(f"content of {path}: {old.beton_sha256[:12]} -> {new.beton_sha256[:12]}")
             if different:
                 raise RunError(
-                    f"{self.folder / name}: this folder holds the experiment of another config "
+                    f"{self.folder / name}: this folder holds an experiment with another config "
                     f"({'; '.join(different)}): choose another one with --out"
                 )
 
@@ -258,7 +223,7 @@ def claim(folder: Path) -> Iterator[None]:
         RunError: if another launcher has it.
     """
     refuse_control_characters("--out", folder.absolute())
-    busy = "another launcher is at work on this experiment: wait for it, or choose --out"
+    busy = "another launcher is working on this experiment: wait for it, or choose another --out"
     with locked(folder, "experiment's folder", busy=busy, instead="choose --out"):
         yield
 
@@ -274,112 +239,106 @@ def wanted(experiment: Experiment, standings: Sequence[Standing], *, retry: bool
     return [s.cell for s in standings if s.state in states and s.cell in experiment.asked]
 
 
-def print_script(experiment: Experiment, options: Options, *, retry: bool) -> None:
-    """Print the script that `carry_out` would hand to sbatch."""
-    jobs = len(wanted(experiment, experiment.standings(), retry=retry))
-    if jobs:
-        print(sbatch_text(options, experiment.jobs_folder, experiment.job_name, jobs))
-    else:
-        print("ferdist: there is nothing to submit", file=sys.stderr)
+def launch(
+    folder: Path,
+    parts: Mapping[str, Part],
+    cells: Sequence[Cell],
+    options: Options,
+    report: Callable[[Experiment, list[Standing]], None],
+    estimate: Callable[[Experiment, list[Cell], list[Cell]], str] | None = None,
+) -> int:
+    """Do with an experiment what the options ask for.
 
+    Args:
+        folder, parts, cells: see `Experiment`.
+        options: from `settle`.
+        report: writes what the launcher leaves, and prints where it is.
+        estimate: says with ``--dry-run`` what the runs to come (last) cost, from those that are finished.
 
-def carry_out(experiment: Experiment, options: Options, *, retry: bool, wait: bool) -> list[Standing]:
-    """Submit what is wanted and, if asked to, watch until no job waits or runs; how the cells stand then.
-
-    SLURM takes all at once and holds back what is too much; on this host that is done here, which is why
-    jobs of this host are always waited for.
+    Returns:
+        The exit code: 1 if a run has failed.
     """
-    standings = experiment.standings()
-    queue = wanted(experiment, standings, retry=retry)
+    if options.cancel:
+        tell(
+            f"ferdist: cancelled {Experiment(folder, parts, cells).cancel()} jobs; --retry resumes their runs"
+        )
+        return 0
+    if options.dry_run:
+        experiment = Experiment(folder, parts, cells)
+        standings = experiment.standings()
+        todo = wanted(experiment, standings, retry=options.retry)
+        if not todo:
+            tell("ferdist: there is nothing to submit")
+            return 0
+        if estimate is not None:
+            print(estimate(experiment, [s.cell for s in standings if s.state == "finished"], todo))
+        script = options.backend.script(experiment.request(todo, options))
+        print(script, end="\n" if script else "")
+        return 0
+    with claim(folder):
+        experiment = Experiment(folder, parts, cells)
+        standings = carry_out(experiment, options)
+        report(experiment, standings)
+    failed = sum(standing.state == "failed" for standing in standings)
+    if failed:
+        tell(f"ferdist: {failed} of {len(standings)} runs failed; --retry submits them again")
+    return int(failed > 0)
+
+
+def carry_out(experiment: Experiment, options: Options) -> list[Standing]:
+    """Submit what is wanted and, if asked to, wait until no job waits or runs; how the cells stand then.
+
+    A backend without a queue is given a job when another ends, so its jobs are always waited for.
+    """
+    backend = options.backend
+    queue = wanted(experiment, experiment.standings(), retry=options.retry)
     experiment.write()
-    if options.cluster == "slurm" and queue:
+    if backend.queues and queue:
         experiment.submit(queue, options)
-        print(f"ferdist: submitted {len(queue)} jobs", file=sys.stderr)
+        tell(f"ferdist: submitted {len(queue)} jobs")
         queue = []
-    begun, longest = time.monotonic(), _LONGEST_POLL if options.cluster == "slurm" else _LOCAL_POLL
+    begun = time.monotonic()
     with _display() as show:
         while True:
             standings = experiment.standings()
-            show.update(standings)
+            show(standings)
             active = sum(standing.state == "active" for standing in standings)
-            if queue and active < (options.parallel or 1):
+            if queue and active < (options.array_parallelism or 1):
                 experiment.submit([queue.pop(0)], options)
-            elif not active or not (wait or queue or options.cluster == "local"):
+            elif not active or not (options.wait or queue or not backend.queues):
                 return standings
             else:
-                time.sleep(min(longest, max(0.5, (time.monotonic() - begun) / 20)))
+                time.sleep(min(backend.poll_seconds, max(0.5, (time.monotonic() - begun) / 20)))
 
 
 @contextmanager
-def _display() -> Iterator[_Lines | _LiveTable]:
+def _display() -> Iterator[Callable[[Sequence[Standing]], None]]:
+    """Shows standings: on a terminal as a table that is redrawn, elsewhere as a line for each change."""
     console = Console(stderr=True)
+    shown: dict[str, str] = {}
+
+    def print_changes(standings: Sequence[Standing]) -> None:
+        for standing in standings:
+            words = standing.job if standing.state == "active" else standing.state
+            words += f": {standing.reason}" if standing.reason else ""
+            if shown.get(standing.cell.name) != words:
+                shown[standing.cell.name] = words
+                tell(f"ferdist: {standing.cell.name} {words}")
+
     if not console.is_terminal:
-        yield _Lines()
+        yield print_changes
         return
-    with Live(console=console, auto_refresh=False) as live:
-        yield _LiveTable(live)
 
-
-class _LiveTable:
-    """The standings as a table that is drawn anew."""
-
-    def __init__(self, live: Live) -> None:
-        self._live = live
-
-    def update(self, standings: Sequence[Standing]) -> None:
-        """Show them."""
+    def draw_table(standings: Sequence[Standing]) -> None:
         table = Table("run", "state", "step", "reason")
         for standing in standings:
             steps = f"{standing.step}/{standing.total_steps}" if standing.total_steps else ""
             reason = Text(standing.reason or "")  # a path in it may look like markup
             table.add_row(standing.cell.name, standing.job or standing.state, steps, reason)
-        self._live.update(table, refresh=True)
+        live.update(table, refresh=True)
 
-
-class _Lines:
-    """A line for each change."""
-
-    def __init__(self) -> None:
-        self._shown: dict[str, str] = {}
-
-    def update(self, standings: Sequence[Standing]) -> None:
-        """Show what is new."""
-        for standing in standings:
-            words = standing.job if standing.state == "active" else standing.state
-            words += f": {standing.reason}" if standing.reason else ""
-            if self._shown.get(standing.cell.name) != words:
-                self._shown[standing.cell.name] = words
-                print(f"ferdist: {standing.cell.name} {words}", file=sys.stderr, flush=True)
-
-
-def speak(body: Callable[[], int]) -> int:
-    """Run a launcher; an exit code, with one line on stderr where it cannot go on."""
-    # submitit's messages go to stdout, which is for results; its errors arrive here as exceptions.
-    logging.getLogger("submitit").setLevel(logging.CRITICAL)
-    try:
-        return body()
-    except Preempted as error:
-        print(f"ferdist: {error}", file=sys.stderr)
-        return os.EX_TEMPFAIL
-    except FerdistError as error:
-        print(f"ferdist: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"ferdist: {error.filename or 'unexpected'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("ferdist: left; jobs on a cluster go on, the same command shows them again", file=sys.stderr)
-        return 130
-
-
-def count_failed(standings: Sequence[Standing]) -> int:
-    """Say how many cells have failed, and what helps."""
-    failed = sum(standing.state == "failed" for standing in standings)
-    if failed:
-        print(
-            f"ferdist: {failed} of {len(standings)} runs failed; --retry submits them again", file=sys.stderr
-        )
-    return failed
+    with Live(console=console, auto_refresh=False) as live:
+        yield draw_table
 
 
 def _last_line(log: Path) -> str:

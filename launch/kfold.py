@@ -1,8 +1,8 @@
 """`python -m launch.kfold CONFIG [options] [key=value ...]`: each fold of the data held out in turn.
 
 One job is one fold with one seed. The experiment's folder holds a run folder for each, ``experiment.json``
-(config, runs and the numbers of their jobs), ``jobs/`` (submitit's files and the output of the jobs) and
-``summary.json`` and ``summary.md``, which every call writes anew. The same command given again submits
+(config, runs and the ids of their jobs), ``jobs/`` (submitit's files and the output of the jobs) and
+``summary.json`` and ``summary.md``, which every call rewrites. Running the same command again submits
 nothing twice: it shows how the jobs stand. With ``--retry`` it submits those that failed.
 
 With ``--inner-of FOLD`` that fold is left out of everything and the others are held out in turn, so that a
@@ -11,11 +11,14 @@ schedule can be chosen without it (docs/protocol.md).
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from ferdist.data.beton import Beton
 from ferdist.errors import DataError
@@ -24,19 +27,9 @@ from ferdist.evaluation.pool import shared_config
 from ferdist.io import write_json, write_text
 from ferdist.reporting.kfold import kfold_markdown
 from ferdist.runtime.experiment import Cell, Part
-from launch.executor import read_options
-from launch.experiment import (
-    Experiment,
-    Standing,
-    carry_out,
-    claim,
-    count_failed,
-    default_folder,
-    make_parser,
-    print_script,
-    read_config,
-    speak,
-)
+from launch.backends import Options, settle
+from launch.command import ConfigFile, Overrides, run_launcher
+from launch.experiment import Experiment, Standing, default_folder, launch, read_config
 
 _OWN_KEYS = {
     "data.fold": "every fold of the data is held out in turn",
@@ -45,46 +38,42 @@ _OWN_KEYS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the launcher.
-
-    Returns:
-        0; 1 if a run has failed or the launcher cannot go on, with one line on stderr; 2 for wrong usage.
-    """
-    parser = make_parser("launch.kfold", "Train with each fold of the data held out in turn.")
-    parser.add_argument(
-        "--inner-of",
-        type=int,
-        metavar="FOLD",
-        help="leave this fold out of all runs and hold out each other one in turn: for choosing settings",
-    )
-    return speak(lambda: _launch(parser.parse_intermixed_args(argv)))
-
-
-def _launch(arguments: argparse.Namespace) -> int:
-    options = read_options(arguments, for_script=arguments.dry_run)
-    config, beton = read_config(arguments.config, arguments.overrides, _OWN_KEYS)
+def launch_folds(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    *,
+    inner_of: Annotated[
+        int | None,
+        typer.Option(
+            metavar="FOLD",
+            help="Leave this fold out of all runs and hold out each other one in turn, to choose settings.",
+        ),
+    ] = None,
+    options: Options,
+) -> int:
+    """Train with each fold of the data held out in turn."""
+    options = settle(options, script=options.dry_run)
+    common, beton = read_config(config, overrides or (), _OWN_KEYS)
     if not beton.manifest.folds:
         raise DataError(f"{beton.path}: it has no folds: prepare the data with --folds")
-    kind, shared, folds = "kfold", shared_config(config), sorted(map(int, beton.manifest.folds))
-    if arguments.inner_of is not None:
-        if arguments.inner_of not in folds:
-            raise DataError(f"{beton.path}: there is no fold {arguments.inner_of}: it has 0 to {folds[-1]}")
-        kind = f"inner{arguments.inner_of}"
-        shared = replace(shared, data=replace(shared.data, fold=arguments.inner_of))
-        folds.remove(arguments.inner_of)
-    folder = arguments.out or default_folder(arguments.config, kind)
-    seeds = range(config.seed, config.seed + arguments.seeds)
-    cells = [Cell(fold, seed) for fold in folds for seed in seeds]
-    parts = {"": Part(shared, beton.manifest.sha256)}
-    if arguments.dry_run:
-        print_script(Experiment(folder, parts, cells), options, retry=arguments.retry)
-        return 0
-    with claim(folder):
-        experiment = Experiment(folder, parts, cells)
-        standings = carry_out(experiment, options, retry=arguments.retry, wait=arguments.wait)
+    kind, shared, folds = "kfold", shared_config(common), sorted(map(int, beton.manifest.folds))
+    if inner_of is not None:
+        if inner_of not in folds:
+            raise DataError(f"{beton.path}: there is no fold {inner_of}: it has 0 to {folds[-1]}")
+        kind = f"inner{inner_of}"
+        shared = replace(shared, data=replace(shared.data, fold=inner_of))
+        folds.remove(inner_of)
+
+    def report(experiment: Experiment, standings: Sequence[Standing]) -> None:
         print(write_summary(experiment, beton, standings))
-    return int(count_failed(standings) > 0)
+
+    return launch(
+        options.out or default_folder(config, kind),
+        {"": Part(shared, beton.manifest.sha256)},
+        [Cell(fold, common.seed + number) for fold in folds for number in range(options.seeds)],
+        options,
+        report,
+    )
 
 
 def write_summary(experiment: Experiment, beton: Beton, standings: Sequence[Standing]) -> Path:
@@ -105,6 +94,9 @@ def write_summary(experiment: Experiment, beton: Beton, standings: Sequence[Stan
     path = experiment.folder / "summary.md"
     write_text(path, kfold_markdown(summary))
     return path
+
+
+main = partial(run_launcher, launch_folds)
 
 
 if __name__ == "__main__":

@@ -116,13 +116,14 @@ def test_what_a_finished_experiment_does_not_let_happen(
     assert launcher.main(arguments_of(two_folds, finished, "train.lr=0.5")) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "holds the experiment of another config (train.lr: 0.02 -> 0.5)" in error
+    assert "holds an experiment with another config (train.lr: 0.02 -> 0.5)" in error
     with claim(finished):
         assert launcher.main(arguments_of(two_folds, finished, "--retry")) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == (
-        f"ferdist: {finished}: another launcher is at work on this experiment: wait for it, or choose --out\n"
+        f"ferdist: {finished}: another launcher is working on this experiment: "
+        "wait for it, or choose another --out\n"
     )
     (finished / ".lock").unlink()
     assert {file: file.stat().st_mtime_ns for file in before if file != finished} == {

@@ -14,8 +14,8 @@ from ferdist.evaluation.pool import shared_config
 from ferdist.runtime.experiment import Cell, Part
 from ferdist.runtime.folder import RunFolder
 from launch import table1 as launcher
+from launch.backends import Options
 from launch.estimate import cost_of_finished, estimate
-from launch.executor import Options
 from launch.experiment import Experiment, wanted
 from tests.conftest import start
 from tests.faults.processes import SMALL, status_of
@@ -27,7 +27,7 @@ NAMES = ("fer2013/resnet18/seed-0", "ckplus/resnet18/fold-00-seed-0", "ckplus/re
 
 @pytest.fixture(scope="module")
 def configs(two_folds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """DATASET/resnet18.yaml for drawn faces in the layouts of FER2013 (splits) and CK+ (two folds)."""
+    """Configs for drawn faces in the layouts of FER2013 (splits) and CK+ (two folds)."""
     return write_grid(tmp_path_factory.mktemp("grid"), two_folds)
 
 
@@ -36,15 +36,21 @@ def grid(configs: Path, out: Path, *arguments: str) -> list[str]:
     return ["launch.table1", *places, *LOCAL, *arguments]
 
 
+def rows_of(text: str) -> dict[str, list[str]]:
+    """The cells of an estimate's table by its first column."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    return {row[0]: row for row in rows}
+
+
 @pytest.mark.slow
 def test_a_grid_is_estimated_run_once_and_reported(configs: Path, tmp_path: Path) -> None:
     out = tmp_path / "grid"
     dry = start(*grid(configs, out, "--dry-run"))
     assert dry.returncode == 0, dry.stderr
     assert not out.exists()
-    rows = {line.split()[0]: line.split() for line in dry.stdout.splitlines() if line.strip()}
+    rows = rows_of(dry.stdout)
     assert [rows[name][1] for name in ("fer2013/resnet18", "ckplus/resnet18", "together")] == ["1", "2", "3"]
-    assert rows["fer2013/resnet18"][-2:] == ["measured", "here"]
+    assert rows["fer2013/resnet18"][-1] == "measured here"
     assert "with 1 at a time" in dry.stdout
 
     done = start(*grid(configs, out))
@@ -77,11 +83,11 @@ def test_a_grid_is_estimated_run_once_and_reported(configs: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--models", "resnet19"), "resnet19.yaml: there is no such config file"),
-        (("--datasets", "affectnet"), "affectnet/resnet18.yaml: there is no such config file"),
+        (("--models", "resnet19"), "resnet19.yaml: not found, and resnet19 is not a network"),
+        (("--datasets", "affectnet"), "affectnet/base.yaml: there is no such config file"),
         (("data.fold=1",), "data.fold=1: the launcher sets this key itself: every fold"),
         (("model.name=x",), "model.name=x: the launcher sets this key itself: give --models"),
-        (("data.path=x.beton",), "data.path=x.beton: the data sets have a beton each"),
+        (("data.path=x.beton",), "data.path=x.beton: each data set has a beton of its own"),
         (("train.select=best",), "would pick an epoch on the fold that is scored"),
     ],
 )
@@ -98,7 +104,7 @@ def test_what_cannot_be_launched_is_told_in_a_line(
 @pytest.fixture
 def experiment(configs: Path, tmp_path: Path) -> Experiment:
     """Two configs of the same data, two folds each, of which nothing was run."""
-    config = load_config(configs / "ckplus" / "resnet18.yaml", SMALL)
+    config = load_config(configs / "ckplus" / "base.yaml", SMALL)
     part = Part(shared_config(config), open_beton(Path(config.data.path)).manifest.sha256)
     cells = [Cell(fold, 0, name) for name in ("a", "b") for fold in (0, 1)]
     return Experiment(tmp_path / "x", {"a": part, "b": part}, cells)
@@ -128,9 +134,9 @@ def test_finished_runs_tell_the_cost_of_the_others(experiment: Experiment) -> No
     done = [replace(cell, part="b") for cell in a]
     for cell in done[:1]:
         finish(experiment, cell, 300, 10)
-    options = Options("slurm", tasks=2, gpus=2, cpus=4, parallel=1)
+    options = Options(cluster="slurm", gpus=2, cpus=4, array_parallelism=1)
     text = estimate(experiment, done[:1], b[1:], options)
-    line = next(line.split() for line in text.splitlines() if line.startswith("b "))
+    line = rows_of(text)["b"]
     assert line[1:3] == ["1", "10"]
     hours, minutes, seconds = map(int, line[3].split(":"))
     whole = 3600 * hours + 60 * minutes + seconds

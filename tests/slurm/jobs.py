@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -95,22 +96,28 @@ class Job:
         """Give the job an hour, in this turn and the next ones."""
         ask("scontrol", "update", f"JobId={self.id}", "TimeLimit=60")
 
-    def processes(self) -> dict[int, int]:
-        """The process id of each rank that runs."""
-        found = {}
+    def kill_ranks(self, *ranks: int) -> None:
+        """SIGKILL to ranks, at once: srun ends the others when it sees that one has died."""
+        for pid in [self._rank(rank) for rank in ranks]:
+            os.kill(pid, signal.SIGKILL)
+
+    def _rank(self, rank: int) -> int:
+        """The process id of a rank."""
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                environment = dict(
-                    pair.split("=", 1)
-                    for pair in (process / "environ").read_text().split("\0")
-                    if "=" in pair
-                )
-                command = (process / "cmdline").read_text()
+                command = (process / "cmdline").read_bytes()
+                variables = (process / "environ").read_text(errors="replace").split("\0")
             except OSError:
                 continue
-            if environment.get("SLURM_JOB_ID") == self.id and "RANK" in environment and "ferdist" in command:
-                found[int(environment["RANK"])] = int(process.name)
-        return found
+            values = dict(pair.split("=", 1) for pair in variables if "=" in pair)
+            array, element = values.get("SLURM_ARRAY_JOB_ID"), values.get("SLURM_ARRAY_TASK_ID")
+            number = f"{array}_{element}" if array else values.get("SLURM_JOB_ID")
+            # srun and the shell around it carry the same variables and words, but are not Python; python of a
+            # template is found on the path.
+            python = command.partition(b"\0")[0].rpartition(b"/")[2].startswith(b"python")
+            if python and number == self.id and values.get("SLURM_PROCID") == str(rank):
+                return int(process.name)
+        raise AssertionError(f"job {self.id} has no rank {rank}")
 
 
 def submit(template: str, config: Config, *arguments: str, options: Sequence[str] = ()) -> Job:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,12 +29,7 @@ class Launched:
 
 
 class Running:
-    """A launcher that runs in a process of its own.
-
-    Args:
-        arguments: a module and its arguments.
-        files: its output goes to ``FILES.out`` and ``FILES.err``.
-    """
+    """A launcher in a process of its own, whose output goes to ``FILES.out`` and ``FILES.err``."""
 
     def __init__(self, arguments: Sequence[str], files: Path) -> None:
         self._out, self._errors = files.with_suffix(".out"), files.with_suffix(".err")
@@ -122,31 +114,3 @@ def has_begun(run: Path) -> bool:
     """Whether a run has made a step."""
     metrics = run / "metrics.jsonl"
     return metrics.exists() and metrics.stat().st_size > 0
-
-
-def rank_of(job: Job, rank: int) -> int:
-    """The process id of a job's rank."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-            variables = (process / "environ").read_text(errors="replace").split("\0")
-        except OSError:
-            continue
-        values = dict(pair.split("=", 1) for pair in variables if "=" in pair)
-        array, element = values.get("SLURM_ARRAY_JOB_ID"), values.get("SLURM_ARRAY_TASK_ID")
-        number = f"{array}_{element}" if array else values.get("SLURM_JOB_ID")
-        # srun and the shell around it carry the same variables and words, but not as Python.
-        if (
-            number == job.id
-            and values.get("SLURM_PROCID") == str(rank)
-            and command.startswith(os.fsencode(sys.executable))
-        ):
-            return int(process.name)
-    raise AssertionError(f"job {job.id} has no rank {rank}")
-
-
-def kill_ranks(job: Job, *ranks: int) -> None:
-    """SIGKILL to ranks, at once: srun ends the others when it sees that one has died."""
-    pids = [rank_of(job, rank) for rank in ranks]
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)

@@ -458,19 +458,9 @@ def _descendants(pid: int) -> list[int]:
     return [*children, *(grandchild for child in children for grandchild in _descendants(child))]
 
 
-def _start(folder: Path | None) -> int:
-    cluster = Cluster.create(folder)
-    try:
-        cluster.start()
-    except BaseException:
-        cluster.stop()
-        raise
-    print(f"export SLURM_CONF={shlex.quote(str(cluster.conf))}")
-    print(f"# {shlex.quote(sys.argv[0])} stop {shlex.quote(str(cluster.folder))}  ends it", flush=True)
-    return 0
-
-
 def _run(folder: Path | None, command: Sequence[str]) -> int:
+    """Run a command against a cluster of its own; its exit code."""
+
     def leave(number: int, _frame: FrameType | None) -> NoReturn:
         sys.exit(128 + number)
 
@@ -481,46 +471,47 @@ def _run(folder: Path | None, command: Sequence[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _hold(folder: Path | None) -> int:
-    """However the process that holds the other end of stdin dies, the cluster ends with it."""
-    with running(folder) as cluster:
-        print(cluster.folder, flush=True)
-        sys.stdin.read()
-    return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; the exit code."""
-    parser = argparse.ArgumentParser(prog="onehost.py", description=(__doc__ or "").partition("\n")[0])
-    commands = parser.add_subparsers(dest="action", required=True)
-    start = commands.add_parser("start", help="start a cluster and print how to use it")
-    start.add_argument("--folder", type=Path, help="new or empty; by default a temporary one")
-    hold = commands.add_parser("hold", help="start a cluster, print its folder and stop it when stdin closes")
-    hold.add_argument("--folder", type=Path, help="new or empty; by default a temporary one")
-    run = commands.add_parser("run", help="run a command against a cluster of its own")
-    run.add_argument("--folder", type=Path, help="new or empty; by default a temporary one")
-    run.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
-    for name, text in (
-        ("stop", "end a cluster and remove its folder"),
-        ("kill-controller", "kill -9 its slurmctld"),
-        ("start-controller", "start its slurmctld again"),
-    ):
-        commands.add_parser(name, help=text).add_argument("folder", type=Path)
-    options = parser.parse_args(argv)
-    try:
-        if options.action == "start":
-            return _start(options.folder)
-        if options.action == "hold":
-            return _hold(options.folder)
-        if options.action == "run":
-            return _run(options.folder, options.command)
+def _act(options: argparse.Namespace) -> int:
+    if options.action == "run":
+        return _run(options.folder, options.command)
+    if options.action == "hold":
+        with running(options.folder) as cluster:
+            print(cluster.folder, flush=True)
+            sys.stdin.read()  # however the process at the other end dies, the cluster ends with it
+    elif options.action == "start":
+        cluster = Cluster.create(options.folder)
+        try:
+            cluster.start()
+        except BaseException:
+            cluster.stop()
+            raise
+        print(f"export SLURM_CONF={shlex.quote(str(cluster.conf))}")
+        print(f"# {shlex.quote(sys.argv[0])} stop {shlex.quote(str(cluster.folder))}  ends it", flush=True)
+    else:
         cluster = Cluster.at(options.folder)
         {
             "stop": cluster.stop,
             "kill-controller": cluster.kill_controller,
             "start-controller": cluster.start_controller,
         }[options.action]()
-        return 0
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="onehost.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="action", required=True)
+    for name in ("start", "hold", "run"):
+        commands.add_parser(name).add_argument(
+            "--folder", type=Path, help="new or empty (default: temporary)"
+        )
+    commands.choices["run"].add_argument("command", nargs="+", metavar="COMMAND", help="after --")
+    for name in ("stop", "kill-controller", "start-controller"):
+        commands.add_parser(name).add_argument("folder", type=Path)
+    try:
+        return _act(parser.parse_args(argv))
     except ClusterError as error:
         print(f"onehost.py: {error}", file=sys.stderr)
         return 1

@@ -17,7 +17,7 @@ from ferdist.data import prepare
 from ferdist.data.beton import open_beton
 from ferdist.evaluation.pool import shared_config
 from ferdist.runtime.experiment import Cell, Part
-from launch.executor import Options
+from launch.backends import Options
 from launch.experiment import Experiment
 from tests.conftest import ROOT
 from tests.faults.processes import small_config
@@ -47,7 +47,7 @@ def submission(faces: Path, folder: Path, jobs: int) -> float:
     experiment = Experiment(folder, {"": Part(config, beton.manifest.sha256)}, cells)
     folder.mkdir()
     begun = time.monotonic()
-    experiment.submit(cells, Options("slurm", gpus=0, cpus=1, sbatch={"hold": True}))
+    experiment.submit(cells, Options(cluster="slurm", cpu=1, cpus=1, sbatch=["hold"]))
     seconds = time.monotonic() - begun
     subprocess.run(["scancel", f"--name={experiment.job_name}"], check=True)
     return seconds

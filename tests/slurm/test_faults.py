@@ -1,4 +1,4 @@
-"""What may happen to a launcher's job on a real SLURM: it comes back to the same end, or says why not.
+"""What may happen to a launcher's job on a real SLURM: it resumes to the same end, or says why not.
 
 The jobs have two ranks and write a checkpoint only when a signal asks for one, unless stated.
 """
@@ -17,7 +17,7 @@ from tests.conftest import PATIENCE, ROOT
 from tests.faults.processes import finish, newest_step, small_config, status_of, unequal
 from tests.slurm.conftest import OVERRIDES
 from tests.slurm.jobs import ask, sbatch
-from tests.slurm.launchers import Launcher, has_begun, kill_ranks, wait_for
+from tests.slurm.launchers import Launcher, has_begun, wait_for
 
 Unbroken = Callable[[int], Path]
 
@@ -34,42 +34,42 @@ def run(train: Launcher) -> Path:
     return train.folder / "seed-0"
 
 
-def comes_back(train: Launcher, run: Path, stop: Callable[[], object], *arguments: str) -> list[str]:
-    """Stop a job amid its training: it must come back by itself and go on from a checkpoint; its turns."""
-    launcher = train.begin("--wait", *arguments)
+def preempt(train: Launcher) -> None:
+    """Send a job that takes the place of the training's."""
+    script = train.folder.with_name("urgent.sh")
+    script.write_text("#!/bin/sh\nsleep 1\n")
+    options = ("--partition=urgent", "--nodes=2", "--exclusive")
+    sbatch(script, folder=train.folder.with_name("urgent"), options=options)
+
+
+STOPS: dict[str, tuple[Callable[[Launcher], object], tuple[str, ...]]] = {
+    "a signal": (lambda train: train.job("seed-0").signal("USR2"), ("REQUEUED",)),
+    "a preemption": (preempt, ("REQUEUED", "PREEMPTED")),
+    "scontrol requeue": (
+        lambda train: ask("scontrol", "requeue", train.job("seed-0").id),
+        ("REQUEUED", "PREEMPTED"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_a_stopped_job_comes_back_and_nothing_is_lost(
+    train: Launcher, run: Path, unbroken: Unbroken, name: str
+) -> None:
+    stop, first_turn = STOPS[name]
+    launcher = train.begin("--wait")
     wait_for(lambda: has_begun(run), launcher)
-    stop()
+    stop(train)
     wait_for(lambda: status_of(run).get("state") == "preempted", launcher)
-    step = newest_step(run)
-    before = (run / "metrics.jsonl").read_text()
+    step, before = newest_step(run), (run / "metrics.jsonl").read_text()
     assert 0 < step < status_of(run)["total_steps"], "it was to be stopped amid the training"
     launched = launcher.end()
     assert launched.code == 0, launched.errors
-    assert (run / "metrics.jsonl").read_text().startswith(before), "it did not go on from the checkpoint"
+    assert (run / "metrics.jsonl").read_text().startswith(before), "it did not resume from the checkpoint"
     turns = train.job("seed-0").turns()
     assert len(turns) == 2
+    assert turns[0] in first_turn
     assert turns[1] == "COMPLETED"
-    return turns
-
-
-def test_sigusr2_brings_it_back(train: Launcher, run: Path, unbroken: Unbroken) -> None:
-    turns = comes_back(train, run, lambda: train.job("seed-0").signal("USR2"))
-    assert turns[0] == "REQUEUED"
-    assert unequal(unbroken(2), run) == []
-
-
-def test_a_preemption_brings_it_back(train: Launcher, run: Path, unbroken: Unbroken, place: Path) -> None:
-    script = place / "urgent.sh"
-    script.write_text("#!/bin/sh\nsleep 1\n")
-    options = ("--partition=urgent", "--nodes=2", "--exclusive")
-    comes_back(train, run, lambda: sbatch(script, folder=place / "urgent", options=options))
-    assert unequal(unbroken(2), run) == []
-
-
-def test_a_requeue_by_hand_loses_nothing_if_there_is_time_for_a_checkpoint(
-    train: Launcher, run: Path, unbroken: Unbroken
-) -> None:
-    comes_back(train, run, lambda: ask("scontrol", "requeue", train.job("seed-0").id))
     assert unequal(unbroken(2), run) == []
 
 
@@ -81,7 +81,7 @@ def test_a_requeue_without_time_loses_no_more_than_the_interval(
     launcher = train.begin("--wait", every)
     wait_for(lambda: newest_step(run) >= 10, launcher)
     job = train.job("seed-0")
-    kill_ranks(job, 0, 1)
+    job.kill_ranks(0, 1)
     ask("scontrol", "requeue", job.id)
     launched = launcher.end()
     if launched.code:  # the job had ended before it could be requeued
@@ -112,7 +112,7 @@ def test_a_killed_rank_ends_the_job_and_retry_goes_on(train: Launcher, run: Path
     every = "train.checkpoint_steps=10"
     launcher = train.begin("--wait", every)
     wait_for(lambda: newest_step(run) >= 10, launcher)
-    kill_ranks(train.job("seed-0"), 1)
+    train.job("seed-0").kill_ranks(1)
     assert train.job("seed-0").end() == ["FAILED"]
     launched = launcher.end()
     assert launched.code == 1
@@ -127,7 +127,11 @@ def test_a_cancelled_job_stays_away_until_it_is_retried(
 ) -> None:
     launcher = train.begin("--wait")
     wait_for(lambda: has_begun(run), launcher)
-    ask("scancel", train.job("seed-0").id)
+    cancelled = train("--cancel")
+    assert (cancelled.code, cancelled.errors) == (
+        0,
+        "ferdist: cancelled 1 jobs; --retry resumes their runs\n",
+    )
     launched = launcher.end()
     assert launched.code == 1
     assert "stopped by a signal at step" in launched.errors

@@ -85,8 +85,8 @@ def test_two_launchers_at_once_send_one_array(four: Launcher) -> None:
     refused = [launched for launched in both if launched.code]
     assert len(refused) == 1, [launched.errors for launched in both]
     assert refused[0].errors == (
-        f"ferdist: {four.folder}: another launcher is at work on this experiment: wait for it, "
-        "or choose --out\n"
+        f"ferdist: {four.folder}: another launcher is working on this experiment: wait for it, "
+        "or choose another --out\n"
     )
     assert set(four.attempts().values()) == {1}
     assert set(four.standings().values()) == {"finished"}
@@ -142,7 +142,7 @@ def test_a_refusal_of_slurm_is_told_in_a_line(faces: Path, place: Path) -> None:
     launched = train()
     assert launched.code == 1
     assert launched.errors.count("\n") == 1
-    assert "ferdist: the jobs could not be submitted: " in launched.errors
+    assert "ferdist: cannot submit the jobs: " in launched.errors
     assert "invalid partition" in launched.errors
     assert train.content("experiment.json")["jobs"] == {}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +30,7 @@ def is_preempted(folder: Path) -> bool:
 
 
 def stop_and_come_back(job: Job, folder: Path, stop: Callable[[], object]) -> None:
-    """Stop a job that trains: it must write a checkpoint, come back and go on from there to a good end.
+    """Stop a job that trains: it must write a checkpoint, come back and resume from there to a good end.
 
     A turn that began anew would leave other times in the lines before the stop.
     """
@@ -44,7 +42,7 @@ def stop_and_come_back(job: Job, folder: Path, stop: Callable[[], object]) -> No
     turns = job.completes()
     assert len(turns) == 2, f"{turns}: {job.output()}"
     assert turns[0] in ("REQUEUED", "PREEMPTED"), turns
-    assert lines(folder).startswith(before), "it did not go on from the checkpoint"
+    assert lines(folder).startswith(before), "it did not resume from the checkpoint"
     assert status_of(folder)["state"] == "finished"
 
 
@@ -118,7 +116,7 @@ def test_a_rank_that_dies_ends_the_job(small: Small) -> None:
     folder = Path(config.run_dir)
     job = submit("multi_node.sbatch", config)
     job.wait_until(lambda: lines(folder))
-    os.kill(job.processes()[3], signal.SIGKILL)
+    job.kill_ranks(3)
     assert job.end() == ["FAILED"]
     assert status_of(folder)["state"] == "failed"
 

@@ -1,0 +1,163 @@
+"""The options of the launchers, and what each backend makes of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ferdist.config import Config
+from ferdist.errors import ConfigError, RunError
+from launch import backends
+from launch.backends import BACKENDS, Options, Request, settle, training_job
+from launch.train import main
+
+
+def directives(text: str) -> dict[str, str | None]:
+    """What ``#SBATCH`` lines say."""
+    lines = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")]
+    pairs = [line.partition("=") for line in lines]
+    return {key: value if equals else None for key, equals, value in pairs}
+
+
+def test_the_script_says_what_the_options_say(
+    beton_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "x.yaml"
+    config.write_text(f"data: {{path: {beton_path}}}")
+    arguments = (
+        *(str(config), "--partition", "gpu", "--account", "emo", "--qos", "long", "--dry-run", "--seeds=10"),
+        *("--constraint", "a100|h100", "--time", "1:30:01", "--mem-gb", "1.5", "--cpus", "6", "--gpus", "2"),
+        *("train.lr=0.02", "--nodes", "3", "--array-parallelism", "4", "--sbatch", "reservation=course"),
+        *("--sbatch", "--exclusive", "--sbatch", "signal=USR2@30", "--out", str(tmp_path / "x")),
+    )
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    found = directives(text)
+    expected = {
+        "job-name": "ferdist-x",
+        "partition": "gpu",
+        "account": "emo",
+        "qos": "long",
+        "constraint": "'a100|h100'",
+        "time": "91",
+        "mem": "1536MB",
+        "cpus-per-task": "6",
+        "gpus-per-node": "2",
+        "ntasks-per-node": "2",
+        "nodes": "3",
+        "array": "0-9%4",
+        "reservation": "course",
+        "exclusive": None,
+        "requeue": None,
+        "signal": "USR2@30",
+        "open-mode": "append",
+        "output": str(tmp_path / "x" / "jobs" / "%A_%a_0_log.out"),
+    }
+    assert {key: found.get(key, "missing") for key in expected} == expected
+    run = next(line for line in text.splitlines() if line.startswith("srun "))
+    assert "--kill-on-bad-exit=1" in run
+    assert "--cpus-per-task=6" in run
+    assert run.endswith(f"-m submitit.core._submit {tmp_path / 'x' / 'jobs'}")
+
+
+def test_the_defaults_are_one_gpu_and_what_the_cluster_gives(tmp_path: Path) -> None:
+    found = directives(BACKENDS["slurm"].script(Request([Config()], Options(cluster="slurm"), tmp_path, "x")))
+    assert (found["gpus-per-node"], found["ntasks-per-node"], found["nodes"]) == ("1", "1", "1")
+    assert (found["time"], found["signal"], found["cpus-per-task"]) == ("60", "USR2@90", "4")
+    assert not {"partition", "account", "qos", "constraint", "mem", "array"} & set(found)
+
+
+def test_ranks_without_gpus_ask_for_none_and_stay_on_the_cpu(tmp_path: Path) -> None:
+    options = Options(cluster="slurm", cpu=3)
+    found = directives(BACKENDS["slurm"].script(Request([Config()], options, tmp_path, "x")))
+    assert found["ntasks-per-node"] == "3"
+    assert "gpus-per-node" not in found
+    assert training_job(Config(), options).config["device"] == "cpu"
+    assert training_job(Config(), replace(options, cpu=None)).config["device"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"), [("90", 90), ("0:30:00", 30), ("2:00:00", 120), ("0:00:10", 1), ("48:00:01", 2881)]
+)
+def test_times(text: str, minutes: int) -> None:
+    assert backends._minutes(text) == minutes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--time", "0"), "at least one minute"),
+        (("--time", "1:60:00"), "neither minutes nor H:MM:SS"),
+        (("--gpus", "0"), "Invalid value for '--gpus'"),
+        (("--gpus", "1", "--cpu", "1"), "not allowed with"),
+        (("--sbatch", "=x"), "write KEY=VALUE"),
+        (("--sbatch", "reservation="), "write KEY=VALUE"),
+        (("--cluster", "pbs"), "is not one of auto, slurm, local, debug"),
+    ],
+)
+def test_wrong_usage_ends_with_2(
+    arguments: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["x.yaml", *arguments]) == 2
+    assert reason in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_this_host_cannot_do_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--nodes 2 needs SLURM"):
+        settle(Options(cluster="local", nodes=2))
+    with pytest.raises(ConfigError, match="debug runs one rank"):
+        settle(Options(cluster="debug", cpu=2))
+
+
+def test_jobs_of_this_host_share_its_cores_and_part_its_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = settle(Options(cluster="local", gpus=2))
+    assert options.cores == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert options.array_parallelism == 1
+    seen = {}
+    monkeypatch.setattr(backends, "_submit", lambda executor, _: seen.update(executor.parameters) or [])
+    options.backend.submit(Request([Config()], options, tmp_path, "name", slot=3))
+    assert seen["visible_gpus"] == (6, 7)
+    assert seen["tasks_per_node"] == 2
+
+
+def test_slurm_that_is_not_here_is_refused_and_its_jobs_count_as_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    slurm = BACKENDS["slurm"]
+    assert settle(Options()).cluster == "local", "no sinfo answers"
+    with pytest.raises(RunError, match="sbatch not found"):
+        slurm.submit(Request([Config()], Options(cluster="slurm"), tmp_path, "name"))
+    with pytest.raises(RunError, match="scancel failed"):
+        slurm.cancel(["7_0"], tmp_path)
+    assert slurm.alive(["7_0", "7_1"], tmp_path) == {"7_0": "UNKNOWN", "7_1": "UNKNOWN"}
+
+
+def test_a_job_lives_while_its_controller_does(tmp_path: Path) -> None:
+    """A process id that another process has taken is not the job."""
+    local = BACKENDS["local"]
+    sleep = str(shutil.which("sleep"))
+    commands = ([sleep, "60"], ["sh", "-c", f"{sleep} 60; : submitit.local._local {tmp_path}"])
+    other, controller = (subprocess.Popen(command) for command in commands)
+    try:
+        ids = [str(other.pid), str(controller.pid), "99999999"]
+        while not all(Path(f"/proc/{process.pid}/cmdline").read_bytes() for process in (other, controller)):
+            pass
+        assert local.alive(ids, tmp_path) == {str(controller.pid): "RUNNING"}
+        assert local.alive(ids, tmp_path / "other") == {}
+        local.cancel(ids, tmp_path)
+        while Path(f"/proc/{controller.pid}/cmdline").read_bytes():
+            pass
+        assert local.alive(ids, tmp_path) == {}, "also while nobody has waited for it"
+        assert other.poll() is None
+    finally:
+        for process in (other, controller):
+            process.kill()
+            process.wait()
