@@ -18,14 +18,15 @@ def test_every_shipped_config_loads(path: Path) -> None:
     assert load_config(path).data.batch_size > 0
 
 
-def test_every_network_has_a_config_on_both_data_sets_that_builds_it() -> None:
+def test_every_network_builds_on_both_data_sets() -> None:
+    """From a file of its own where it needs one, else from the data set's."""
     for data in ("fer2013", "ckplus"):
         folder = ROOT / "configs" / data
         base = load_config(folder / "base.yaml")
         for name in [name for name in model_names() if ":" not in name]:
-            config = load_config(folder / f"{name}.yaml")
+            own = folder / f"{name}.yaml"
+            config = load_config(own if own.exists() else folder / "base.yaml", [f"model.name={name}"])
             network = build_model(config.model, Task(1, 48, 48, 7))
-            assert config.model.name == name
             changed = {line.partition(":")[0] for line in differences(base, config)}
             assert changed <= {"model.name", "model.stem", "model.dropout", "train.lr"}
             shares = [share for _, share in config.train.resolution]
