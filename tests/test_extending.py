@@ -1,0 +1,44 @@
+"""The examples of docs/extending.md, run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from ferdist.config import load_config
+from ferdist.models import Task, build_model
+from launch import backends, train
+from tests.conftest import ROOT, TINY
+from tests.faults.processes import status_of
+
+
+def example(heading: str) -> str:
+    """The first Python example under a heading."""
+    text = (ROOT / "docs" / "extending.md").read_text().partition(f"\n## {heading}")[2]
+    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "extending_networks.py").write_text(example("A network"))
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load_config(ROOT / "configs" / "fer2013" / "base.yaml", ["model.name=extending_networks:small"])
+    assert build_model(config.model, Task(1, 48, 48, 7))(torch.zeros(2, 1, 48, 48)).shape == (2, 7)
+
+
+@pytest.mark.slow
+def test_a_backend(beton_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over an `ssh` that leads to this host."""
+    (tmp_path / "ssh").write_text('#!/bin/sh\n[ "$1" = gpu-07 ] && exec sh -c "$2"\n')
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("FERDIST_HOST", "gpu-07")
+    monkeypatch.setitem(backends.BACKENDS, "ssh", backends.Local())  # so that it leaves with the test
+    exec(example("A launcher backend"), {"__name__": "example"})
+    arguments = ["--cluster", "ssh", "--out", str(tmp_path / "x"), *TINY, "train.epochs=1"]
+    assert train.main([str(ROOT / "configs" / "base.yaml"), *arguments, f"data.path={beton_path}"]) == 0
+    assert status_of(tmp_path / "x" / "seed-0")["state"] == "finished"
