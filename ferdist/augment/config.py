@@ -9,56 +9,43 @@ occlusion and noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import ClassVar, TypeGuard
+from dataclasses import dataclass, field
+from typing import TypeGuard
 
-from ferdist.augment.occlusions import FILLS, Fill, Shape, trained_shapes
+from ferdist.augment.kinds import FILLS, Fill, Shape, trained_shapes
 from ferdist.errors import ConfigError
 
-Check = dict[str, Callable[[object], str | None]]
-"""Metadata of a field: ``error`` says what is wrong with a value."""
-
-
-def _number(low: float, high: float) -> Check:
-    def error(value: object) -> str | None:
-        inside = _is_number(value) and low <= value <= high
-        return None if inside else f"give a number from {low:g} to {high:g}"
-
-    return {"error": error}
-
-
-def _range(low: float, high: float) -> Check:
-    def error(value: object) -> str | None:
-        is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
-        inside = is_pair and low <= value[0] <= value[1] <= high  # type: ignore[index]
-        return None if inside else f"give [low, high] with {low:g} <= low <= high <= {high:g}"
-
-    return {"error": error}
-
-
-def _choice(choices: Callable[[], list[str]]) -> Check:
-    return {"error": lambda value: None if value in choices() else f"give one of {', '.join(choices())}"}
+Bounds = tuple[float, float]
 
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-class _Part:
-    """Checks the fields of a part of the section."""
+def _check_numbers(part: str, config: object, **allowed: Bounds) -> None:
+    for key, (low, high) in allowed.items():
+        value = getattr(config, key)
+        if not (_is_number(value) and low <= value <= high):
+            raise ConfigError(f"augment.{part}.{key} is {value!r}: give a number from {low:g} to {high:g}")
 
-    part: ClassVar[str]
 
-    def __post_init__(self) -> None:
-        for one in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, one.name)
-            if error := one.metadata["error"](value):
-                raise ConfigError(f"augment.{self.part}.{one.name} is {value!r}: {error}")
+def _check_ranges(part: str, config: object, **allowed: Bounds) -> None:
+    for key, (low, high) in allowed.items():
+        value = getattr(config, key)
+        is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
+        if not (is_pair and low <= value[0] <= value[1] <= high):
+            raise ConfigError(
+                f"augment.{part}.{key} is {value!r}: give [low, high] with {low:g} <= low <= high <= {high:g}"
+            )
+
+
+def _check_choice(key: str, value: str, choices: list[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"augment.{key} is {value!r}: give one of {', '.join(choices)}")
 
 
 @dataclass
-class GeometryConfig(_Part):
+class GeometryConfig:
     """Flip, and rotation, scale and translation about the image's centre.
 
     Attributes:
@@ -69,16 +56,20 @@ class GeometryConfig(_Part):
         translate: largest shift as a fraction of the width and of the height, each way.
     """
 
-    part = "geometry"
-    flip: float = field(default=0.5, metadata=_number(0, 1))
-    probability: float = field(default=0.5, metadata=_number(0, 1))
-    rotate: float = field(default=10.0, metadata=_number(0, 180))
-    scale: list[float] = field(default_factory=lambda: [0.8, 1.2], metadata=_range(0.1, 10))
-    translate: float = field(default=0.1, metadata=_number(0, 1))
+    flip: float = 0.5
+    probability: float = 0.5
+    rotate: float = 10.0
+    scale: list[float] = field(default_factory=lambda: [0.8, 1.2])
+    translate: float = 0.1
+
+    def __post_init__(self) -> None:
+        bounds = {"flip": (0, 1), "probability": (0, 1), "rotate": (0, 180), "translate": (0, 1)}
+        _check_numbers("geometry", self, **bounds)
+        _check_ranges("geometry", self, scale=(0.1, 10))
 
 
 @dataclass
-class PhotometricConfig(_Part):
+class PhotometricConfig:
     """Brightness and contrast.
 
     Attributes:
@@ -87,36 +78,41 @@ class PhotometricConfig(_Part):
         contrast: distances from the image's mean are multiplied by one in [1 - contrast, 1 + contrast].
     """
 
-    part = "photometric"
-    probability: float = field(default=0.5, metadata=_number(0, 1))
-    brightness: float = field(default=0.25, metadata=_number(0, 1))
-    contrast: float = field(default=0.25, metadata=_number(0, 1))
+    probability: float = 0.5
+    brightness: float = 0.25
+    contrast: float = 0.25
+
+    def __post_init__(self) -> None:
+        _check_numbers("photometric", self, probability=(0, 1), brightness=(0, 1), contrast=(0, 1))
 
 
 @dataclass
-class OcclusionConfig(_Part):
+class OcclusionConfig:
     """One shape over the face.
 
     Attributes:
         probability: probability that a sample is occluded.
-        shape: a shape of `ferdist.augment.occlusions` such as rectangle or circle, or both (each of these two
-            for half of the occluded samples).
-        area: range of the shape's area as a fraction of the image's; uniform.
+        shape: one of `ferdist.augment.kinds`, such as rectangle or circle; or both (each of these two for
+            half of the occluded samples).
+        area: range of its area as a fraction of the image's; uniform.
         aspect: range of a rectangle's height / width; log-uniform.
         fill: constant (`value`), mean (of the training data, 0 after normalisation), noise (uniform over
             all gray levels, per pixel and channel) or random (one of the three per sample).
         value: gray level of the constant fill, 0 (black) to 1.
     """
 
-    part = "occlusion"
-    probability: float = field(default=0.5, metadata=_number(0, 1))
-    shape: str = field(default="both", metadata=_choice(lambda: [*trained_shapes(), "both"]))
-    area: list[float] = field(default_factory=lambda: [0.02, 0.33], metadata=_range(0, 1))
-    aspect: list[float] = field(default_factory=lambda: [0.3, 3.3], metadata=_range(0.01, 100))
-    fill: str = field(
-        default="random", metadata=_choice(lambda: [*(fill.trained for fill in FILLS), "random"])
-    )
-    value: float = field(default=0.0, metadata=_number(0, 1))
+    probability: float = 0.5
+    shape: str = "both"
+    area: list[float] = field(default_factory=lambda: [0.02, 0.33])
+    aspect: list[float] = field(default_factory=lambda: [0.3, 3.3])
+    fill: str = "random"
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_numbers("occlusion", self, probability=(0, 1), value=(0, 1))
+        _check_choice("occlusion.shape", self.shape, [*trained_shapes(), "both"])
+        _check_ranges("occlusion", self, area=(0, 1), aspect=(0.01, 100))
+        _check_choice("occlusion.fill", self.fill, [*(fill.trained for fill in FILLS), "random"])
 
     def shapes(self) -> tuple[Shape, ...]:
         """The shapes that are drawn, all equally often."""
@@ -129,7 +125,7 @@ class OcclusionConfig(_Part):
 
 
 @dataclass
-class NoiseConfig(_Part):
+class NoiseConfig:
     """Gaussian noise, independent per pixel and channel.
 
     Attributes:
@@ -137,13 +133,16 @@ class NoiseConfig(_Part):
         sigma: range of its standard deviation, where white is 1; uniform.
     """
 
-    part = "noise"
-    probability: float = field(default=0.15, metadata=_number(0, 1))
-    sigma: list[float] = field(default_factory=lambda: [0.0, 0.1], metadata=_range(0, 1))
+    probability: float = 0.15
+    sigma: list[float] = field(default_factory=lambda: [0.0, 0.1])
+
+    def __post_init__(self) -> None:
+        _check_numbers("noise", self, probability=(0, 1))
+        _check_ranges("noise", self, sigma=(0, 1))
 
 
 @dataclass
-class MixupConfig(_Part):
+class MixupConfig:
     """Mixup (Zhang et al. 2018); off by default, since it pays only in long trainings.
 
     Attributes:
@@ -151,9 +150,11 @@ class MixupConfig(_Part):
         alpha: the mixing weight is drawn from Beta(alpha, alpha).
     """
 
-    part = "mixup"
-    probability: float = field(default=0.0, metadata=_number(0, 1))
-    alpha: float = field(default=1.0, metadata=_number(0.01, 100))
+    probability: float = 0.0
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_numbers("mixup", self, probability=(0, 1), alpha=(0.01, 100))
 
 
 @dataclass

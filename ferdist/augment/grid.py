@@ -1,8 +1,7 @@
-"""Pictures of many images side by side: for `ferdist inspect --grid` and for TensorBoard."""
+"""Many images in one picture: for `ferdist inspect --grid` and for TensorBoard."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torchvision.utils import make_grid
 from ferdist.augment.pipeline import Augment, denormalise
 from ferdist.data.record import Images, Integers
 from ferdist.errors import DataError
+from ferdist.io import atomic_path
 
 _READABLE_PIXELS = 96
 """Small images are enlarged by a whole factor to about this height in a saved grid."""
@@ -37,88 +37,65 @@ def image_grid(images: Tensor | Images, columns: int) -> Images:
     return grid
 
 
-def save_augment_grid(images: Images, augment: Augment, path: Path, columns: int, seed: int) -> None:
-    """Write a PNG: one row per image, first the original, then augmented versions of it.
+def save_grid(images: Tensor | Images, columns: int, path: Path, row_names: Sequence[str] = ()) -> None:
+    """Write a grid as a PNG, small images enlarged, with the rows' names on the left.
+
+    Raises:
+        DataError: if the file cannot be written.
+    """
+    batch = torch.as_tensor(images)
+    factor = max(1, round(_READABLE_PIXELS / batch.shape[2]))
+    enlarged = batch.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    grid = Image.fromarray(image_grid(enlarged, columns))
+    measure = ImageDraw.Draw(grid)
+    margin = round(max((8 + measure.textlength(name) for name in row_names), default=0))
+    picture = Image.new("RGB", (grid.width + margin, grid.height))
+    picture.paste(grid, (margin, 0))
+    draw, row_height = ImageDraw.Draw(picture), grid.height / max(1, len(row_names))
+    for row, name in enumerate(row_names):
+        draw.text((4, (row + 0.5) * row_height), name, fill="white", anchor="lm")
+    try:
+        with atomic_path(path) as temporary:
+            picture.save(temporary, format="PNG")
+    except OSError as error:
+        raise DataError(f"{path}: cannot write the grid: {error.strerror or error}") from error
+
+
+def augmented(images: Images, augment: Augment, columns: int, seed: int) -> Tensor:
+    """A row for each image: the original, then augmented versions of it.
 
     Args:
         images: uint8 (N, C, H, W).
         augment: what to apply.
-        path: of the PNG.
-        columns: images in a row, at least 2.
+        columns: images in a row.
         seed: of the draws.
 
-    Raises:
-        DataError: if there is no image, columns is below 2, or the file cannot be written.
+    Returns:
+        float32 (N * columns, C, H, W) in [0, 1].
     """
-    if columns < 2:
-        raise DataError(f"{path}: {columns} columns leave no room for augmented images; give at least 2")
-    if len(images) == 0:
-        raise DataError(f"{path}: there is no image to show")
     originals = torch.as_tensor(images)
     repeated = originals.repeat_interleave(columns, 0)
     generator = torch.Generator().manual_seed(seed)
     draws = augment.draw(len(repeated), (repeated.shape[1], repeated.shape[2], repeated.shape[3]), generator)
     shown = denormalise(augment(repeated, draws), augment.mean, augment.std)
     shown[::columns] = originals.to(torch.float32) / 255
-    _save_png(_enlarge(shown), columns, path)
+    return shown
 
 
-def save_class_grid(
-    images: Images, labels: Integers, classes: Sequence[str], path: Path, *, columns: int, seed: int
-) -> None:
-    """Write a PNG: one row per class that has samples, its name on the left, samples drawn at random.
+def by_class(images: Images, labels: Integers, columns: int) -> Images:
+    """A row for each class that has samples, in label order: its first ones, then black.
 
     Args:
         images: uint8 (N, C, H, W).
-        labels: int64 (N,), 0 to len(classes) - 1.
-        classes: names in label order.
-        path: of the PNG.
-        columns: samples in a row; a class with fewer leaves the rest of its row black.
-        seed: of the choice.
+        labels: int64 (N,).
+        columns: images in a row.
 
-    Raises:
-        DataError: if there is no image, columns is below 1, or the file cannot be written.
+    Returns:
+        uint8 (classes * columns, C, H, W).
     """
-    if columns < 1:
-        raise DataError(f"{path}: {columns} columns show nothing; give at least 1")
-    if len(images) == 0:
-        raise DataError(f"{path}: there is no image to show")
-    rng = np.random.default_rng(seed)
-    present = [label for label in range(len(classes)) if (labels == label).any()]
-    shown = np.zeros((len(present), columns, *images.shape[1:]), dtype=np.uint8)
-    for row, label in enumerate(present):
-        chosen = rng.permutation(np.flatnonzero(labels == label))[:columns]
-        shown[row, : len(chosen)] = images[chosen]
-    batch = torch.from_numpy(shown.reshape(-1, *images.shape[1:]))
-    _save_png(_enlarge(batch), columns, path, [classes[label] for label in present])
-
-
-def _enlarge(images: Tensor) -> Tensor:
-    factor = max(1, round(_READABLE_PIXELS / images.shape[2]))
-    return images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-
-
-def _save_png(images: Tensor, columns: int, path: Path, row_names: Sequence[str] = ()) -> None:
-    picture = Image.fromarray(image_grid(images, columns))
-    if row_names:
-        picture = _with_row_names(picture, row_names)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        try:
-            picture.save(temporary, format="PNG")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"{path}: cannot write the grid: {error.strerror or error}") from error
-
-
-def _with_row_names(picture: Image.Image, names: Sequence[str]) -> Image.Image:
-    draw = ImageDraw.Draw(picture)
-    margin = 8 + round(max(draw.textlength(name) for name in names))
-    wider = Image.new("RGB", (picture.width + margin, picture.height))
-    wider.paste(picture, (margin, 0))
-    draw, row_height = ImageDraw.Draw(wider), picture.height / len(names)
-    for row, name in enumerate(names):
-        draw.text((4, (row + 0.5) * row_height), name, fill="white", anchor="lm")
-    return wider
+    present = np.unique(labels)
+    rows = np.zeros((len(present), columns, *images.shape[1:]), dtype=np.uint8)
+    for row, label in zip(rows, present, strict=True):
+        chosen = images[labels == label][:columns]
+        row[: len(chosen)] = chosen
+    return rows.reshape(-1, *images.shape[1:])

@@ -31,7 +31,7 @@ from torch import Tensor
 from ferdist.augment.config import AugmentConfig
 from ferdist.augment.geometry import adjust_tone_, affine_matrices, mirror, warp
 from ferdist.augment.noise import add_noise_, standard_normal, uniform_bytes
-from ferdist.augment.occlusions.batch import occlude_, occluder_mask, occluder_size
+from ferdist.augment.occlusion import occlude_, occluder_mask, occluder_size
 from ferdist.errors import DataError
 
 _UNIFORMS = 18

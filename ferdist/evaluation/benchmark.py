@@ -1,9 +1,9 @@
 """The occlusion benchmark: covered and noisy copies of faces, the same on every device and world size.
 
 Images are uint8 and made on the CPU. What is drawn for a sample is a function of (seed, kind, severity,
-sample number) alone (`ferdist.augment.occlusions.Stream`). The fill is not among them, so that an image is
-covered in the same place whatever it is filled with. Only integers and products of small floats decide about
-a pixel, so other machines give the same images.
+sample number) alone. The fill is not among them, so that an image is covered in the same place whatever it is
+filled with. Only integers and products of small floats decide about a pixel, so other machines give the same
+images. `ferdist.augment.kinds` has the kinds.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ferdist.augment.occlusions import ALL_FILLS, FILLS, KINDS, UNITS, Mask, Occluder, Stream
+from ferdist.augment.config import AugmentConfig
+from ferdist.augment.kinds import ALL_FILLS, FILLS, KINDS, UNITS, Faces, Mask, Stream
 from ferdist.data.record import Images, Integers
-from ferdist.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from ferdist.augment.config import AugmentConfig
+from ferdist.errors import ConfigError
 
 SEED: Final = 0
 """Of the published benchmark."""
@@ -68,21 +66,12 @@ def grid(kinds: Sequence[str] | None = None, fills: Sequence[str] | None = None)
 
 
 def covered_fraction(cell: Cell, height: int = UNITS, width: int = UNITS) -> float | None:
-    """Share of an image's pixels that a cell replaces, 0 to 1; None for noise, which covers nothing.
-
-    For the graded kinds on square images this is the nominal area, which images of other sides than
-    multiples of 12 px meet to within half a pixel of the square's side.
-    """
+    """Share of an image's pixels that a cell replaces, 0 to 1; None for noise, which covers nothing."""
     return KINDS[cell.kind].covered(cell.severity, height, width)
 
 
 def seen_in_training(cell: Cell, augment: AugmentConfig, height: int = UNITS, width: int = UNITS) -> str:
-    """Whether training with ``augment`` shows such damage.
-
-    Args:
-        cell: what was done to the test images.
-        augment: the run's own.
-        height, width: of the images.
+    """Whether a run's training shows such damage.
 
     Returns:
         ``seen`` if shape, fill and size lie in the training's range; ``unseen size`` if shape and fill do, or
@@ -93,35 +82,25 @@ def seen_in_training(cell: Cell, augment: AugmentConfig, height: int = UNITS, wi
 
 
 def hidden_pixels(cell: Cell, index: Integers, height: int, width: int, seed: int = SEED) -> Mask:
-    """Which pixels a cell covers: bool (B, H, W), or (1, H, W) where they are the same for all samples.
+    """The pixels that a cell covers: bool (B, H, W), or (1, H, W) where they are the same for all samples.
 
     Args:
-        cell: of any kind but noise.
+        cell: what covers them.
         index: int64 (B,), sample numbers.
         height, width: of the images.
         seed: of the draws.
     """
-    kind = KINDS[cell.kind]
-    assert isinstance(kind, Occluder)
-    return kind.hidden(Stream(seed, kind.number, cell.severity, index), cell.severity, height, width)
+    return KINDS[cell.kind].hidden(_stream(cell, index, seed), height, width)
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Faces):
     """Makes the images of the benchmark.
 
     Attributes:
-        mean: gray level 0-255 per channel of the fill ``mean``.
-        identity: int64 (N,), who is on each sample of the data; a patch never shows the same person.
-        donors: int64 (P,), the samples that patches are taken from, as `choose_donors` gives them.
-        donor_images: uint8 (P, C, H, W), theirs.
         seed: of all draws.
     """
 
-    mean: tuple[int, ...]
-    identity: Integers
-    donors: Integers
-    donor_images: Images
     seed: int = SEED
 
     def cover(self, images: Images, index: Integers, cell: Cell) -> Images:
@@ -138,25 +117,12 @@ class Benchmark:
         Raises:
             DataError: for ``patch``, if no donor shows another person.
         """
-        kind = KINDS[cell.kind]
-        stream = Stream(self.seed, kind.number, cell.severity, index)
-        return kind.cover(images, cell.severity, ALL_FILLS[cell.fill], stream, self)
+        stream = _stream(cell, index, self.seed)
+        return KINDS[cell.kind].cover(images, ALL_FILLS[cell.fill], stream, self)
 
-    def others(self, index: Integers, choice: npt.NDArray[np.float64]) -> Images:
-        """For each sample a face of another person, uint8 (B, C, H, W).
 
-        Args:
-            index: int64 (B,), sample numbers.
-            choice: float64 (B,) in [0, 1), which of the donors.
-        """
-        order = np.argsort(self.identity[self.donors], kind="stable")
-        people, own = self.identity[self.donors][order], self.identity[index]
-        first, last = np.searchsorted(people, own, "left"), np.searchsorted(people, own, "right")
-        others = len(people) - (last - first)
-        if not others.all():
-            raise DataError("a patch of another face needs faces of two people: leave `patch` out of --kinds")
-        chosen = (choice * others).astype(np.int64)
-        return self.donor_images[order[np.where(chosen < first, chosen, chosen + (last - first))]]
+def _stream(cell: Cell, index: Integers, seed: int) -> Stream:
+    return Stream(seed, KINDS[cell.kind].number, cell.severity, index)
 
 
 def choose_donors(candidates: Integers, seed: int = SEED) -> Integers:

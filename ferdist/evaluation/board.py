@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ferdist.augment.occlusions import kind_label
+from ferdist.augment.kinds import kind_label
 from ferdist.evaluation.attention import Watched
 
 _log = logging.getLogger(__name__)

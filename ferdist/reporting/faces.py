@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ferdist.augment.occlusions import KINDS, fill_label, kind_label
+from ferdist.augment.kinds import KINDS, fill_label, kind_label
 from ferdist.data.record import Images, Integers
 from ferdist.errors import DataError, FerdistError
 from ferdist.evaluation.attention import CELLS, Watched, choose_faces, watch

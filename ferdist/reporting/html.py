@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import ferdist
-from ferdist.augment.occlusions import kind_label
+from ferdist.augment.kinds import kind_label
 from ferdist.errors import RunError
 from ferdist.evaluation.benchmark import Cell
 from ferdist.evaluation.robustness import compare, mean_intervals

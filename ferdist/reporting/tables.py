@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ferdist.augment.occlusions import kind_label
+from ferdist.augment.kinds import kind_label
 from ferdist.config import flatten
 from ferdist.reporting.figures import Calibration, Series
 from ferdist.reporting.load import Evaluation, Run

@@ -83,8 +83,7 @@ def save_grid(path: Path, out: Path, augment_config: Path | None) -> None:
         DataError: if the beton is not whole.
         ConfigError: if the config cannot be read.
     """
-    from ferdist.augment import Augment
-    from ferdist.augment.grid import save_augment_grid, save_class_grid
+    from ferdist.augment import Augment, grid
     from ferdist.config import load_config
 
     beton = open_beton(path)
@@ -93,12 +92,14 @@ def save_grid(path: Path, out: Path, augment_config: Path | None) -> None:
     batch = next(loader.batches(chosen))
     images = batch.image.numpy()
     if augment_config is None:
-        names = beton.manifest.classes
-        save_class_grid(images, batch.label.numpy(), names, out, columns=GRID_COLUMNS, seed=0)
+        label = batch.label.numpy()
+        names = [beton.manifest.classes[number] for number in np.unique(label)]
+        grid.save_grid(grid.by_class(images, label, GRID_COLUMNS), GRID_COLUMNS, out, names)
         return
     mean, std = beton.normalisation()
     augment = Augment(load_config(augment_config).augment, mean, std)
-    save_augment_grid(images[::GRID_COLUMNS], augment, out, columns=GRID_COLUMNS, seed=0)
+    shown = grid.augmented(images[::GRID_COLUMNS], augment, GRID_COLUMNS, seed=0)
+    grid.save_grid(shown, GRID_COLUMNS, out)
 
 
 def _some_of_each_class(label: Integers) -> Integers:

@@ -1,4 +1,4 @@
-"""Grids of images: layout, the original first, and files that are whole or absent."""
+"""Grids of images: layout, the original first, a row per class, and files that are whole or absent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ferdist.augment import Augment, AugmentConfig
-from ferdist.augment.grid import image_grid, save_augment_grid, save_class_grid
+from ferdist.augment.grid import augmented, by_class, image_grid, save_grid
 from ferdist.errors import DataError
 
 
@@ -22,13 +22,15 @@ def _augment(channels: int = 1, **parts: object) -> Augment:
     return Augment(AugmentConfig(**parts), [0.5] * channels, [0.25] * channels)
 
 
-def test_layout() -> None:
-    images = _images(5)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_layout(channels: int) -> None:
+    images = _images(5, channels)
     grid = image_grid(images, columns=3)
     assert grid.dtype == np.uint8
     assert grid.shape == (2 * 50 + 2, 3 * 42 + 2, 3)
-    assert np.array_equal(grid[2:50, 44:84], images[1].transpose(1, 2, 0).repeat(3, 2))
-    assert np.array_equal(grid[52:100, 2:42, 0], images[3, 0])
+    for top, left, number in ((2, 44, 1), (52, 2, 3)):
+        expected = np.broadcast_to(images[number].transpose(1, 2, 0), (48, 40, 3))
+        assert np.array_equal(grid[top : top + 48, left : left + 40], expected)
     assert not grid[52:100, 86:126].any()  # the sixth place is empty
 
 
@@ -38,75 +40,42 @@ def test_float_images_are_clamped_and_rounded() -> None:
     assert grid[2, 2::3, 0].tolist() == [0, 0, 128, 255, 255]
 
 
-def test_colour_stays_colour() -> None:
-    images = _images(2, channels=3)
-    assert np.array_equal(image_grid(images, 2)[2:50, 2:42], images[0].transpose(1, 2, 0))
-
-
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_first_column_is_the_original(tmp_path: Path, channels: int) -> None:
+def test_the_first_column_is_the_original_and_the_seed_decides_the_others(channels: int) -> None:
     images = _images(2, channels)
-    path = tmp_path / "grid.png"
-    save_augment_grid(images, _augment(channels), path, columns=4, seed=0)
+    first, same, other = (augmented(images, _augment(channels), 4, seed).numpy() for seed in (1, 1, 2))
+    assert np.array_equal(first, same)
+    originals = np.rint(255 * first[::4]).astype(np.uint8)
+    assert np.array_equal(originals, images)
+    assert np.array_equal(first[::4], other[::4])
+    for k in (1, 2, 3):
+        assert not np.array_equal(first[k::4], first[::4])
+        assert not np.array_equal(first[k::4], other[k::4])
+    off = augmented(images, _augment(channels, enabled=False), 3, seed=0).numpy()
+    np.testing.assert_allclose(off, images.repeat(3, 0) / 255, atol=1e-6)
+
+
+def test_a_row_per_class() -> None:
+    images, labels = _images(6), np.array([2, 0, 2, 2, 0, 2])
+    rows = by_class(images, labels, 3)
+    assert np.array_equal(rows, np.concatenate([images[[1, 4]], 0 * images[:1], images[[0, 2, 3]]]))
+
+
+def test_a_file_is_enlarged_and_its_rows_have_names(tmp_path: Path) -> None:
+    images, path = _images(4), tmp_path / "grid.png"
+    save_grid(images, 2, path, ["angry", "surprise"])
     picture = np.asarray(Image.open(path))
-    assert picture.shape == (2 * 98 + 2, 4 * 82 + 2, 3)  # enlarged twice
+    margin = picture.shape[1] - (2 * 82 + 2)
+    assert picture.shape[0] == 2 * 98 + 2
     for row in range(2):
-        top = 2 + 98 * row
-        original = images[row].transpose(1, 2, 0)
-        assert np.array_equal(picture[top : top + 96 : 2, 2:82:2], np.broadcast_to(original, (48, 40, 3)))
-        augmented = picture[top : top + 96 : 2, 84:164:2]
-        assert not np.array_equal(augmented, np.broadcast_to(original, (48, 40, 3)))
+        assert picture[2 + 98 * row : 98 + 98 * row, :margin].any(), "its name"
+        tile = picture[2 + 98 * row : 98 + 98 * row : 2, margin + 2 : margin + 82 : 2, 0]
+        assert np.array_equal(tile, images[2 * row, 0])
 
 
-def test_the_seed_decides(tmp_path: Path) -> None:
-    for name, seed in [("a.png", 1), ("b.png", 1), ("c.png", 2)]:
-        save_augment_grid(_images(), _augment(), tmp_path / name, columns=5, seed=seed)
-    first, same, other = ((tmp_path / name).read_bytes() for name in ("a.png", "b.png", "c.png"))
-    assert first == same != other
-
-
-def test_augmentation_off_shows_the_original_everywhere(tmp_path: Path) -> None:
-    images = _images(1)
-    save_augment_grid(images, _augment(enabled=False), tmp_path / "grid.png", columns=3, seed=0)
-    picture = np.asarray(Image.open(tmp_path / "grid.png"))
-    assert np.array_equal(picture[:, 2:82], picture[:, 84:164])
-
-
-def test_a_row_per_class(tmp_path: Path) -> None:
-    images = _images(6)
-    labels = np.array([2, 0, 2, 2, 0, 2])
-    path = tmp_path / "classes.png"
-    save_class_grid(images, labels, ["angry", "disgust", "surprise"], path, columns=3, seed=0)
-    picture = np.asarray(Image.open(path))
-    margin = picture.shape[1] - (3 * 82 + 2)
-    assert picture.shape[0] == 2 * 98 + 2  # disgust has no sample
-    assert picture[2:98, :margin].any()  # its name
-    tiles = [
-        picture[2 + 98 * r : 98 + 98 * r : 2, margin + 2 + 82 * c :][:, :80:2, 0]
-        for r in (0, 1)
-        for c in range(3)
-    ]
-    found = [[k for k in range(6) if np.array_equal(tile, images[k, 0])] for tile in tiles]
-    assert sorted(found[0] + found[1]) == [1, 4]
-    assert found[2] == []
-    assert not tiles[2].any()
-    assert all(len(which) == 1 and labels[which[0]] == 2 for which in found[3:])
-
-
-def test_bad_requests_are_one_line_and_leave_nothing(tmp_path: Path) -> None:
-    images, labels = _images(), np.zeros(3, dtype=np.int64)
-    path = tmp_path / "grid.png"
-    with pytest.raises(DataError, match="at least 2"):
-        save_augment_grid(images, _augment(), path, columns=1, seed=0)
-    with pytest.raises(DataError, match="no image"):
-        save_augment_grid(images[:0], _augment(), path, columns=4, seed=0)
-    with pytest.raises(DataError, match="at least 1"):
-        save_class_grid(images, labels, ["a"], path, columns=0, seed=0)
-    with pytest.raises(DataError, match="no image"):
-        save_class_grid(images[:0], labels[:0], ["a"], path, columns=2, seed=0)
-    with pytest.raises(DataError, match="cannot write the grid: No such file"):
-        save_augment_grid(images, _augment(), tmp_path / "missing" / "grid.png", columns=2, seed=0)
+def test_a_grid_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(DataError, match="cannot write the grid"):
-        save_augment_grid(images, _augment(), tmp_path / "folder.png", columns=2, seed=0)
+    for path, reason in ((tmp_path / "no" / "grid.png", ": No such file"), (tmp_path / "folder.png", "")):
+        with pytest.raises(DataError, match="cannot write the grid" + reason):
+            save_grid(_images(), 2, path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder.png"]

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from ferdist.augment.config import AugmentConfig, NoiseConfig, OcclusionConfig
-from ferdist.augment.occlusions import FILLS
-from ferdist.augment.occlusions.noise import GaussianNoise, ImpulseNoise
+from ferdist.augment.kinds import FILLS, GaussianNoise, ImpulseNoise
 from ferdist.data.record import Images
 from ferdist.data.synthetic import synthesize
 from ferdist.errors import ConfigError, DataError

@@ -1,4 +1,4 @@
-"""Occlusions of a training batch, on its device: several shapes and fills in one pass over the pixels."""
+"""Occlusion of a training batch, on its device: several shapes and fills in one pass over the pixels."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ferdist.augment.occlusions.base import Fill, Shape
+from ferdist.augment.kinds import Fill, Shape
 
 
 def occluder_size(
     shapes: Sequence[Shape], which: Tensor, area: Tensor, aspect: Tensor, height: int, width: int
 ) -> Tensor:
-    """Height and width in pixels of shapes with a given area.
+    """Height and width in pixels, float (B, 2), of shapes with a given area.
 
     Args:
         shapes: those that may be drawn.
@@ -21,9 +21,6 @@ def occluder_size(
         area: float (B,), fraction of the image's area.
         aspect: float (B,), height / width of the shapes that stretch.
         height, width: of the images in pixels.
-
-    Returns:
-        float (B, 2).
     """
     pixels = area * (height * width)
     return _choose(which[:, None], [torch.stack(shape.size(pixels, aspect), 1) for shape in shapes])
@@ -32,23 +29,19 @@ def occluder_size(
 def occluder_mask(
     shapes: Sequence[Shape], which: Tensor, centre: Tensor, size: Tensor, height: int, width: int
 ) -> Tensor:
-    """The pixels whose centre lies inside a shape.
+    """The pixels whose centre lies inside a shape: (B, H, W), dtype of `centre`, 1 where covered, else 0.
 
     Args:
-        shapes: those that may be drawn.
-        which: int64 (B,), places in ``shapes``.
+        shapes, which: as for `occluder_size`.
         centre: float (B, 2), y and x of the shape's centre in pixels; pixel 0 has its centre at 0.
         size: float (B, 2), height and width in pixels; 0 covers nothing.
         height, width: of the images in pixels.
-
-    Returns:
-        (B, H, W), dtype of ``centre``: 1 where covered, 0 elsewhere.
     """
     y = torch.arange(height, device=centre.device, dtype=centre.dtype) - centre[:, :1]
     x = torch.arange(width, device=centre.device, dtype=centre.dtype) - centre[:, 1:]
     half = size / 2
     edges = [shape.edges(y, x, half[:, :1], half[:, 1:]) for shape in shapes]
-    rows, columns = (_choose(which[:, None], values).to(centre.dtype) for values in zip(*edges, strict=True))
+    rows, columns = (_choose(which[:, None], side).to(centre.dtype) for side in zip(*edges, strict=True))
     return (columns[:, None, :] - rows[:, :, None]).gt_(0)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torchvision.transforms.functional as TF
 
-from ferdist.augment.occlusions import FILLS, trained_shapes
-from ferdist.augment.occlusions.batch import occlude_, occluder_mask, occluder_size
+from ferdist.augment.kinds import FILLS, trained_shapes
+from ferdist.augment.occlusion import occlude_, occluder_mask, occluder_size
 
 SHAPES = [trained_shapes()[name] for name in ("rectangle", "circle")]
 RECTANGLE, CIRCLE = torch.tensor([0]), torch.tensor([1])
