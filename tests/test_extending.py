@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from ferdist.augment import Augment, AugmentConfig, OcclusionConfig, kinds
+from ferdist.augment.occlusion import occluder_mask
 from ferdist.config import load_config
+from ferdist.evaluation import benchmark
+from ferdist.evaluation.benchmark import Benchmark, Cell, covered_fraction, grid, seen_in_training
 from ferdist.models import Task, build_model
 from launch import backends, train
 from tests.conftest import ROOT, TINY
@@ -21,6 +26,28 @@ def example(heading: str) -> str:
     found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert found is not None
     return found[1]
+
+
+def test_an_occlusion(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {**kinds.KINDS}
+    monkeypatch.setattr(kinds, "KINDS", {**before})
+    exec(example("An occlusion"), {"__name__": "example"})
+    assert [*kinds.KINDS] == [*before, "diamond"]
+    monkeypatch.setattr(benchmark, "KINDS", kinds.KINDS)
+    faces = np.full((300, 1, 48, 48), 255, dtype=np.uint8)
+    maker = Benchmark((130,), np.arange(300), np.arange(2), faces[:2])
+    for cell in grid(["diamond"], ["zero"]):
+        covered = maker.cover(faces, np.arange(300), cell)[:, 0] == 0
+        assert covered.mean() == pytest.approx(covered_fraction(cell), rel=0.02)
+        assert (abs(covered.any(1).sum(1) - covered.any(2).sum(1)) <= 1).all(), "wholly inside"
+    config = AugmentConfig(occlusion=OcclusionConfig(probability=1, shape="diamond", area=[0.1, 0.1]))
+    assert seen_in_training(Cell("diamond", 2, "zero"), config) == "unseen size"
+    augment = Augment(config, [0.5], [0.2])
+    draws = augment.draw(2000, (1, 48, 48), torch.Generator().manual_seed(0))
+    inside = ((draws.centre > 12) & (draws.centre < 35)).all(1)
+    mask = occluder_mask(config.occlusion.shapes(), draws.shape, draws.centre, draws.size, 48, 48)[inside]
+    assert mask.mean().item() == pytest.approx(0.1, rel=0.02)
+    assert augment(torch.zeros(2000, 1, 48, 48, dtype=torch.uint8), draws).isfinite().all()
 
 
 def test_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

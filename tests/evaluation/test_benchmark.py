@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 
 import numpy as np
 import pytest
 
 from ferdist.augment.config import AugmentConfig, NoiseConfig, OcclusionConfig
-from ferdist.augment.kinds import FILLS, GaussianNoise, ImpulseNoise
+from ferdist.augment.kinds import FILLS, KINDS, GaussianNoise, ImpulseNoise
 from ferdist.data.record import Images
 from ferdist.data.synthetic import synthesize
 from ferdist.errors import ConfigError, DataError
 from ferdist.evaluation import benchmark as occlusion
 from ferdist.evaluation.benchmark import Benchmark, Cell, covered_fraction, grid
+from tests.conftest import ROOT
 
 PUBLISHED = "e4179f2e6ab166b3fab5f883776ac5f0da5071aa8d85ea4312a57fcdab525d10"
 FIRST_PUBLISHED = "f041fce8d192f1ee7f366508266c92e7d30bb5a2a1af40592dca5fd4aecdeea7"
@@ -40,6 +42,18 @@ def test_the_grid() -> None:
         grid(["beard"])
     with pytest.raises(ConfigError, match="--fills: unknown name 'red': choose from zero, mean, noise"):
         grid(None, ["red"])
+
+
+def test_the_docs_list_every_kind() -> None:
+    rows = []
+    for kind in KINDS.values():
+        shares = [kind.covered(severity, 48, 48) for severity in range(1, kind.severities + 1)]
+        percent = "" if None in shares else ", ".join(f"{100 * share:.1f}" for share in shares) + " %"
+        fills = ", ".join(f"`{fill.name}`" for fill in kind.fills)
+        what = " ".join((inspect.getdoc(kind) or "").split())
+        rows.append(f"| `{kind.name}` | {what} | {fills} | {percent} |")
+    wanted = "\n".join(rows)
+    assert wanted in (ROOT / "docs" / "occlusion.md").read_text(), f"write there:\n{wanted}"
 
 
 @pytest.mark.parametrize("severity", range(1, 6))
