@@ -134,8 +134,8 @@ def evaluate(
         device=device,
         trust_code=trust_code,
     )
-    if is_main_rank():
-        print(json.dumps(results) if as_json else as_text(results, split))
+    if results is not None:
+        print(json.dumps(results.content) if as_json else as_text(results, split))
 
 
 @app.command()

@@ -22,7 +22,7 @@ import typer
 
 from ferdist.data.beton import Beton
 from ferdist.errors import DataError
-from ferdist.evaluation.kfold import summarise
+from ferdist.evaluation.kfold import kfold_summary
 from ferdist.evaluation.pool import shared_config
 from ferdist.io import write_json, write_text
 from ferdist.reporting.kfold import kfold_markdown
@@ -79,7 +79,7 @@ def launch_folds(
 def write_summary(experiment: Experiment, beton: Beton, standings: Sequence[Standing]) -> Path:
     """Write summary.json and summary.md from the finished runs; the path of summary.md."""
     finished = [experiment.run_dir(s.cell) for s in standings if s.state == "finished"]
-    summary = summarise(finished, beton)
+    summary = kfold_summary(finished, beton)
     summary["cells"] = [
         {
             "name": standing.cell.name,

@@ -198,7 +198,7 @@ def test_evaluate_and_report_a_run(
     assert results["test_scorings"] == 2
     assert {e["tta"] for e in results["evaluations"]} == {"none", "flip", "ten-crop"}
     capsys.readouterr()
-    assert "there is no 'beard'" in failed(capsys, "evaluate", folder, "--occlusion", "--kinds", "beard")
+    assert "unknown name 'beard'" in failed(capsys, "evaluate", folder, "--occlusion", "--kinds", "beard")
     assert "--fills choose among the cells of --occlusion" in failed(capsys, "evaluate", folder, *few)
     assert "give --occlusion too" in failed(capsys, "evaluate", folder, "--reference", folder)
     assert "give --split test" in failed(capsys, "evaluate", folder, "--pose-list", tmp_path / "list.txt")

@@ -13,7 +13,7 @@ import pytest
 from ferdist.cli import main
 from ferdist.data import prepare
 from ferdist.data.beton import Beton, labels_of, open_beton
-from ferdist.evaluation.results import read_results
+from ferdist.evaluation.records import read_results
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fer2013")]
 
@@ -74,6 +74,6 @@ def test_the_shipped_weights_reach_what_their_card_says(
     name = "fer2013_resnet18_cbam"
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", name, "--data", str(beton.path), "--split", "val", "--device", "cpu"]) == 0
-    entries = read_results(Path("runs") / "weights" / name / "results.json")["evaluations"]
-    found = {entry["subset"]: (entry["samples"], entry["accuracy"]) for entry in entries}
+    entries = read_results(Path("runs") / "weights" / name / "results.json").evaluations
+    found = {one.subset: (one.samples, one.accuracy) for one in entries}
     assert found["all"] == (3589, pytest.approx(0.6832, abs=0.002))

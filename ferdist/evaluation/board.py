@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ferdist.augment.kinds import kind_label
 from ferdist.evaluation.attention import Watched
+from ferdist.evaluation.records import Evaluation
 
 _log = logging.getLogger(__name__)
 
 
 def show_benchmark(
-    folder: Path, entries: Sequence[Mapping[str, Any]], watched: Sequence[Watched], classes: Sequence[str]
+    folder: Path, evaluations: Sequence[Evaluation], watched: Sequence[Watched], classes: Sequence[str]
 ) -> None:
     """Write the accuracy under each kind of occlusion and pictures of attention; a folder that cannot be
     written is a warning.
 
     Args:
         folder: for the event file, a run of its own in TensorBoard; what was in it is replaced.
-        entries: of results.json, of one benchmark. The step is the covered share of the image in percent,
+        evaluations: of one benchmark. The step is the covered share of the image in percent,
             and the severity for noise, which covers nothing.
         watched: a picture for each.
         classes: names, in label order.
@@ -32,17 +32,17 @@ def show_benchmark(
     try:
         shutil.rmtree(folder, ignore_errors=True)
         with SummaryWriter(str(folder)) as board:
-            for entry in entries:
-                damage = entry["occlusion"]
-                covered = damage["covered"]
-                step = damage["severity"] if covered is None else round(100 * covered)
-                board.add_scalar(f"occlusion/{damage['kind']}, {damage['fill']}", entry["accuracy"], step)
-            for one in watched:
-                tag = f"attention/{kind_label(one.cell.kind)}"
-                faces, columns, height, width, _ = (pictures := one.pictures()).shape
+            for one in evaluations:
+                damage = one.occlusion
+                assert damage is not None  # of a benchmark
+                step = damage.severity if damage.covered is None else round(100 * damage.covered)
+                board.add_scalar(f"occlusion/{damage.kind}, {damage.fill}", one.accuracy, step)
+            for looked in watched:
+                tag = f"attention/{kind_label(looked.cell.kind)}"
+                faces, columns, height, width, _ = (pictures := looked.pictures()).shape
                 sheet = pictures.transpose(0, 2, 1, 3, 4).reshape(faces * height, columns * width, 3)
                 board.add_image(tag, sheet, dataformats="HWC")
-                board.add_text(tag, _legend(one, classes))
+                board.add_text(tag, _legend(looked, classes))
     except OSError as error:
         _log.warning("%s: not written, TensorBoard lacks the benchmark: %s", folder, error.strerror)
 

@@ -1,7 +1,7 @@
 """Two networks on the same samples: differences, intervals and paired tests from their saved predictions.
 
 A network is what its seeds are on average, so the unit of comparison is how many of a network's models
-recognise a sample. Samples of one person, or copies of one image, are no independent evidence: intervals and
+recognise a sample. Samples of one person, or copies of one image, are not independent evidence: intervals and
 tests take them together.
 """
 
@@ -11,31 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import binomtest
 
 from ferdist.data.record import Integers
-from ferdist.errors import RunError
-from ferdist.evaluation.metrics import Predictions, accuracy_interval
-
-
-@dataclass(frozen=True)
-class Hits:
-    """How many of a network's models, one per seed, recognise each sample.
-
-    Attributes:
-        index: int64 (N,), sample numbers in the beton, ascending.
-        label: int64 (N,), what they are recognised as.
-        count: int64 (N,), 0 to ``models``.
-        models: number of models.
-        beton_sha256: of the file that the samples came from.
-    """
-
-    index: Integers
-    label: Integers
-    count: Integers
-    models: int
-    beton_sha256: str
+from ferdist.evaluation.metrics import accuracy_interval
+from ferdist.evaluation.predictions import Predictions, check_same_samples
 
 
 @dataclass(frozen=True)
@@ -66,38 +46,24 @@ class McNemar:
     p: float
 
 
-def count_hits(predictions: Sequence[Predictions]) -> Hits:
-    """The hits of one network.
-
-    Args:
-        predictions: of its models on the same samples, at least one.
-
-    Raises:
-        RunError: if they are of different data or samples.
-    """
-    first = predictions[0]
-    for other in predictions[1:]:
-        _check_same(first, other)
-    hits = np.stack([p.probabilities.argmax(axis=1) == p.label for p in predictions])
-    return Hits(
-        first.index, first.label, hits.sum(axis=0, dtype=np.int64), len(predictions), first.beton_sha256
-    )
-
-
-def compare(first: Hits, second: Hits, cluster: Integers) -> Difference:
+def compare_networks(
+    first: Sequence[Predictions], second: Sequence[Predictions], cluster: Integers
+) -> Difference:
     """Compare two networks on the samples that both were scored on.
 
     Args:
-        first, second: the networks; the number of their seeds may differ.
+        first, second: the predictions of each network's models, one per seed; their numbers may differ.
         cluster: int64 (N,), the subject or copy group of each sample.
 
     Raises:
-        RunError: if they were scored on different data or samples.
+        RunError: if they were scored on different data or samples, or by different labels.
     """
-    _check_same(first, second)
+    for other in (*first, *second):
+        check_same_samples(first[0], other)
+    hits = [np.stack([p.correct() for p in network]).sum(axis=0) for network in (first, second)]
     # A common denominator keeps the differences whole, and the test exact.
-    difference = first.count * second.models - second.count * first.models
-    share = difference / (first.models * second.models)
+    difference: Integers = hits[0] * len(second) - hits[1] * len(first)
+    share = difference / (len(first) * len(second))
     return Difference(
         samples=len(share),
         clusters=len(np.unique(cluster)),
@@ -162,25 +128,9 @@ def mcnemar(first: Predictions, second: Predictions) -> McNemar:
     Raises:
         RunError: if they are of different data or samples.
     """
-    _check_same(first, second)
-    right: list[npt.NDArray[np.bool_]] = [p.probabilities.argmax(axis=1) == p.label for p in (first, second)]
+    check_same_samples(first, second)
+    right = [p.correct() for p in (first, second)]
     only_first, only_second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     discordant = only_first + only_second
     p = float(binomtest(only_first, discordant).pvalue) if discordant else 1.0
     return McNemar(only_first, only_second, p)
-
-
-def _check_same(first: Hits | Predictions, second: Hits | Predictions) -> None:
-    if first.beton_sha256 != second.beton_sha256:
-        raise RunError(
-            f"not to be compared: scored on different data (beton sha256 {first.beton_sha256[:12]} and "
-            f"{second.beton_sha256[:12]}): evaluate both on the same file"
-        )
-    if not np.array_equal(first.index, second.index):
-        common = len(np.intersect1d(first.index, second.index))
-        raise RunError(
-            f"not to be compared: scored on different samples ({len(first.index)} and {len(second.index)}, "
-            f"{common} of them common): evaluate both on the same split"
-        )
-    if not np.array_equal(first.label, second.label):
-        raise RunError("not to be compared: scored by different labels: train both with the same data.labels")

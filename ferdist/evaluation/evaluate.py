@@ -1,10 +1,9 @@
-"""Score a trained model on a split: predictions into files, every figure from them into results.json."""
+"""Score a trained model on a split: predictions into files, every score from them into results.json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,30 +15,24 @@ from ferdist.data.beton import Beton, BetonLoader, Labels, labels_of, open_beton
 from ferdist.data.folds import HOLDOUT, Holdout
 from ferdist.data.record import SPLITS, Images, Integers
 from ferdist.errors import ConfigError, DataError, RunError
-from ferdist.evaluation import attention, metrics
+from ferdist.evaluation import attention
 from ferdist.evaluation.attention import Watched, choose_faces, watch
-from ferdist.evaluation.benchmark import (
-    Benchmark,
-    Cell,
-    choose_donors,
-    covered_fraction,
-    seen_in_training,
-)
+from ferdist.evaluation.benchmark import Benchmark, Cell, choose_donors, covered_fraction, seen_in_training
 from ferdist.evaluation.board import show_benchmark
-from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.metrics import Scores, score, score_all
 from ferdist.evaluation.model import ModelCard, TrainedModel, default_checkpoint, load_trained
-from ferdist.evaluation.predict import TTA, predict, predict_covered
+from ferdist.evaluation.predict import TTA, cluster_of, predict
+from ferdist.evaluation.predictions import Predictions, by_sequence, check_same_samples
 from ferdist.evaluation.realfaces import listed_samples
+from ferdist.evaluation.records import OCCLUSION, Evaluation, EvaluationKey, Occlusion, Results
 from ferdist.evaluation.results import add_evaluations
-from ferdist.evaluation.robustness import GridPredictions, compare
+from ferdist.evaluation.robustness import compare_benchmarks
 from ferdist.io import sha256
 from ferdist.runtime.distributed import World, join_world
 from ferdist.runtime.folder import RunFolder
 from ferdist.runtime.precision import configure_kernels, scoring_dtype
 
-BATCH_SIZE = 256
-OCCLUSION: Final = "occlusion"
-"""Folder inside ``predictions/`` for those under the occlusion benchmark."""
+BATCH_SIZE: Final = 256
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ def evaluate(
     checkpoint: str | None = None,
     device: str = "auto",
     trust_code: bool = False,
-) -> dict[str, Any]:
+) -> Results | None:
     """Evaluate a run and write its results.json; under torchrun the ranks share the samples.
 
     Args:
@@ -82,7 +75,7 @@ def evaluate(
         trust_code: whether a module that the model's card names may be imported, which runs its code.
 
     Returns:
-        The content of results.json, the new evaluations last.
+        results.json, the new evaluations last; None on other ranks than the main one.
 
     Raises:
         ConfigError, DataError, RunError: one line that says what does not fit.
@@ -137,34 +130,34 @@ def evaluate_trained(
     split: str,
     plan: Plan | None = None,
     tta: str = "none",
-) -> dict[str, Any]:
+) -> Results | None:
     """As `evaluate`, with what it opens already open; all ranks must call."""
     plan = plan or Plan()
     scoring = Scoring(trained, beton, world, split, tta)
-    listed = {name: listed_samples(beton, path, scoring.labels) for name, path in plan.lists.items()}
     reference = None if plan.reference is None else scoring.reference(plan.reference)
-    plain = scoring.predict(scoring.labels, scoring.indices)
-    of_lists = {name: scoring.predict(labels, indices) for name, (indices, labels) in listed.items()}
-    covered = scoring.predict_covered(plan.cells) if plan.cells else None
-    results: dict[str, Any] = {}
+    parts = {"all": (scoring.indices, scoring.labels)}
+    parts |= {name: listed_samples(beton, path, scoring.labels) for name, path in plan.lists.items()}
+    plain = {name: scoring.predict(labels, indices) for name, (indices, labels) in parts.items()}
+    covered = scoring.predict(scoring.labels, scoring.indices, plan.cells) if plan.cells else None
+    results = None
     if world.is_main:
-        path = folder.predictions / predictions_name(scoring.key, own_data=scoring.own_data)
-        entries = scoring.entries(plain)
-        plain.save(path)
-        for name, predictions in of_lists.items():
-            entries += scoring.entries(predictions, name)
-            predictions.save(path.with_name(f"{path.stem}-{name}.npz"))
+        evaluations: list[Evaluation] = []
+        for name, predictions in plain.items():
+            predictions.save(folder.predictions / scoring.file(replace(scoring.key, subset=name)))
+            evaluations += scoring.evaluations(predictions, name)
         comparison = None
         if covered is not None:
-            entries += scoring.covered_entries(covered)
+            of_cells = scoring.covered_evaluations(covered)
             if reference is not None:
-                compared = compare([covered], [reference])
-                comparison = {**scoring.key, "reference": str(plan.reference), **compared}
-            covered.merged_into(path.parent / OCCLUSION / path.name)
+                compared = compare_benchmarks([covered], [reference])
+                conditions = scoring.key.conditions_json()
+                comparison = {**conditions, "reference": str(plan.reference), **compared}
+            covered.merged_into(folder.predictions / of_cells[0].predictions)
+            evaluations += of_cells
         results = add_evaluations(
             folder.results,
-            entries,
-            classes=list(trained.card.classes),
+            evaluations,
+            classes=trained.card.classes,
             config=to_dict(trained.card.config),
             environment={
                 **environment.describe(world.device, world.size),
@@ -173,12 +166,8 @@ def evaluate_trained(
             comparison=comparison,
         )
         if covered is not None:
-            same = [
-                entry
-                for entry in results["evaluations"]
-                if entry["occlusion"] and all(entry[name] == value for name, value in scoring.key.items())
-            ]
-            board = folder.tensorboard / OCCLUSION / path.stem
+            same = [one for one in results.evaluations if one.occlusion and one.conditions == scoring.key]
+            board = folder.tensorboard / OCCLUSION / Path(scoring.file(scoring.key)).stem
             show_benchmark(board, same, scoring.watch(), trained.card.classes)
     world.barrier()
     return results
@@ -197,7 +186,7 @@ class Scoring:
 
     def __init__(self, trained: TrainedModel, beton: Beton, world: World, split: str, tta: str) -> None:
         card = trained.card
-        self.card, self.beton, self.world = card, beton, world
+        self.card, self.beton, self.world, self.network = card, beton, world, trained.network
         self.labels = labels_of(beton, card.config.data.labels)
         check_fit(card, beton, self.labels)
         configure_kernels(card.config.train.deterministic, card.config.train.precision)
@@ -215,43 +204,35 @@ class Scoring:
             workers=card.config.data.workers,
             timeout=card.config.data.timeout,
         )
-        self.network = trained.network
-        self.view: dict[str, Any] = {
-            "mean": card.mean,
-            "std": card.std,
-            "dtype": scoring_dtype(card.config.train.precision, world.device),
-            "tta": tta,
-        }
-        self.key: dict[str, Any] = {
-            "data": beton.manifest.name,
-            "beton_sha256": beton.manifest.sha256,
-            "split": split,
-            "fold": self.holdout.fold,
-            "inner_fold": self.holdout.inner_fold,
-            "tta": tta,
-            "checkpoint": trained.checkpoint,
-        }
-
-    def predict(self, labels: Labels, indices: Integers) -> Predictions:
-        """Predictions for samples as they are; all ranks must call."""
-        return predict(self.network, self.beton, labels, self.loader, indices, self.world, **self.view)
-
-    def predict_covered(self, cells: tuple[Cell, ...]) -> GridPredictions:
-        """Predictions for the split under each cell of the benchmark; all ranks must call."""
-        benchmark = self.benchmark(cells)
-        covers = [partial(benchmark.cover, cell=cell) for cell in cells]
-        covered = predict_covered(
-            self.network, self.beton, self.labels, self.loader, self.indices, self.world, covers, **self.view
+        self.key = EvaluationKey(
+            data=beton.manifest.name,
+            beton_sha256=beton.manifest.sha256,
+            split=split,
+            fold=self.holdout.fold,
+            inner_fold=self.holdout.inner_fold,
+            tta=tta,
+            checkpoint=trained.checkpoint,
         )
-        first = covered[0].predictions
-        return GridPredictions(
-            first.index,
-            first.label,
-            cluster_of(self.beton, first.index),
-            cells,
-            tuple(part.checksum for part in covered),
-            np.stack([part.predictions.probabilities for part in covered]),
-            first.beton_sha256,
+
+    def file(self, key: EvaluationKey) -> str:
+        """The file in ``predictions/`` of an evaluation with this key."""
+        return key.predictions_name(own_data=self.own_data)
+
+    def predict(self, labels: Labels, indices: Integers, cells: Sequence[Cell] = ()) -> Predictions:
+        """Predictions for samples as they are, or under cells of the benchmark; all ranks must call."""
+        return predict(
+            self.network,
+            self.beton,
+            labels,
+            self.loader,
+            indices,
+            self.world,
+            mean=self.card.mean,
+            std=self.card.std,
+            dtype=scoring_dtype(self.card.config.train.precision, self.world.device),
+            tta=self.key.tta,
+            benchmark=self.benchmark(cells) if cells else None,
+            cells=cells,
         )
 
     def benchmark(self, cells: Sequence[Cell]) -> Benchmark:
@@ -268,23 +249,26 @@ class Scoring:
         except RunError:
             return []
 
-    def reference(self, run: Path) -> GridPredictions:
+    def reference(self, run: Path) -> Predictions:
         """The stored predictions of another run under the same conditions, with its own checkpoint.
 
         Raises:
             RunError: if there is no such run, or it was not evaluated so with the same samples and labels.
         """
         folder = RunFolder(run)
-        key = {**self.key, "checkpoint": default_checkpoint(folder.stored_config())}
-        own_data = folder.stored_environment().get("beton_sha256") == self.beton.manifest.sha256
-        name = predictions_name(key, own_data=own_data)
-        found = GridPredictions.load(folder.predictions / OCCLUSION / name)
+        key = replace(self.key, checkpoint=default_checkpoint(folder.stored_config()))
+        own_data = folder.stored_environment().get("beton_sha256") == key.beton_sha256
+        path = folder.predictions / OCCLUSION / key.predictions_name(own_data=own_data)
+        if not path.exists():
+            raise RunError(f"{path}: no such file: run `ferdist evaluate {run} --occlusion` first")
+        found = Predictions.load(path)
         index = np.sort(self.labels.scorable(self.indices))
-        found.check_samples(index, self.labels.label[index], self.beton.manifest.sha256)
+        wanted = Predictions(index, self.labels.label[index], found.probabilities, key.beton_sha256)
+        check_same_samples(wanted, found)
         return found
 
-    def entries(self, predictions: Predictions, name: str | None = None) -> list[dict[str, Any]]:
-        """The entries of results.json that predictions for images as they are give.
+    def evaluations(self, predictions: Predictions, part: str) -> list[Evaluation]:
+        """The evaluations that predictions for images as they are give.
 
         They are scored with all samples and, where the model was trained on these data's training images,
         without those that have a copy in the parts that it may have learned from; per image and, where there
@@ -292,47 +276,45 @@ class Scoring:
 
         Args:
             predictions: of the split or of the samples of a list.
-            name: of the list.
+            part: name of the list; ``all`` for the split.
         """
         index = predictions.index
         cluster, sequence = cluster_of(self.beton, index), self.beton.sequence[index]
-        subsets = {name or "all": np.ones(len(index), dtype=bool)}
-        if self.learned_from_train and self.key["split"] != "train":
-            without = f"{name}_no_copies" if name else "no_copies"
-            subsets[without] = ~has_copy(self.beton, index, self.key["split"], self.holdout)
-        entries = []
+        subsets = {part: np.ones(len(index), dtype=bool)}
+        if self.learned_from_train and self.key.split != "train":
+            without = "no_copies" if part == "all" else f"{part}_no_copies"
+            subsets[without] = ~has_copy(self.beton, index, self.key.split, self.holdout)
+        found = []
         for subset, keep in subsets.items():
             if not keep.any():
                 continue
             kept = predictions.select(keep)
-            entries.append(self._entry(subset, "image", metrics.score(kept, cluster[keep])))
+            key = replace(self.key, subset=subset)
+            found.append(self._evaluation(key, score(kept, cluster[keep])))
             if (sequence >= 0).all():
-                whole = metrics.by_sequence(kept, sequence[keep])
-                of_sequence = cluster[np.searchsorted(index, whole.index)]
-                entries.append(self._entry(subset, "sequence", metrics.score(whole, of_sequence)))
-        return entries
+                whole = by_sequence(kept, sequence[keep])
+                scores = score(whole, cluster[np.searchsorted(index, whole.index)])
+                found.append(self._evaluation(replace(key, unit="sequence"), scores))
+        return found
 
-    def covered_entries(self, covered: GridPredictions) -> list[dict[str, Any]]:
-        """The entries of results.json of a benchmark: all samples, per image."""
+    def covered_evaluations(self, covered: Predictions) -> list[Evaluation]:
+        """The evaluations of a benchmark: all samples, per image."""
         _, height, width = self.beton.manifest.image_shape
-        scores = metrics.score_all(
-            [covered.predictions(number) for number in range(len(covered.cells))], covered.cluster
-        )
-        entries = []
-        for cell, checksum, figures in zip(covered.cells, covered.checksums, scores, strict=True):
-            damage = {
-                **cell.to_json(),
-                "covered": covered_fraction(cell, height, width),
-                "seen": seen_in_training(cell, self.card.config.augment, height, width),
-                "checksum": checksum,
-            }
-            entries.append(self._entry("all", "image", figures, damage))
-        return entries
+        cells = range(len(covered.cells))
+        scores = score_all([covered.cell(number) for number in cells], cluster_of(self.beton, covered.index))
+        found = []
+        for cell, checksum, of_cell in zip(covered.cells, covered.checksums, scores, strict=True):
+            damage = Occlusion(
+                *(cell.kind, cell.severity, cell.fill),
+                covered=covered_fraction(cell, height, width),
+                seen=seen_in_training(cell, self.card.config.augment, height, width),
+                checksum=checksum,
+            )
+            found.append(self._evaluation(replace(self.key, occlusion=damage), of_cell))
+        return found
 
-    def _entry(
-        self, subset: str, unit: str, figures: dict[str, Any], damage: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        return {**self.key, "occlusion": damage, "subset": subset, "unit": unit, **figures}
+    def _evaluation(self, key: EvaluationKey, scores: Scores) -> Evaluation:
+        return Evaluation(**vars(key), **vars(scores), predictions=self.file(key))
 
 
 def benchmark_on(
@@ -363,13 +345,6 @@ def read_images(beton: Beton, loader: BetonLoader, indices: Integers) -> Images:
     return np.concatenate([none, *(batch.image.cpu().numpy() for batch in loader.batches(indices))])
 
 
-def cluster_of(beton: Beton, index: Integers) -> Integers:
-    """What intervals resample, and who is on an image: subjects, or groups of copies where not every one of
-    these samples has a subject."""
-    subject = beton.subject[index]
-    return subject if (subject >= 0).all() else beton.copy_group[index]
-
-
 def has_copy(
     beton: Beton, index: Integers, split: str, holdout: Holdout
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -398,25 +373,11 @@ def check_fit(card: ModelCard, beton: Beton, labels: Labels) -> None:
         )
 
 
-def main_entry(entries: list[dict[str, Any]], split: str = "val") -> dict[str, Any]:
-    """The newest plain entry of a split: all samples, per image, nothing covered, one view."""
-    plain = {"split": split, "subset": "all", "unit": "image", "occlusion": None, "tta": "none"}
-    return next(e for e in reversed(entries) if all(e[name] == value for name, value in plain.items()))
-
-
-def predictions_name(key: dict[str, Any], *, own_data: bool = True) -> str:
-    """Name of the file in ``predictions/`` that the evaluation with this key writes.
-
-    Args:
-        key: data, split, fold, inner_fold, tta and checkpoint as in results.json.
-        own_data: whether the run was trained on these data.
-    """
-    parts = [key["data"] if own_data else f"{key['data']}-{key['beton_sha256'][:8]}", key["split"]]
-    if key["fold"] is not None:
-        parts.append(f"fold{key['fold']}")
-    if key["inner_fold"] is not None:
-        parts.append(f"inner{key['inner_fold']}")
-    if key["tta"] != "none":
-        parts.append(key["tta"])
-    parts.append(Path(key["checkpoint"]).stem)
-    return "-".join(parts) + ".npz"
+def main_evaluation(results: Results, split: str = "val") -> Evaluation:
+    """The newest plain evaluation of a split: all samples, per image, nothing covered, one view."""
+    plain = (split, "all", "image", None, "none")
+    return next(
+        one
+        for one in reversed(results.evaluations)
+        if (one.split, one.subset, one.unit, one.occlusion, one.tta) == plain
+    )

@@ -1,4 +1,4 @@
-"""A k-fold experiment in figures: a pure function of the run folders and the beton."""
+"""A k-fold experiment in scores: a pure function of the run folders and the beton."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ferdist.config import Config, to_dict
 from ferdist.data.beton import Beton, labels_of
 from ferdist.errors import RunError
 from ferdist.evaluation import metrics
-from ferdist.evaluation.evaluate import cluster_of
-from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.model import default_checkpoint
-from ferdist.evaluation.pool import FIGURES, Pool, SeedFold, folds_of, join, over_seeds, pools, read_runs
+from ferdist.evaluation.pool import SCORES, Pool, SeedFold, folds_of, pools, read_runs
+from ferdist.evaluation.predict import cluster_of
+from ferdist.evaluation.predictions import Predictions, join
 
 SCHEMA: Final = 1
 
 
-def summarise(runs: Sequence[Path], beton: Beton) -> dict[str, Any]:
-    """The figures of a k-fold experiment, from the saved predictions.
+def kfold_summary(runs: Sequence[Path], beton: Beton) -> dict[str, Any]:
+    """The scores of a k-fold experiment, from the saved predictions.
 
     Every sample is predicted by the model that has not seen its fold; a seed's predictions are pooled over
-    the folds and scored once. The figures of a seed count for mean and deviation only if all folds are there.
+    the folds and scored once. The scores of a seed count for mean and deviation only if all folds are there.
 
     Args:
         runs: finished runs, each with one fold held out.
@@ -38,8 +38,8 @@ def summarise(runs: Sequence[Path], beton: Beton) -> dict[str, Any]:
         ``unit`` (image; sequence where there are sequences), with
 
         - ``per_fold``: fold, seed, samples, subjects, accuracy, balanced_accuracy, macro_f1;
-        - ``pooled``: per seed the figures of ``metrics.score``, with seed, folds and complete;
-        - ``over_seeds``: seeds, mean and sd (None for one seed) of the figures, and accuracy_ci95, the 95 %
+        - ``pooled``: per seed the scores of ``metrics.score``, with seed, folds and complete;
+        - ``over_seeds``: seeds, mean and sd (None for one seed) of the scores, and accuracy_ci95, the 95 %
           interval of the mean accuracy, resampling subjects; None where no seed is complete.
 
     Raises:
@@ -69,7 +69,7 @@ def summarise(runs: Sequence[Path], beton: Beton) -> dict[str, Any]:
         "interval_over": "subject" if subjects[beton.fold >= 0].all() else "copy_group",
         "subjects_in_several_folds": int((np.unique(held[:, 0], return_counts=True)[1] > 1).sum()),
         "evaluations": [
-            {"tta": tta, "subset": pool.subset, "unit": pool.unit, **_figures(pool, beton)}
+            {"tta": tta, "subset": pool.subset, "unit": pool.unit, **_scores(pool, beton)}
             for tta in dict.fromkeys(views)
             for pool in pools(read, beton, "val", tta)
         ],
@@ -82,24 +82,23 @@ def _without_places(config: Config) -> dict[str, Any]:
     return values
 
 
-def _figures(pool: Pool, beton: Beton) -> dict[str, Any]:
+def _scores(pool: Pool, beton: Beton) -> dict[str, Any]:
     """Per fold, pooled per seed, and over the seeds."""
     pooled = []
     for seed, parts in pool.by_seed().items():
         together = join(parts)
-        if not len(together.index):  # every sample has a copy in another fold
-            continue
-        scores = metrics.score(together, cluster_of(beton, together.index))
-        complete = len(parts) == pool.folds
-        pooled.append({"seed": seed, "folds": len(parts), "complete": complete, **scores})
+        if len(together.index):  # else every sample has a copy in another fold
+            scores = metrics.score(together, cluster_of(beton, together.index)).to_json()
+            complete = len(parts) == pool.folds
+            pooled.append({"seed": seed, "folds": len(parts), "complete": complete, **scores})
     return {
-        "per_fold": [_fold_figures(key, part, beton) for key, part in pool.parts.items() if len(part.index)],
+        "per_fold": [_fold_scores(key, part, beton) for key, part in pool.parts.items() if len(part.index)],
         "pooled": pooled,
-        "over_seeds": over_seeds(pool.complete(), beton),
+        "over_seeds": pool.scores,
     }
 
 
-def _fold_figures(key: SeedFold, part: Predictions, beton: Beton) -> dict[str, Any]:
+def _fold_scores(key: SeedFold, part: Predictions, beton: Beton) -> dict[str, Any]:
     subject = np.unique(beton.subject[part.index])
     scores = metrics.quick_score(part)
     return {
@@ -107,5 +106,5 @@ def _fold_figures(key: SeedFold, part: Predictions, beton: Beton) -> dict[str, A
         "seed": key[0],
         "samples": len(part.index),
         "subjects": len(subject) if (subject >= 0).all() else None,
-        **{name: scores[name] for name in FIGURES},
+        **{name: scores[name] for name in SCORES},
     }

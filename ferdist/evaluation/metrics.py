@@ -1,95 +1,61 @@
-"""Every figure of an evaluation as a pure function of the saved predictions."""
+"""Every score of an evaluation as a pure function of the saved predictions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
 
 from ferdist.data.record import Integers
-from ferdist.errors import RunError
-from ferdist.io import atomic_path
-
-Probabilities = npt.NDArray[np.float32]
+from ferdist.evaluation.predictions import Predictions, Probabilities
 
 ECE_BINS = 15
 BOOTSTRAP_RESAMPLES = 10_000
 BOOTSTRAP_BATCH = 100
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What a model says of each sample, once.
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What predictions amount to. Rates are fractions from 0 to 1; None where one is unknown.
 
     Attributes:
-        index: int64 (N,), sample numbers in the beton, ascending.
-        label: int64 (N,).
-        probabilities: float32 (N, K), rows sum to 1.
-        beton_sha256: of the file that the samples came from.
+        samples: that were scored.
+        accuracy: share of the samples that are recognised.
+        interval: its 95 % interval.
+        balanced_accuracy, macro_f1: over the classes that occur among the labels.
+        recall: of each class; None for a class that does not occur.
+        confusion: int64 (K, K): rows are the true classes, columns the predicted ones.
+        ece: expected calibration error.
+        loss: mean negative log likelihood.
     """
 
-    index: Integers
-    label: Integers
-    probabilities: Probabilities
-    beton_sha256: str
+    samples: int
+    accuracy: float | None
+    interval: tuple[float, float] | None
+    balanced_accuracy: float | None
+    macro_f1: float | None
+    recall: tuple[float | None, ...]
+    confusion: Integers = field(compare=False)
+    ece: float | None
+    loss: float | None = None
 
-    def select(self, keep: npt.NDArray[np.bool_]) -> Predictions:
-        """The samples where ``keep`` (N,) is true."""
-        return Predictions(self.index[keep], self.label[keep], self.probabilities[keep], self.beton_sha256)
-
-    def save(self, path: Path) -> None:
-        """Write a compressed .npz."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                index=self.index,
-                label=self.label,
-                probabilities=self.probabilities,
-                beton_sha256=np.array(self.beton_sha256),
-            )
-
-    @staticmethod
-    def load(path: Path) -> Predictions:
-        """Read what `save` wrote.
-
-        Raises:
-            RunError: if the file is missing or no predictions.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return Predictions(
-                    stored["index"], stored["label"], stored["probabilities"], str(stored["beton_sha256"])
-                )
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise RunError(f"{path}: no predictions that can be read: {error}") from None
-
-
-def by_sequence(predictions: Predictions, sequence: Integers) -> Predictions:
-    """One prediction per video sequence and label: the mean of its frames' probabilities.
-
-    CK+'s eight classes take the neutral first frame from the sequence whose last frames show another
-    expression: these are two things to recognise.
-
-    Args:
-        predictions: per frame.
-        sequence: int64 (N,), the sequence of each prediction's sample.
-
-    Returns:
-        One row per sequence and label; ``index`` is that of its first frame.
-    """
-    pairs = np.column_stack([sequence, predictions.label])
-    _, first, group = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-    sums = np.zeros((len(first), predictions.probabilities.shape[1]))
-    np.add.at(sums, group, predictions.probabilities)
-    means = (sums / np.bincount(group)[:, None]).astype(np.float32)
-    return Predictions(predictions.index[first], predictions.label[first], means, predictions.beton_sha256)
+    def to_json(self) -> dict[str, Any]:
+        """As in results.json and summary.json."""
+        return {
+            "samples": self.samples,
+            "accuracy": self.accuracy,
+            "accuracy_ci95": None if self.interval is None else list(self.interval),
+            "balanced_accuracy": self.balanced_accuracy,
+            "macro_f1": self.macro_f1,
+            "per_class_recall": list(self.recall),
+            "confusion": self.confusion.tolist(),
+            "ece": self.ece,
+            "loss": self.loss,
+        }
 
 
 def accuracy_interval(
@@ -143,59 +109,55 @@ def expected_calibration_error(probabilities: Probabilities, label: Integers) ->
     return float(np.abs(gap).sum() / len(label))
 
 
-def score(predictions: Predictions, cluster: Integers) -> dict[str, Any]:
-    """All figures of one set of predictions.
+def score(predictions: Predictions, cluster: Integers) -> Scores:
+    """All scores of one set of predictions.
 
     Args:
-        predictions: at least one row.
+        predictions: at least one row, without cells.
         cluster: int64 (N,), what the interval resamples: subjects where there are subjects, else copy groups.
-
-    Returns:
-        samples, accuracy, accuracy_ci95, balanced_accuracy and macro_f1 (over the classes that occur among
-        the labels), per_class_recall (None for a class that does not occur), confusion (rows: true class),
-        ece, loss (mean negative log likelihood).
     """
     return score_all([predictions], cluster)[0]
 
 
-def score_all(predictions: Sequence[Predictions], cluster: Integers) -> list[dict[str, Any]]:
+def score_all(predictions: Sequence[Predictions], cluster: Integers) -> list[Scores]:
     """As `score`, for several predictions of the same samples; the bootstrap's resamples are drawn once."""
-    correct = np.stack([p.probabilities.argmax(axis=1) == p.label for p in predictions])
-    intervals = accuracy_intervals(correct, cluster)
-    return [_figures(p, interval) for p, interval in zip(predictions, intervals, strict=True)]
+    intervals = accuracy_intervals(np.stack([p.correct() for p in predictions]), cluster)
+    return [_scores(p, interval) for p, interval in zip(predictions, intervals, strict=True)]
 
 
-def _figures(predictions: Predictions, interval: tuple[float, float]) -> dict[str, Any]:
-    label, probabilities = predictions.label, predictions.probabilities
-    classes = np.arange(probabilities.shape[1])
-    predicted = probabilities.argmax(axis=1)
-    present = np.isin(classes, label)
-    recall: Sequence[float] = recall_score(label, predicted, labels=classes, average=None, zero_division=0)
-    return {
-        "samples": len(label),
-        "accuracy": float((predicted == label).mean()),
-        "accuracy_ci95": list(interval),
-        "balanced_accuracy": _balanced_accuracy(label, predicted),
-        "macro_f1": float(
-            f1_score(label, predicted, labels=classes[present], average="macro", zero_division=0)
-        ),
-        "per_class_recall": [float(r) if p else None for r, p in zip(recall, present, strict=True)],
-        "confusion": confusion(predictions).tolist(),
-        "ece": expected_calibration_error(probabilities, label),
-        "loss": _loss(predictions),
-    }
+def _scores(predictions: Predictions, interval: tuple[float, float]) -> Scores:
+    counts = confusion(predictions)
+    quick = quick_score(predictions)
+    return Scores(
+        samples=len(predictions.label),
+        accuracy=quick["accuracy"],
+        interval=interval,
+        balanced_accuracy=quick["balanced_accuracy"],
+        macro_f1=quick["macro_f1"],
+        recall=class_recall(counts),
+        confusion=counts,
+        ece=expected_calibration_error(predictions.probabilities, predictions.label),
+        loss=quick["loss"],
+    )
 
 
 def quick_score(predictions: Predictions) -> dict[str, float]:
-    """The few figures that are watched during training: accuracy, balanced accuracy, macro-F1, loss."""
+    """The few scores that are watched during training: accuracy, balanced accuracy, macro-F1, loss."""
     label, predicted = predictions.label, predictions.probabilities.argmax(axis=1)
     present = np.unique(label)
+    balanced = recall_score(label, predicted, labels=present, average="macro", zero_division=0)
     return {
         "loss": _loss(predictions),
         "accuracy": float((predicted == label).mean()),
-        "balanced_accuracy": _balanced_accuracy(label, predicted),
+        "balanced_accuracy": float(balanced),
         "macro_f1": float(f1_score(label, predicted, labels=present, average="macro", zero_division=0)),
     }
+
+
+def class_recall(confusion: Integers) -> tuple[float | None, ...]:
+    """Recall of each class of a confusion matrix; None for a class that does not occur."""
+    hits, totals = np.diag(confusion).tolist(), confusion.sum(axis=1).tolist()
+    return tuple(hit / total if total else None for hit, total in zip(hits, totals, strict=True))
 
 
 def confusion(predictions: Predictions) -> Integers:
@@ -203,10 +165,6 @@ def confusion(predictions: Predictions) -> Integers:
     classes = np.arange(predictions.probabilities.shape[1])
     matrix = confusion_matrix(predictions.label, predictions.probabilities.argmax(axis=1), labels=classes)
     return np.asarray(matrix, dtype=np.int64)
-
-
-def _balanced_accuracy(label: Integers, predicted: Integers) -> float:
-    return float(recall_score(label, predicted, labels=np.unique(label), average="macro", zero_division=0))
 
 
 def _loss(predictions: Predictions) -> float:

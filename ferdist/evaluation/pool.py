@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -14,13 +15,15 @@ from ferdist.config import Config, differences
 from ferdist.data.beton import Beton, labels_of
 from ferdist.errors import RunError
 from ferdist.evaluation import metrics
-from ferdist.evaluation.evaluate import cluster_of, has_copy, predictions_name
-from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.evaluate import has_copy
 from ferdist.evaluation.model import default_checkpoint
+from ferdist.evaluation.predict import cluster_of
+from ferdist.evaluation.predictions import Predictions, by_sequence, join
+from ferdist.evaluation.records import EvaluationKey
 from ferdist.runtime.folder import RunFolder
 
-FIGURES: Final = ("accuracy", "balanced_accuracy", "macro_f1")
-"""The figures that are given as mean and standard deviation over the seeds."""
+SCORES: Final = ("accuracy", "balanced_accuracy", "macro_f1")
+"""The scores that are given as mean and standard deviation over the seeds."""
 
 SeedFold = tuple[int, int | None]
 """What names a run among those of one config: its seed and the fold that it holds out, if it does."""
@@ -40,16 +43,16 @@ class SavedRun:
 
     def path(self, beton: Beton, split: str, tta: str) -> Path:
         """Where the run's predictions for a split are, or would be."""
-        key = {
-            "data": beton.manifest.name,
-            "split": split,
-            "fold": self.config.data.fold,
-            "inner_fold": self.config.data.inner_fold,
-            "tta": tta,
-            "occlusion": None,
-            "checkpoint": default_checkpoint(self.config),
-        }
-        return self.folder.predictions / predictions_name(key)
+        key = EvaluationKey(
+            data=beton.manifest.name,
+            beton_sha256=beton.manifest.sha256,
+            split=split,
+            fold=self.config.data.fold,
+            inner_fold=self.config.data.inner_fold,
+            tta=tta,
+            checkpoint=default_checkpoint(self.config),
+        )
+        return self.folder.predictions / key.predictions_name(own_data=True)
 
     def predictions(self, beton: Beton, split: str, tta: str) -> Predictions:
         """The saved predictions for a split, which is the fold's samples where a fold is held out.
@@ -78,6 +81,7 @@ class Pool:
         unit: ``image`` or ``sequence``.
         parts: the predictions of each run.
         folds: how many runs a seed has when it is complete.
+        scores: of the complete seeds, see `over_seeds`; None where no seed is complete.
     """
 
     split: str
@@ -86,6 +90,7 @@ class Pool:
     unit: str
     parts: Mapping[SeedFold, Predictions]
     folds: int
+    scores: dict[str, Any] | None = None
 
     def by_seed(self) -> dict[int, list[Predictions]]:
         """The predictions of each seed's runs."""
@@ -159,46 +164,32 @@ def pools(runs: Sequence[SavedRun], beton: Beton, split: str, tta: str) -> Itera
     subsets = {"all": whole}
     if any(flags.any() for flags in copied.values()):
         subsets["no_copies"] = {key: part.select(~copied[key]) for key, part in whole.items()}
-    sequences = all((beton.sequence[part.index] >= 0).all() for part in whole.values())
+    units: dict[str, Callable[[Predictions], Predictions]] = {"image": lambda part: part}
+    if all((beton.sequence[part.index] >= 0).all() for part in whole.values()):
+        units["sequence"] = lambda part: by_sequence(part, beton.sequence[part.index])
     folds = len(folds_of(beton, runs[0].config)) or 1
-    for subset, parts in subsets.items():
-        yield Pool(split, tta, subset, "image", parts, folds)
-        if sequences:
-            joined = {
-                key: metrics.by_sequence(part, beton.sequence[part.index]) for key, part in parts.items()
-            }
-            yield Pool(split, tta, subset, "sequence", joined, folds)
-
-
-def join(parts: Sequence[Predictions]) -> Predictions:
-    """The predictions for several parts of the data as one, by ascending index."""
-    index = np.concatenate([part.index for part in parts])
-    order = np.argsort(index)
-    return Predictions(
-        index[order],
-        np.concatenate([part.label for part in parts])[order],
-        np.concatenate([part.probabilities for part in parts])[order],
-        parts[0].beton_sha256,
-    )
+    for subset, unit in itertools.product(subsets, units):
+        parts = {key: units[unit](part) for key, part in subsets[subset].items()}
+        pool = Pool(split, tta, subset, unit, parts, folds)
+        yield replace(pool, scores=over_seeds(pool.complete(), beton))
 
 
 def over_seeds(seeds: Mapping[int, Predictions], beton: Beton) -> dict[str, Any] | None:
-    """Figures of several seeds on the same samples.
+    """Scores of several seeds on the same samples.
 
     Returns:
-        seeds, samples; mean and sd (None for one seed) of each of ``FIGURES``; and accuracy_ci95, the 95 %
+        seeds, samples; mean and sd (None for one seed) of each of ``SCORES``; and accuracy_ci95, the 95 %
         interval of the mean accuracy, resampling subjects or groups of copies. None where there is no seed.
     """
     if not seeds:
         return None
     scores = [metrics.quick_score(predictions) for predictions in seeds.values()]
-    hits = np.stack([p.probabilities.argmax(1) == p.label for p in seeds.values()])
-    right: npt.NDArray[np.float64] = hits.mean(axis=0)
+    right: npt.NDArray[np.float64] = np.mean([p.correct() for p in seeds.values()], axis=0)
     interval = metrics.accuracy_interval(right, cluster_of(beton, next(iter(seeds.values())).index))
     return {
         "seeds": list(seeds),
         "samples": len(right),
-        **{name: _spread([score[name] for score in scores]) for name in FIGURES},
+        **{name: _spread([score[name] for score in scores]) for name in SCORES},
         "accuracy_ci95": list(interval),
     }
 

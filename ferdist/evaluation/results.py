@@ -1,116 +1,77 @@
-"""results.json: all evaluations of a run, each key once."""
+"""The writer of results.json: all evaluations of a run, each key once; and its content for the terminal."""
 
 from __future__ import annotations
 
-import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from ferdist.errors import RunError
 from ferdist.evaluation import robustness
+from ferdist.evaluation.records import SCHEMA, Evaluation, Results, conditions_of, read_results
+from ferdist.evaluation.robustness import benchmark_scores, fold_label
 from ferdist.io import write_json
-
-SCHEMA: Final = 1
-KEY: Final = (
-    "data",
-    "beton_sha256",
-    "split",
-    "fold",
-    "inner_fold",
-    "subset",
-    "unit",
-    "tta",
-    "occlusion",
-    "checkpoint",
-)
-"""What makes an evaluation the same as another: doing it again replaces the entry."""
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """Read results.json.
-
-    Raises:
-        RunError: if it is missing, no JSON or of another schema.
-    """
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path}: there is no such file: run `ferdist evaluate {path.parent}`") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: it cannot be read: {error}") from None
-    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
-        raise RunError(f"{path}: not a results file of schema {SCHEMA}: evaluate again with this version")
-    return results
 
 
 def add_evaluations(
     path: Path,
-    entries: list[dict[str, Any]],
+    evaluations: Sequence[Evaluation],
     *,
-    classes: list[str],
+    classes: Sequence[str],
     config: dict[str, Any],
     environment: dict[str, Any],
     comparison: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Put entries into results.json, in place of those with the same key.
+) -> Results:
+    """Put evaluations into results.json, in place of those with the same key.
 
-    A call with entries of the test split counts as one more scoring of test. ``robustness`` is computed anew
-    from all entries. A comparison (`robustness.compare`, with its conditions and the ``reference``) is put
-    into ``comparisons``; older ones that are about entries that are replaced go.
+    A call with evaluations of the test split counts as one more scoring of test. ``robustness`` is computed
+    anew from all of them. A comparison (`robustness.compare_benchmarks`, with its conditions and the
+    ``reference``) is put into ``comparisons``; older ones about evaluations that are replaced go.
     """
-    results: dict[str, Any] = {"test_scorings": 0, "evaluations": []}
-    if path.exists():
-        results = read_results(path)
-    new = {_key(entry) for entry in entries}
-    kept = [entry for entry in results["evaluations"] if _key(entry) not in new]
-    evaluations = kept + entries
-    covered = {robustness.conditions(entry) for entry in entries if entry["occlusion"] is not None}
-    comparisons = [c for c in results.get("comparisons", []) if robustness.conditions(c) not in covered]
-    scored_test = any(entry["split"] == "test" for entry in entries)
-    results = {
+    older = read_results(path) if path.exists() else None
+    content: Mapping[str, Any] = older.content if older else {"evaluations": []}
+    new = {one.key for one in evaluations}
+    kept = [
+        (one, entry)
+        for one, entry in zip(older.evaluations if older else (), content["evaluations"], strict=True)
+        if one.key not in new
+    ]
+    covered = [one.conditions_json() for one in evaluations if one.occlusion is not None]
+    comparisons = [c for c in content.get("comparisons", []) if conditions_of(c) not in covered]
+    written = {
         "schema": SCHEMA,
         "config": config,
         "environment": environment,
-        "classes": classes,
-        "test_scorings": results["test_scorings"] + int(scored_test),
-        "evaluations": evaluations,
-        "robustness": robustness.summarise(evaluations),
+        "classes": list(classes),
+        "test_scorings": (older.test_scorings if older else 0)
+        + any(one.split == "test" for one in evaluations),
+        "evaluations": [*(entry for _, entry in kept), *(one.to_json() for one in evaluations)],
+        "robustness": benchmark_scores([*(one for one, _ in kept), *evaluations]),
         "comparisons": comparisons + ([comparison] if comparison else []),
     }
-    write_json(path, results)
-    return results
+    write_json(path, written)
+    return read_results(path)
 
 
-def as_text(results: dict[str, Any], split: str | None = None) -> str:
+def as_text(results: Results, split: str | None = None) -> str:
     """The evaluations for people, of one split or all: a line each, a table for each occlusion benchmark."""
 
-    def wanted(entry: dict[str, Any]) -> bool:
-        return split in (None, entry["split"])
-
     lines = [f"{'data':<12}{'split':<12}{'subset':<20}{'unit':<10}{'tta':<10}{'n':>7}  accuracy"]
-    for entry in filter(wanted, results["evaluations"]):
-        if entry["occlusion"] is not None:
+    for one in results.evaluations:
+        if one.occlusion is not None or split not in (None, one.split):
             continue
-        fold = "" if entry["fold"] is None else f" fold {entry['fold']}"
-        fold += "" if entry.get("inner_fold") is None else f"/{entry['inner_fold']}"
-        low, high = entry["accuracy_ci95"]
+        low, high = one.interval or (math.nan, math.nan)
         lines.append(
-            f"{entry['data']:<12}{entry['split'] + fold:<12}{entry['subset']:<20}{entry['unit']:<10}"
-            f"{entry['tta']:<10}{entry['samples']:>7}  "
-            f"{100 * entry['accuracy']:.2f} % (95 % {100 * low:.2f}-{100 * high:.2f}), {entry['checkpoint']}"
+            f"{one.data:<12}{one.split + fold_label(one.fold, one.inner_fold):<12}{one.subset:<20}"
+            f"{one.unit:<10}{one.tta:<10}{one.samples:>7}  "
+            f"{100 * (one.accuracy or 0):.2f} % (95 % {100 * low:.2f}-{100 * high:.2f}), {one.checkpoint}"
         )
-    times = results["test_scorings"]
+    times = results.test_scorings
     lines.append(f"test was scored {times} time{'' if times == 1 else 's'}")
-    for summary in filter(wanted, results.get("robustness", [])):
-        lines += ["", robustness.as_text(summary)]
-        for comparison in results.get("comparisons", []):
-            if robustness.conditions(comparison) == robustness.conditions(summary):
-                lines += ["", robustness.comparison_as_text(comparison)]
+    for summary in results.content.get("robustness", []):
+        if split in (None, summary["split"]):
+            lines += ["", robustness.as_text(summary)]
+            for comparison in results.content.get("comparisons", []):
+                if conditions_of(comparison) == conditions_of(summary):
+                    lines += ["", robustness.comparison_as_text(comparison)]
     return "\n".join(lines)
-
-
-def _key(entry: dict[str, Any]) -> str:
-    named = dict(entry)
-    if entry["occlusion"] is not None:
-        named["occlusion"] = [entry["occlusion"][name] for name in ("kind", "severity", "fill")]
-    return json.dumps([named.get(name) for name in KEY])

@@ -16,8 +16,8 @@ from ferdist.errors import DataError, FerdistError
 from ferdist.evaluation.attention import CELLS, Watched, choose_faces, watch
 from ferdist.evaluation.benchmark import Cell, covered_fraction, grid
 from ferdist.evaluation.evaluate import check_fit
-from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.model import load_trained
+from ferdist.evaluation.predictions import Predictions
 from ferdist.reporting import figures, tables
 from ferdist.reporting.album import HIDDEN, Album, Faces
 from ferdist.reporting.figures import Picture

@@ -18,7 +18,7 @@ import ferdist
 from ferdist.augment.kinds import kind_label
 from ferdist.errors import RunError
 from ferdist.evaluation.benchmark import Cell
-from ferdist.evaluation.robustness import compare, mean_intervals
+from ferdist.evaluation.robustness import compare_benchmarks, mean_intervals
 from ferdist.reporting import figures, table1, tables
 from ferdist.reporting.album import Album
 from ferdist.reporting.faces import attention_section, gallery_sections, mistakes_section
@@ -480,7 +480,7 @@ def _compared(chosen: Sequence[tuple[Run, Sequence[Evaluation]]]) -> tuple[Table
             )
             continue
         try:
-            comparisons.append((run.name, compare(own, first)))
+            comparisons.append((run.name, compare_benchmarks(own, first)))
         except RunError as error:
             missing.append(f"{run.name} against {chosen[0][0].name}: {error}.")
     return tables.paired_table(chosen[0][0].name, comparisons), tuple(missing)

@@ -4,89 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import zipfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ferdist.errors import RunError
-from ferdist.evaluation.benchmark import Cell
-from ferdist.evaluation.metrics import Predictions, expected_calibration_error
-from ferdist.evaluation.results import SCHEMA
-from ferdist.evaluation.robustness import GridPredictions, summarise
+from ferdist.evaluation.predictions import Predictions, side_by_side
+from ferdist.evaluation.records import Evaluation, Occlusion, read_json, read_results
+from ferdist.evaluation.robustness import benchmark_scores
+
+__all__ = ["Evaluation", "Floats", "Integers", "Occlusion", "Run", "load_run", "load_runs"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Occlusion:
-    """What covered the face in an evaluation.
-
-    Attributes:
-        kind: shape, e.g. ``square``.
-        severity: 1 (least) to 5 (most).
-        fill: what the covered pixels were replaced by.
-        covered: fraction of the image, 0 to 1; None where nothing is covered or the fraction is unknown.
-        seen: whether training showed such occlusion: ``seen``, ``unseen size`` or ``unseen kind``; "" where
-            it is not recorded.
-        checksum: of the images; "" where it is not recorded.
-    """
-
-    kind: str
-    severity: int
-    fill: str
-    covered: float | None = None
-    seen: str = ""
-    checksum: str = ""
-
-    @property
-    def cell(self) -> Cell:
-        """Of the benchmark."""
-        return Cell(self.kind, self.severity, self.fill)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One entry of results.json. Rates are fractions from 0 to 1; None and NaN in the file become None."""
-
-    data: str
-    """Name of the data that were scored."""
-    split: str
-    fold: int | None
-    inner_fold: int | None
-    subset: str
-    unit: str
-    tta: str
-    checkpoint: str
-    occlusion: Occlusion | None
-    samples: int
-    accuracy: float | None
-    interval: tuple[float, float] | None
-    balanced_accuracy: float | None
-    macro_f1: float | None
-    ece: float | None
-    recall: tuple[float | None, ...]
-    confusion: Integers
-    """int64 (K, K): rows are the true classes, columns the predicted ones."""
-    folds: int = 0
-    """How many held-out folds are pooled in it; 0 where it is of one split or fold."""
-    seeds: int = 1
-    """Over how many seeds the rates are means; the confusion matrix counts each sample once for each."""
-    beton_sha256: str = ""
-    """Of the data that were scored; "" where it is not recorded."""
-
-    @property
-    def conditions(self) -> tuple[str | int | None, ...]:
-        """All that defines the measurement except the occlusion."""
-        folds = self.fold, self.inner_fold
-        return self.data, self.split, *folds, self.subset, self.unit, self.tta, self.checkpoint
 
 
 @dataclass(frozen=True)
@@ -104,9 +38,8 @@ class Run:
         evaluations: the entries of results.json, in their order.
         history: the lines of metrics.jsonl, in their order; empty where there are none.
         status: status.json; empty where there is none.
-        predictions: the readable files of predictions/, in the order of their names.
-        robustness: the figures of each occlusion benchmark, as ``robustness.summarise`` gives them.
-        grids: the readable files of predictions/occlusion/, in the order of their names.
+        predictions: the readable files of predictions/ by their names in it: one for each seed where
+            several runs are pooled, else one.
         manifest: the manifest of the run's beton; None where it cannot be read here.
         remarks: what was missing or broken, in sentences for the reader.
     """
@@ -121,9 +54,7 @@ class Run:
     evaluations: tuple[Evaluation, ...]
     history: tuple[Mapping[str, Any], ...] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
-    predictions: tuple[Predictions, ...] = ()
-    robustness: tuple[Mapping[str, Any], ...] = ()
-    grids: tuple[GridPredictions, ...] = ()
+    predictions: Mapping[str, tuple[Predictions, ...]] = field(default_factory=dict)
     manifest: Mapping[str, Any] | None = None
     remarks: tuple[str, ...] = ()
 
@@ -163,6 +94,12 @@ class Run:
         path = self.option("data.path")
         return Path(str(path)).stem if path else "unnamed data"
 
+    def is_own(self, evaluation: Evaluation) -> bool:
+        """Whether an evaluation is on the data that the run was trained on."""
+        trained_on = (self.environment.get("training") or {}).get("beton_sha256")
+        same = evaluation.beton_sha256 in ("", trained_on) or trained_on is None
+        return evaluation.data == self.data and same
+
     @property
     def main(self) -> Evaluation | None:
         """The evaluation that the headline quotes, or None where there is none.
@@ -183,7 +120,7 @@ class Run:
             return order.index(value) if value in order else len(order)
 
         return (
-            rank(evaluation.data, self.data),
+            int(not self.is_own(evaluation)),
             rank(evaluation.split, "test", "val"),
             rank(evaluation.subset, "all"),
             rank(evaluation.unit, "image"),
@@ -222,110 +159,74 @@ def load_run(folder: Path) -> Run:
         The run, named by its folder.
 
     Raises:
-        RunError: if the folder is no run folder, was never evaluated, or holds a broken file.
+        RunError: if the folder is not a run folder, was never evaluated, or holds a broken file.
     """
-    results_path = folder / "results.json"
-    results = _read_results(folder)
-    classes = _class_names(results, results_path)
-    evaluations = tuple(
-        _evaluation(entry, len(classes) if classes else None, f"{results_path}: evaluations[{number}]")
-        for number, entry in enumerate(_typed(results, "evaluations", list, results_path))
-    )
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such run folder")
+    if not any(
+        (folder / name).exists() for name in ("results.json", "config.yaml", "status.json", "checkpoints")
+    ):
+        raise RunError(f"{folder}: not a run folder: it has neither config.yaml, status.json nor checkpoints")
+    results = read_results(folder / "results.json")
+    remarks: list[str] = []
+    classes, evaluations = results.classes, results.evaluations
     if not classes:
         classes = tuple(str(label) for label in range(len(evaluations[0].confusion) if evaluations else 0))
-    remarks: list[str] = []
-    if "classes" not in results:
-        remarks.append("results.json names no classes: they are shown by their numbers.")
-    config = _typed(results, "config", dict, results_path)
+        remarks.append("results.json does not name the classes: they are shown by their numbers.")
     run = Run(
         folder=folder,
         name=folder.name,
-        config=config,
+        config=results.config,
         config_text=_read_config(folder, remarks),
-        environment=_typed(results, "environment", dict, results_path),
+        environment=results.environment,
         classes=classes,
-        test_scorings=_typed(results, "test_scorings", int, results_path),
+        test_scorings=results.test_scorings,
         evaluations=evaluations,
         history=_read_history(folder / "metrics.jsonl", remarks),
         status=_read_status(folder / "status.json", remarks),
         predictions=_read_predictions(folder / "predictions", remarks),
-        robustness=tuple(summarise(results["evaluations"])),
-        grids=_read_grids(folder / "predictions" / "occlusion", remarks),
     )
     run = replace(run, manifest=_read_manifest(run, remarks))
-    own = [replace(entry, data=entry.data or run.data) for entry in run.evaluations]
-    return replace(run, evaluations=tuple(own), remarks=tuple(remarks))
+    own = tuple(replace(one, data=one.data or run.data) for one in evaluations)
+    return replace(run, evaluations=own, remarks=tuple(remarks))
 
 
 def predictions_of(run: Run, evaluation: Evaluation) -> Predictions | None:
-    """The predictions that an evaluation was computed from: those that give its figures again.
+    """The predictions that an evaluation was computed from, those of several seeds side by side.
 
-    Args:
-        run: the run with its predictions.
-        evaluation: an entry of ``run.evaluations``.
-
-    Returns:
-        The predictions, or None where no file agrees with the evaluation.
+    None where the file is missing or is about other samples, as it is for a subset.
     """
-    classes = len(evaluation.confusion)
-    for predictions in run.predictions:
-        if predictions.probabilities.shape[1] != classes or evaluation.ece is None:
-            continue
-        cells = predictions.label * classes + predictions.probabilities.argmax(axis=1)
-        confusion = np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
-        error = expected_calibration_error(predictions.probabilities, predictions.label)
-        if np.array_equal(confusion, evaluation.confusion) and abs(error - evaluation.ece) < 1e-6:
-            return predictions
-    return None
+    seeds = run.predictions.get(evaluation.predictions, ())
+    if not seeds or evaluation.beton_sha256 not in ("", seeds[0].beton_sha256):
+        return None
+    together = side_by_side(seeds)
+    return together if len(together.index) == len(seeds) * evaluation.samples else None
 
 
 def occluded_entries(run: Run) -> list[Evaluation]:
     """The evaluations under occlusion that share one set of conditions, the headline's where it can."""
-    entries = [e for e in run.evaluations if e.occlusion is not None]
+    found = [one for one in run.evaluations if one.occlusion is not None]
     main = run.main
-    if main is not None and any(entry.conditions == main.conditions for entry in entries):
-        return [entry for entry in entries if entry.conditions == main.conditions]
-    return [entry for entry in entries if entry.conditions == entries[0].conditions]
+    if main is not None and any(one.conditions == main.conditions for one in found):
+        return [one for one in found if one.conditions == main.conditions]
+    return [one for one in found if one.conditions == found[0].conditions]
 
 
 def robustness_of(run: Run, evaluation: Evaluation) -> Mapping[str, Any] | None:
-    """The figures of the benchmark that an evaluation is part of, or None where there are none."""
-    for summary in run.robustness:
-        here = (
-            summary["data"] or run.data,
-            *(summary[name] for name in ("split", "fold", "tta", "checkpoint")),
-        )
-        if here == (
-            evaluation.data,
-            evaluation.split,
-            evaluation.fold,
-            evaluation.tta,
-            evaluation.checkpoint,
-        ):
-            return summary
-    return None
+    """The scores of the benchmark that an evaluation is part of, or None where there are none."""
+    same = (one for one in run.evaluations if one.conditions == evaluation.conditions)
+    return next(iter(benchmark_scores(same)), None)
 
 
-def grids_of(run: Run, covered: Sequence[Evaluation]) -> tuple[GridPredictions, ...]:
+def grids_of(run: Run, covered: Sequence[Evaluation]) -> tuple[Predictions, ...]:
     """The predictions of each seed that evaluations under occlusion were computed from.
 
-    Empty where no file agrees with them.
+    Empty where the file is missing or is about other images.
     """
-    if not covered:
-        return ()
-    several = covered[0].seeds > 1
-    for grids in [run.grids] if several else [(grid,) for grid in run.grids]:
-        hits: Counter[tuple[Cell, str]] = Counter()
-        for grid in grids:
-            counts = grid.correct().sum(axis=1).tolist()
-            hits.update(dict(zip(zip(grid.cells, grid.checksums, strict=True), counts, strict=True)))
-        if all(
-            hits.get((o.cell, o.checksum)) == entry.confusion.trace()
-            for entry in covered
-            if (o := entry.occlusion) is not None
-        ):
-            return grids
-    return ()
+    seeds = run.predictions.get(covered[0].predictions, ()) if covered else ()
+    known = set(zip(seeds[0].cells, seeds[0].checksums, strict=True)) if seeds else set()
+    same = all((o.cell, o.checksum) in known for one in covered if (o := one.occlusion) is not None)
+    return seeds if same else ()
 
 
 def telling_ends(folders: Sequence[Path]) -> list[str]:
@@ -335,136 +236,6 @@ def telling_ends(folders: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     raise AssertionError("distinct paths have distinct names")
-
-
-def _read_results(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise RunError(f"{folder}: no such run folder")
-    path = folder / "results.json"
-    if not path.is_file():
-        if not any((folder / name).exists() for name in ("config.yaml", "status.json", "checkpoints")):
-            raise RunError(
-                f"{folder}: not a run folder: it holds neither config.yaml, status.json nor checkpoints"
-            )
-        raise RunError(f"{folder}: no results.json: run `ferdist evaluate {folder}` first")
-    results = _read_json(path)
-    if not isinstance(results, dict):
-        raise RunError(f"{path}: holds no object; evaluate the run again")
-    if results.get("schema") != SCHEMA:
-        raise RunError(
-            f"{path}: schema {results.get('schema')!r} is unknown, this version reads {SCHEMA}: "
-            "use the ferdist that wrote it or evaluate the run again"
-        )
-    return results
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise RunError(f"{path}: line {error.lineno}: malformed JSON ({error.msg}); write it again") from None
-    except UnicodeDecodeError:
-        raise RunError(f"{path}: not a text file in UTF-8; write it again") from None
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _typed(mapping: Mapping[str, Any], key: str, kind: type[T], where: Path | str) -> T:
-    if key not in mapping:
-        raise RunError(f"{where}: no {key!r} in it; evaluate the run again")
-    value = mapping[key]
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise RunError(
-            f"{where}: {key!r} is {type(value).__name__}, not {kind.__name__}; evaluate the run again"
-        )
-    return value
-
-
-def _class_names(results: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    if "classes" not in results:
-        return ()
-    return tuple(str(name) for name in _typed(results, "classes", list, path))
-
-
-def _evaluation(entry: Any, classes: int | None, where: str) -> Evaluation:
-    if not isinstance(entry, dict):
-        raise RunError(f"{where}: no object; evaluate the run again")
-    confusion = _confusion(entry, classes, where)
-    recall = _typed(entry, "per_class_recall", list, where)
-    if len(recall) != len(confusion):
-        raise RunError(f"{where}: {len(recall)} recalls for {len(confusion)} classes; evaluate the run again")
-    fold, inner_fold = (
-        None if entry.get(key) is None else _typed(entry, key, int, where) for key in ("fold", "inner_fold")
-    )
-    return Evaluation(
-        data=str(entry.get("data", "")),
-        split=_typed(entry, "split", str, where),
-        fold=fold,
-        inner_fold=inner_fold,
-        subset=_typed(entry, "subset", str, where),
-        unit=_typed(entry, "unit", str, where),
-        tta=_typed(entry, "tta", str, where),
-        checkpoint=str(entry.get("checkpoint", "")),
-        occlusion=_occlusion(entry, where),
-        samples=_typed(entry, "samples", int, where),
-        accuracy=_rate(entry, "accuracy", where),
-        interval=_interval(entry, where),
-        balanced_accuracy=_rate(entry, "balanced_accuracy", where),
-        macro_f1=_rate(entry, "macro_f1", where),
-        ece=_rate(entry, "ece", where),
-        recall=tuple(_fraction(value, f"{where}: per_class_recall") for value in recall),
-        confusion=confusion,
-        beton_sha256=str(entry.get("beton_sha256", "")),
-    )
-
-
-def _confusion(entry: Mapping[str, Any], classes: int | None, where: str) -> Integers:
-    rows = _typed(entry, "confusion", list, where)
-    width = len(rows) if classes is None else classes
-    if len(rows) != width or any(not isinstance(row, list) or len(row) != width for row in rows):
-        raise RunError(f"{where}: 'confusion' is not {width} rows of {width} counts; evaluate the run again")
-    counts = [count for row in rows for count in row]
-    if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in counts):
-        raise RunError(f"{where}: 'confusion' holds something other than counts; evaluate the run again")
-    return np.asarray(rows, dtype=np.int64).reshape(width, width)
-
-
-def _occlusion(entry: Mapping[str, Any], where: str) -> Occlusion | None:
-    if entry.get("occlusion") is None:
-        return None
-    occlusion = _typed(entry, "occlusion", dict, where)
-    return Occlusion(
-        kind=_typed(occlusion, "kind", str, f"{where}: occlusion"),
-        severity=_typed(occlusion, "severity", int, f"{where}: occlusion"),
-        fill=str(occlusion.get("fill")),
-        covered=_fraction(occlusion.get("covered"), f"{where}: occlusion: covered"),
-        seen=str(occlusion.get("seen", "")),
-        checksum=str(occlusion.get("checksum", "")),
-    )
-
-
-def _interval(entry: Mapping[str, Any], where: str) -> tuple[float, float] | None:
-    bounds = entry.get("accuracy_ci95")
-    if bounds is None:
-        return None
-    if not isinstance(bounds, list) or len(bounds) != 2:
-        raise RunError(f"{where}: 'accuracy_ci95' is no pair of bounds; evaluate the run again")
-    low, high = (_fraction(bound, f"{where}: accuracy_ci95") for bound in bounds)
-    return None if low is None or high is None else (low, high)
-
-
-def _rate(entry: Mapping[str, Any], key: str, where: str) -> float | None:
-    if key not in entry:
-        raise RunError(f"{where}: no {key!r} in it; evaluate the run again")
-    return _fraction(entry[key], f"{where}: {key}")
-
-
-def _fraction(value: Any, where: str) -> float | None:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-        raise RunError(f"{where}: {value!r} is no fraction from 0 to 1; evaluate the run again")
-    return float(value)
 
 
 def _read_history(path: Path, remarks: list[str]) -> tuple[Mapping[str, Any], ...]:
@@ -484,7 +255,7 @@ def _read_history(path: Path, remarks: list[str]) -> tuple[Mapping[str, Any], ..
         if isinstance(entry, dict) and isinstance(entry.get("epoch"), int | float):
             history.append(entry)
         elif number == len(lines):
-            remarks.append(f"The last line of metrics.jsonl (line {number}) is half written and left out.")
+            remarks.append(f"The last line of metrics.jsonl (line {number}) is incomplete and left out.")
         else:
             raise RunError(
                 f"{path}: line {number}: not a JSON object with an epoch; remove that line or train again"
@@ -498,9 +269,9 @@ def _read_status(path: Path, remarks: list[str]) -> Mapping[str, Any]:
     if not path.is_file():
         remarks.append("status.json is missing: whether training finished is unknown.")
         return {}
-    status = _read_json(path)
+    status = read_json(path)
     if not isinstance(status, dict):
-        raise RunError(f"{path}: holds no object; remove it")
+        raise RunError(f"{path}: not a JSON object; remove it")
     return status
 
 
@@ -514,46 +285,30 @@ def _read_config(folder: Path, remarks: list[str]) -> str | None:
         return None
 
 
-def _read_predictions(folder: Path, remarks: list[str]) -> tuple[Predictions, ...]:
-    predictions = []
-    for path in sorted(folder.glob("*.npz")):
+def _read_predictions(folder: Path, remarks: list[str]) -> dict[str, tuple[Predictions, ...]]:
+    found: dict[str, tuple[Predictions, ...]] = {}
+    for path in [*sorted(folder.glob("*.npz")), *sorted(folder.glob("*/*.npz"))]:
+        name = path.relative_to(folder).as_posix()
         try:
-            stored = Predictions.load(path)
-        except (RunError, EOFError, zipfile.BadZipFile):
-            remarks.append(f"predictions/{path.name} cannot be read and is left out.")
-            continue
-        if stored.probabilities.ndim == 2 and stored.label.shape == stored.probabilities.shape[:1]:
-            predictions.append(stored)
-        else:
-            remarks.append(
-                f"predictions/{path.name} has labels and probabilities that do not match; left out."
-            )
-    return tuple(predictions)
-
-
-def _read_grids(folder: Path, remarks: list[str]) -> tuple[GridPredictions, ...]:
-    grids = []
-    for path in sorted(folder.glob("*.npz")):
-        try:
-            grids.append(GridPredictions.load(path))
+            found[name] = (Predictions.load(path),)
         except RunError:
-            remarks.append(f"predictions/occlusion/{path.name} cannot be read and is left out.")
-    return tuple(grids)
+            remarks.append(f"predictions/{name} cannot be read and is left out.")
+    return found
 
 
 def _read_manifest(run: Run, remarks: list[str]) -> Mapping[str, Any] | None:
     path = run.option("data.path")
     if not path:
-        remarks.append("The configuration names no data.path: the data are not described.")
+        remarks.append("The configuration has no data.path: the data are not described.")
         return None
     try:
         manifest = json.loads(Path(str(path)).with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         manifest = None
     if not isinstance(manifest, dict) or "samples" not in manifest:
-        remarks.append(f"The manifest beside {path} cannot be read here: the data are not described.")
+        remarks.append(f"The manifest beside {path} cannot be read: the data are not described.")
         return None
-    checksums = {predictions.beton_sha256 for predictions in run.predictions}
+    checksums = {seeds[0].beton_sha256 for seeds in run.predictions.values()}
     if checksums and manifest.get("sha256") not in checksums:
-        remarks.append(f"{path} has changed since the predictions were made: its checksum is another.")
+        remarks.append(f"{path} has changed since the predictions were made: its checksum differs.")
     return manifest

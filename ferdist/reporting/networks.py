@@ -6,19 +6,18 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
 from ferdist.config import Config, differences
 from ferdist.data.beton import Beton, labels_of, open_beton
 from ferdist.errors import ConfigError, FerdistError, RunError
-from ferdist.evaluation.compare import Difference, McNemar, compare, count_hits, holm, mcnemar
-from ferdist.evaluation.evaluate import cluster_of
-from ferdist.evaluation.metrics import Predictions
-from ferdist.evaluation.pool import Pool, SavedRun, folds_of, over_seeds, pools, read_runs, shared_config
-from ferdist.evaluation.predict import TTA
-from ferdist.evaluation.results import read_results
+from ferdist.evaluation.compare import Difference, McNemar, compare_networks, holm, mcnemar
+from ferdist.evaluation.pool import Pool, SavedRun, folds_of, pools, read_runs, shared_config
+from ferdist.evaluation.predict import TTA, cluster_of
+from ferdist.evaluation.predictions import Predictions
+from ferdist.evaluation.records import read_results
 from ferdist.models import Task, build_model, is_reconstruction, parameter_count
 from ferdist.reporting.load import telling_ends
 from ferdist.reporting.tables import count
@@ -36,14 +35,6 @@ class OpenRun:
     name: str
     state: str
     reason: str | None
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A pool with what ``over_seeds`` gives of its complete seeds: None where there is none."""
-
-    pool: Pool
-    figures: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -65,7 +56,7 @@ class Network:
     beton: Beton
     runs: tuple[SavedRun, ...]
     open_runs: tuple[OpenRun, ...]
-    measured: tuple[Measurement, ...]
+    measured: tuple[Pool, ...]
     test_scorings: int
 
     @property
@@ -84,9 +75,9 @@ class Network:
         return len(folds_of(self.beton, self.runs[0].config)) if self.runs else 0
 
     @property
-    def main(self) -> Measurement | None:
-        """The measurement that tables quote: the first that has a complete seed."""
-        return next((found for found in self.measured if found.figures is not None), None)
+    def main(self) -> Pool | None:
+        """What tables quote: the first pool that has a complete seed."""
+        return next((pool for pool in self.measured if pool.scores is not None), None)
 
     def parameters(self) -> int | None:
         """Number of its trainable parameters; None where the network cannot be built here."""
@@ -196,8 +187,8 @@ def _network(
         beton=beton,
         runs=tuple(read),
         open_runs=tuple(unfinished),
-        measured=tuple(Measurement(pool, over_seeds(pool.complete(), beton)) for pool in _pools(read, beton)),
-        test_scorings=max((read_results(run.folder.results)["test_scorings"] for run in read), default=0),
+        measured=tuple(_pools(read, beton)),
+        test_scorings=max((read_results(run.folder.results).test_scorings for run in read), default=0),
     )
 
 
@@ -288,14 +279,14 @@ def compare_runs(folders: Sequence[Path]) -> tuple[list[Pair], list[str]]:
 
 
 def _pair(first: Network, second: Network) -> Pair:
-    splits = [{one.pool.split for one in network.measured if one.figures} for network in (first, second)]
+    splits = [{pool.split for pool in network.measured if pool.scores} for network in (first, second)]
     common = sorted(splits[0] & splits[1])  # test before val
     if not common:
-        raise RunError("not to be compared: scored on different splits: evaluate both on the same one")
+        raise RunError("cannot be compared: scored on different splits: evaluate both on the same one")
     seeds = [_plain(network, common[0]) for network in (first, second)]
-    hits = [count_hits(list(of_one.values())) for of_one in seeds]
-    index = hits[0].index
-    difference = compare(hits[0], hits[1], cluster_of(first.beton, index))
+    models = [list(of_one.values()) for of_one in seeds]
+    index = models[0][0].index
+    difference = compare_networks(models[0], models[1], cluster_of(first.beton, index))
     single, seed = None, None
     if (first.beton.subject[index] < 0).any():
         seed = min(seeds[0].keys() & seeds[1].keys(), default=None)
@@ -305,7 +296,7 @@ def _pair(first: Network, second: Network) -> Pair:
 
 def _plain(network: Network, split: str) -> dict[int, Predictions]:
     """Complete seeds on all images of a split, seen once."""
-    for pool in (one.pool for one in network.measured):
+    for pool in network.measured:
         if (pool.split, pool.tta, pool.subset, pool.unit) == (split, "none", "all", "image"):
             return pool.complete()
-    raise RunError("not to be compared: one of them lacks the predictions of one view: evaluate it again")
+    raise RunError("cannot be compared: one of them lacks the predictions of one view: evaluate it again")

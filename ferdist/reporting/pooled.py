@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ferdist.errors import RunError
 from ferdist.evaluation import metrics
-from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.model import default_checkpoint
-from ferdist.evaluation.pool import join
-from ferdist.evaluation.robustness import GridPredictions, correct_share, pool, summarise
-from ferdist.reporting.load import Evaluation, Run, grids_of, load_run, occluded_entries
-from ferdist.reporting.networks import Measurement, Network
+from ferdist.evaluation.predictions import Predictions, join, side_by_side
+from ferdist.evaluation.records import OCCLUSION, Evaluation
+from ferdist.evaluation.robustness import correct_share
+from ferdist.reporting.load import Run, grids_of, load_run, occluded_entries
+from ferdist.reporting.networks import Network
 
 _CURVES = ("train/loss", "train/accuracy", "train/lr", "val/loss", "val/accuracy", "val/balanced_accuracy")
 
@@ -35,136 +35,106 @@ def pooled_run(network: Network) -> Run | None:
         remarks[f"{len(network.open_runs)} of {total} runs are not finished and left out."] = None
     if len(runs) == 1 and not network.folds:
         return replace(runs[0], name=network.name, remarks=tuple(remarks))
-    pooled = [_evaluation(network, measured) for measured in network.measured]
-    plain = tuple(evaluation for evaluation, _ in pooled)
-    covered = _covered(runs, network, plain)
-    if covered.remark:
-        remarks[covered.remark] = None
+    plain = [_plain(network, number) for number in range(len(network.measured))]
+    predictions = {one.predictions: seeds for one, seeds in plain}
+    covered: list[Evaluation] = []
+    try:
+        covered, seeds = _covered(runs, network)
+        predictions |= {one.predictions: seeds for one in covered}
+    except RunError as error:
+        remarks[f"The runs' scores under occlusion are not pooled: {error}."] = None
     return replace(
         runs[0],
         name=network.name,
         config=_shared(runs),
-        evaluations=(*plain, *covered.evaluations),
-        robustness=covered.robustness,
-        grids=covered.grids,
-        predictions=tuple(predictions for _, predictions in pooled),
+        evaluations=(*(one for one, _ in plain), *covered),
+        predictions=predictions,
         history=tuple(_mean_history(runs)),
         test_scorings=network.test_scorings,
         remarks=tuple(remarks),
     )
 
 
-def _evaluation(network: Network, measured: Measurement) -> tuple[Evaluation, Predictions]:
-    """A measurement as an evaluation, with the predictions that give its figures again."""
-    pool, figures = measured.pool, measured.figures
-    seeds = list(pool.complete().values()) or [join(parts) for parts in pool.by_seed().values()]
-    together = Predictions(
-        np.concatenate([one.index for one in seeds]),
-        np.concatenate([one.label for one in seeds]),
-        np.concatenate([one.probabilities for one in seeds]),
-        seeds[0].beton_sha256,
-    )
+def _plain(network: Network, number: int) -> tuple[Evaluation, tuple[Predictions, ...]]:
+    """A pool as an evaluation, with the predictions of each seed that it is computed from."""
+    pool = network.measured[number]
+    seeds = tuple(pool.complete().values()) or tuple(join(parts) for parts in pool.by_seed().values())
+    together = side_by_side(seeds)
     scores = metrics.quick_score(together)
     confusion = metrics.confusion(together)
     evaluation = Evaluation(
         data=network.data,
+        beton_sha256=network.beton.manifest.sha256,
         split=pool.split,
-        fold=None,
-        inner_fold=None,
         subset=pool.subset,
         unit=pool.unit,
         tta=pool.tta,
         checkpoint=default_checkpoint(network.runs[0].config),
-        occlusion=None,
         samples=len(together.index) // len(seeds),
         accuracy=scores["accuracy"],
-        interval=None if figures is None else tuple(figures["accuracy_ci95"]),
+        interval=None if pool.scores is None else tuple(pool.scores["accuracy_ci95"]),
         balanced_accuracy=scores["balanced_accuracy"],
         macro_f1=scores["macro_f1"],
-        ece=metrics.expected_calibration_error(together.probabilities, together.label),
-        recall=_recall(confusion),
+        recall=metrics.class_recall(confusion),
         confusion=confusion,
-        folds=len(pool.by_seed()[next(iter(pool.by_seed()))]) if network.folds else 0,
+        ece=metrics.expected_calibration_error(together.probabilities, together.label),
+        predictions=f"pooled/{number}",
+        folds=len(next(iter(pool.by_seed().values()))) if network.folds else 0,
         seeds=len(seeds),
     )
-    return evaluation, together
+    return evaluation, seeds
 
 
-@dataclass(frozen=True)
-class _Covered:
-    """The occlusion benchmark over all runs: what a `Run` holds of it."""
+def _covered(runs: Sequence[Run], network: Network) -> tuple[list[Evaluation], tuple[Predictions, ...]]:
+    """The benchmark pooled over the folds and averaged over the seeds, with each seed's predictions.
 
-    evaluations: tuple[Evaluation, ...] = ()
-    robustness: tuple[Mapping[str, Any], ...] = ()
-    grids: tuple[GridPredictions, ...] = ()
-    remark: str = ""
-
-
-def _covered(runs: Sequence[Run], network: Network, plain: Sequence[Evaluation]) -> _Covered:
-    """The benchmark pooled over the folds and averaged over the seeds; nothing where a run lacks it."""
-    parts = [(run, entries, grids_of(run, entries)) for run in runs if (entries := occluded_entries(run))]
-    if not parts:
-        return _Covered()
-    whole = [part for part in parts if part[2]]
-    if len(whole) < len(runs):
-        return _Covered(
-            remark=f"{len(whole)} of {len(runs)} runs have predictions under occlusion: they are not pooled."
-        )
-    by_seed: dict[Any, list[GridPredictions]] = {}
-    for run, _, grids in whole:
+    Raises:
+        RunError: if some runs lack it, or it is not the same for all.
+    """
+    found = [(run, entries, grids_of(run, entries)) for run in runs if (entries := occluded_entries(run))]
+    if not found:
+        return [], ()
+    by_seed: dict[Any, list[Predictions]] = {}
+    for run, _, grids in found:
         by_seed.setdefault(run.option("seed"), []).extend(grids)
-    try:
-        pooled = [pool(grids) for grids in by_seed.values()]
-        most = max(len(grid.index) for grid in pooled)
-        seeds = tuple(grid for grid in pooled if len(grid.index) == most)
-        share = correct_share(seeds)
-    except RunError as error:
-        return _Covered(remark=f"The runs' figures under occlusion are not pooled: {error}.")
-    intervals = metrics.accuracy_intervals(share, seeds[0].cluster)
+    complete = sum(bool(grids) for _, _, grids in found)
+    if complete < len(runs):
+        raise RunError(f"{complete} of {len(runs)} runs have predictions under occlusion")
+    pooled = [join(grids) for grids in by_seed.values()]
+    most = max(len(grid.index) for grid in pooled)
+    seeds = tuple(grid for grid in pooled if len(grid.index) == most)
+    share, first = correct_share(seeds), seeds[0]
+    assert first.cluster is not None  # of predictions with cells
+    intervals = metrics.accuracy_intervals(share, first.cluster)
     evaluations = []
-    for entry in whole[0][1]:
+    for entry in found[0][1]:
         damage = entry.occlusion
         assert damage is not None  # `occluded_entries` gives no others
-        number = seeds[0].cells.index(damage.cell)
-        predictions = [grid.predictions(number) for grid in seeds]
+        number = first.cells.index(damage.cell)
+        predictions = [grid.cell(number) for grid in seeds]
         scores = [metrics.quick_score(one) for one in predictions]
-        confusion = np.sum([metrics.confusion(one) for one in predictions], axis=0)
+        confusion = metrics.confusion(side_by_side(predictions))
         evaluations.append(
             replace(
                 entry,
+                beton_sha256=first.beton_sha256,
                 fold=None,
-                occlusion=replace(damage, checksum=seeds[0].checksums[number]),
+                occlusion=replace(damage, checksum=first.checksums[number]),
                 samples=most,
                 accuracy=float(share[number].mean()),
                 interval=intervals[number],
                 balanced_accuracy=float(np.mean([one["balanced_accuracy"] for one in scores])),
                 macro_f1=float(np.mean([one["macro_f1"] for one in scores])),
                 ece=None,
-                recall=_recall(confusion),
+                loss=None,
+                recall=metrics.class_recall(confusion),
                 confusion=confusion,
+                predictions=f"{OCCLUSION}/pooled",
                 folds=network.folds,
                 seeds=len(seeds),
             )
         )
-    alike = [one for one in plain if one.conditions == evaluations[0].conditions and one.samples == most]
-    summaries = summarise([_as_entry(one) for one in (*alike, *evaluations)])
-    return _Covered(tuple(evaluations), tuple(summaries), seeds)
-
-
-def _as_entry(evaluation: Evaluation) -> dict[str, Any]:
-    """What `summarise` reads of an entry of results.json."""
-    names = ("data", "split", "fold", "inner_fold", "tta", "checkpoint", "subset", "unit", "samples")
-    return {
-        **{name: getattr(evaluation, name) for name in (*names, "accuracy", "macro_f1")},
-        "occlusion": evaluation.occlusion and asdict(evaluation.occlusion),
-    }
-
-
-def _recall(confusion: Any) -> tuple[float | None, ...]:
-    totals = confusion.sum(axis=1)
-    return tuple(
-        float(hits / total) if total else None for hits, total in zip(np.diag(confusion), totals, strict=True)
-    )
+    return evaluations, seeds
 
 
 def _shared(runs: Sequence[Run]) -> Mapping[str, Any]:

@@ -10,9 +10,10 @@ from typing import Final
 from ferdist.errors import RunError
 from ferdist.evaluation.metrics import quick_score
 from ferdist.evaluation.model import default_checkpoint
-from ferdist.evaluation.pool import join
+from ferdist.evaluation.pool import Pool
+from ferdist.evaluation.predictions import join
 from ferdist.models import is_reconstruction
-from ferdist.reporting.networks import Measurement, Network, Pair, compare_pairs
+from ferdist.reporting.networks import Network, Pair, compare_pairs
 from ferdist.reporting.published import PUBLISHED, published_accuracy
 from ferdist.reporting.tables import (
     MISSING,
@@ -52,7 +53,7 @@ def group_by_data(networks: Sequence[Network]) -> list[DataGroup]:
         own, other = network.beton.manifest.sha256, group[0].beton.manifest.sha256
         if own != other:
             raise RunError(
-                f"{network.name} and {group[0].name} are not to be compared: the betons of {network.data} "
+                f"{network.name} and {group[0].name} cannot be compared: the betons of {network.data} "
                 f"differ (sha256 {own[:12]} and {other[:12]}): report on them one at a time"
             )
     return [DataGroup(data, group, *compare_pairs(group)) for data, group in groups.items()]
@@ -120,13 +121,13 @@ def _row(network: Network, published: float | None) -> tuple[str, ...]:
     parameters = network.parameters()
     main = network.main
     measured = [MISSING] * 4
-    if main is not None and main.figures is not None:
-        on_val = "" if network.folds or main.pool.split == "test" else " (val)"
+    if main is not None and main.scores is not None:
+        on_val = "" if network.folds or main.split == "test" else " (val)"
         measured = [
-            percent(main.figures["accuracy"]["mean"], DIGITS) + on_val,
-            percent_interval(tuple(main.figures["accuracy_ci95"]), DIGITS),
-            percent(main.figures["accuracy"]["sd"], DIGITS),
-            str(len(main.figures["seeds"])),
+            percent(main.scores["accuracy"]["mean"], DIGITS) + on_val,
+            percent_interval(tuple(main.scores["accuracy_ci95"]), DIGITS),
+            percent(main.scores["accuracy"]["sd"], DIGITS),
+            str(len(main.scores["seeds"])),
         ]
     return (
         network.name,
@@ -151,7 +152,7 @@ def protocol(network: Network) -> str:
     )
     if network.folds:
         words = f"{network.folds} folds by {_cluster_name(network)}, {picked}"
-    elif main.pool.split == "test":
+    elif main.split == "test":
         words = f"test, {picked}{' on val' if picked.startswith('best') else ''}; {_scorings(network)}"
     elif picked.startswith("best"):
         words = f"val, on which the {picked} was picked: leans upward"
@@ -187,39 +188,39 @@ def figures_table(networks: Sequence[Network]) -> Table:
         ),
         align="lllllrrrrrrr",
         rows=tuple(
-            row for network in networks for one in network.measured for row in _figure_rows(network, one)
+            row for network in networks for pool in network.measured for row in _score_rows(network, pool)
         ),
     )
 
 
-def _figure_rows(network: Network, measured: Measurement) -> Iterator[tuple[str, ...]]:
-    pool, figures = measured.pool, measured.figures
+def _score_rows(network: Network, pool: Pool) -> Iterator[tuple[str, ...]]:
+    scores = pool.scores
     where = f"{network.folds} folds" if network.folds else pool.split
     start = (network.name, where, SUBSETS[pool.subset], pool.unit, TTA[pool.tta])
-    if figures is not None:
+    if scores is not None:
         yield (
             *start,
-            str(len(figures["seeds"])),
-            count(figures["samples"]),
-            percent(figures["accuracy"]["mean"], DIGITS),
-            percent_interval(tuple(figures["accuracy_ci95"]), DIGITS),
-            percent(figures["accuracy"]["sd"], DIGITS),
-            percent(figures["balanced_accuracy"]["mean"], DIGITS),
-            percent(figures["macro_f1"]["mean"], DIGITS),
+            str(len(scores["seeds"])),
+            count(scores["samples"]),
+            percent(scores["accuracy"]["mean"], DIGITS),
+            percent_interval(tuple(scores["accuracy_ci95"]), DIGITS),
+            percent(scores["accuracy"]["sd"], DIGITS),
+            percent(scores["balanced_accuracy"]["mean"], DIGITS),
+            percent(scores["macro_f1"]["mean"], DIGITS),
         )
     for seed, parts in pool.by_seed().items():
         together = join(parts)
         if len(parts) < pool.folds and len(together.index):
-            scores = quick_score(together)
+            partial = quick_score(together)
             yield (
                 *start,
                 f"seed {seed}, {len(parts)} of {count(pool.folds, 'fold')}",
                 count(len(together.index)),
-                percent(scores["accuracy"], DIGITS),
+                percent(partial["accuracy"], DIGITS),
                 MISSING,
                 MISSING,
-                percent(scores["balanced_accuracy"], DIGITS),
-                percent(scores["macro_f1"], DIGITS),
+                percent(partial["balanced_accuracy"], DIGITS),
+                percent(partial["macro_f1"], DIGITS),
             )
 
 
@@ -292,13 +293,13 @@ def protocol_sentences(group: DataGroup) -> Iterator[str]:
         "over the seeds."
     )
     if measured[0].folds:
-        poolings = sum(len(one.main.figures["seeds"]) for one in measured if one.main and one.main.figures)
+        poolings = sum(len(one.main.scores["seeds"]) for one in measured if one.main and one.main.scores)
         yield (
             "Every fold is held out once by models that were trained without it, and a seed's predictions "
             "are pooled and scored once. This table rests on "
             f"{count(poolings, 'pooled run')}; whoever quotes it states how many more were made."
         )
-    if any(not network.folds and network.main and network.main.pool.split == "val" for network in measured):
+    if any(not network.folds and network.main and network.main.split == "val" for network in measured):
         yield (
             "(val): the split on which the epoch was chosen, so the figure leans upward and stands beside no "
             "published one; test was not scored."

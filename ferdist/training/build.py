@@ -13,9 +13,9 @@ from ferdist.config import Config
 from ferdist.data.beton import Batch, Beton, BetonLoader, DeviceCache, Labels, cached, labels_of
 from ferdist.data.record import Integers
 from ferdist.errors import ConfigError
-from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.model import ModelCard
 from ferdist.evaluation.predict import predict
+from ferdist.evaluation.predictions import Predictions
 from ferdist.models import Task, build_model, check_resolution
 from ferdist.runtime.distributed import World
 from ferdist.runtime.precision import configure_kernels

@@ -18,7 +18,7 @@ from ferdist.config import Config
 from ferdist.data.beton import Batch, Beton, open_beton, stage_beton, staged_path
 from ferdist.errors import ConfigError, FerdistError, Preempted, RunError
 from ferdist.evaluation import metrics
-from ferdist.evaluation.evaluate import evaluate_trained, main_entry
+from ferdist.evaluation.evaluate import evaluate_trained, main_evaluation
 from ferdist.evaluation.model import default_checkpoint, load_trained
 from ferdist.runtime import checkpoint
 from ferdist.runtime.claim import claimed
@@ -264,10 +264,10 @@ class Run:
                 "%s: the attention is dead: %d of %d channel gates do the same for every image (%s)",
                 *(self.folder.path, len(constant), gates, ", ".join(constant)),
             )
-        if self.monitor:
-            final = main_entry(results["evaluations"], split)
+        if self.monitor and results:
+            final = main_evaluation(results, split)
             names = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
-            self.monitor.hyperparameters({name: final[name] for name in names})
+            self.monitor.hyperparameters({name: getattr(final, name) for name in names})
             self._status("finished")
         return self.folder.results
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ferdist.data.beton import Beton, Labels
 from ferdist.errors import DataError
-from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.predictions import Predictions
 
 
 def soften(labels: Labels, files: str, weight: float, beton: Beton) -> Labels:

@@ -19,7 +19,7 @@ from ferdist.augment import normalise
 from ferdist.data.synthetic import synthesize
 from ferdist.errors import ConfigError, RunError
 from ferdist.evaluation.model import ModelCard, TrainedModel, load_trained
-from ferdist.evaluation.results import read_results
+from ferdist.evaluation.records import read_results
 from ferdist.io import atomic_path
 from ferdist.models import weights
 
@@ -65,7 +65,7 @@ def export(model: str, out: Path, *, trust_code: bool = False) -> str:
 
 
 def facts_of(trained: TrainedModel, model: str) -> dict[str, Any]:
-    """What goes into a file's metadata: the card, the data's name and sha256, val figures, the version.
+    """What goes into a file's metadata: the card, the data's name and sha256, val scores, the version.
 
     Paths are cut down to their last part: they say where the trainer's files lie and nothing about the model.
     """
@@ -78,7 +78,7 @@ def facts_of(trained: TrainedModel, model: str) -> dict[str, Any]:
     card = replace(
         trained.card, config=replace(config, data=data, model=net, run_dir=Path(config.run_dir).name)
     )
-    val = _val_figures(Path(model) / "results.json", trained)
+    val = _val_scores(Path(model) / "results.json", trained)
     return {
         "format": 1,
         **card.to_dict(),
@@ -90,22 +90,19 @@ def facts_of(trained: TrainedModel, model: str) -> dict[str, Any]:
     }
 
 
-def _val_figures(path: Path, trained: TrainedModel) -> list[dict[str, Any]]:
+def _val_scores(path: Path, trained: TrainedModel) -> list[dict[str, Any]]:
     """The plain evaluations of these weights on val of their own data; none where there are none."""
     if not path.exists():
         return []
-    wanted = {
-        "split": "val",
-        "tta": "none",
-        "occlusion": None,
-        "checkpoint": trained.checkpoint,
-        "beton_sha256": trained.card.beton_sha256,
-    }
-    figures = ["data", "fold", "subset", "unit", "samples", "accuracy", "accuracy_ci95"]
-    figures += ["balanced_accuracy", "macro_f1", "per_class_recall", "ece"]
-    entries = read_results(path)["evaluations"]
-    plain = [entry for entry in entries if all(entry[key] == value for key, value in wanted.items())]
-    return [{key: entry[key] for key in figures} for entry in plain]
+    names = ["data", "fold", "subset", "unit", "samples", "accuracy", "accuracy_ci95"]
+    names += ["balanced_accuracy", "macro_f1", "per_class_recall", "ece"]
+    wanted = ("val", "none", None, trained.checkpoint, trained.card.beton_sha256)
+    plain = [
+        one.to_json()
+        for one in read_results(path).evaluations
+        if (one.split, one.tta, one.occlusion, one.checkpoint, one.beton_sha256) == wanted
+    ]
+    return [{name: entry[name] for name in names} for entry in plain]
 
 
 class Deployed(nn.Module):

@@ -15,8 +15,7 @@ from ferdist.cli import main
 from ferdist.config import Config, to_dict
 from ferdist.data.beton import open_beton, staged_path
 from ferdist.evaluation.benchmark import Cell, grid
-from ferdist.evaluation.metrics import Predictions
-from ferdist.evaluation.robustness import GridPredictions
+from ferdist.evaluation.predictions import Predictions
 from ferdist.runtime import checkpoint
 from ferdist.training.run import run
 from tests.conftest import start
@@ -96,11 +95,11 @@ def test_the_occlusion_benchmark_is_the_same_with_two_processes(tiny: Callable[.
     folder = Path(config.run_dir)
     stored = folder / "predictions" / "occlusion" / "synthetic-val-best.npz"
     assert main(["evaluate", str(folder), "--occlusion"]) == 0
-    one = GridPredictions.load(stored)
+    one = Predictions.load(stored)
     stored.unlink()
     done = start("ferdist", "evaluate", str(folder), "--occlusion", processes=2)
     assert done.returncode == 0, done.stderr
-    two = GridPredictions.load(stored)
+    two = Predictions.load(stored)
     assert one.cells == two.cells == grid()
     assert one.checksums == two.checksums
     assert np.array_equal(one.index, two.index)
@@ -114,7 +113,7 @@ def test_the_occlusion_benchmark_is_the_same_with_two_processes(tiny: Callable[.
     assert repeated["robustness"][0]["checksum"] == summary["checksum"]
     (comparison,) = repeated["comparisons"]
     assert (comparison["cells"], comparison["difference"]) == (4, 0)
-    assert set(GridPredictions.load(stored).cells) == set(grid()), "the other cells stay"
+    assert set(Predictions.load(stored).cells) == set(grid()), "the other cells stay"
     scored = dict(zip(one.cells, one.correct().mean(1), strict=True))
     for entry in results["evaluations"]:
         if damage := entry["occlusion"]:

@@ -5,29 +5,25 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ferdist.evaluation.benchmark import Cell
 from ferdist.evaluation.board import show_benchmark
-
-
-def entry(kind: str, severity: int, covered: float | None, accuracy: float) -> dict[str, Any]:
-    damage = {"kind": kind, "severity": severity, "fill": "zero", "covered": covered}
-    return {"occlusion": damage, "accuracy": accuracy}
+from tests.evaluation.conftest import evaluation
 
 
 def test_curves_over_the_covered_share_are_replaced(tmp_path: Path) -> None:
-    square = [entry("square", 1, 0.0278, 0.6), entry("square", 2, 0.111, 0.5)]
+    square = [evaluation(0.6, Cell("square", 1, "zero")), evaluation(0.5, Cell("square", 2, "zero"))]
     show_benchmark(tmp_path / "val", square, [], [])
-    show_benchmark(tmp_path / "val", [*square, entry("gaussian_noise", 4, None, 0.25)], [], [])
+    show_benchmark(tmp_path / "val", [*square, evaluation(0.25, Cell("gaussian_noise", 4, "none"))], [], [])
     events = EventAccumulator(str(tmp_path / "val")).Reload()
     points = [(e.step, round(e.value, 4)) for e in events.Scalars("occlusion/square, zero")]
     assert points == [(3, 0.6), (11, 0.5)]
-    assert [e.step for e in events.Scalars("occlusion/gaussian_noise, zero")] == [4]
+    assert [e.step for e in events.Scalars("occlusion/gaussian_noise, none")] == [4]
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(
@@ -35,7 +31,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(
 ) -> None:
     (tmp_path / "tb").touch()
     with caplog.at_level(logging.WARNING):
-        show_benchmark(tmp_path / "tb" / "val", [entry("square", 1, 0.0278, 0.6)], [], [])
+        show_benchmark(tmp_path / "tb" / "val", [evaluation(0.6, Cell("square", 1, "zero"))], [], [])
     (message,) = caplog.messages
     assert "not written, TensorBoard lacks the benchmark" in message
 

@@ -10,15 +10,15 @@ import pytest
 from scipy.stats import binomtest, kstest, permutation_test
 
 from ferdist.errors import RunError
-from ferdist.evaluation.compare import Hits, compare, count_hits, holm, mcnemar, permutation_p
+from ferdist.evaluation.compare import compare_networks, holm, mcnemar, permutation_p
 from ferdist.evaluation.metrics import Predictions, accuracy_interval
 
 
-def predictions(right: list[bool] | np.ndarray, *, sha256: str = "a" * 64, first: int = 0) -> Predictions:
+def predictions(right: list[bool] | np.ndarray) -> Predictions:
     """Two classes, all labels 0: right where asked for."""
     wrong = 1 - np.asarray(right, dtype=np.int64)
     rows = np.eye(2, dtype=np.float32)[wrong]
-    return Predictions(np.arange(first, first + len(wrong)), np.zeros(len(wrong), np.int64), rows, sha256)
+    return Predictions(np.arange(len(wrong)), np.zeros(len(wrong), np.int64), rows, "a" * 64)
 
 
 def enumerated(sums: list[int]) -> float:
@@ -110,42 +110,41 @@ def test_mcnemar_of_a_case_worked_out_by_hand() -> None:
 
 
 def test_seeds_are_averaged_and_their_number_may_differ() -> None:
-    first = count_hits([predictions([1, 1, 0, 0]), predictions([1, 0, 0, 0])])
-    second = count_hits([predictions(p) for p in ([1, 1, 0, 1], [1, 1, 1, 0], [0, 1, 0, 0])])
-    assert first.count.tolist() == [2, 1, 0, 0]
-    assert second.count.tolist() == [2, 3, 1, 1]
+    first = [predictions([1, 1, 0, 0]), predictions([1, 0, 0, 0])]
+    second = [predictions(p) for p in ([1, 1, 0, 1], [1, 1, 1, 0], [0, 1, 0, 0])]
     by_subject = np.array([0, 0, 1, 1])
-    result = compare(first, second, by_subject)
+    result = compare_networks(first, second, by_subject)
     # Shares 1, 1/2, 0, 0 against 2/3, 1, 1/3, 1/3.
     assert result.accuracy == pytest.approx((1.5 - 7 / 3) / 4)
     assert (result.samples, result.clusters) == (4, 2)
     assert result.p == pytest.approx(enumerated([-1, -4])), "sixths: 6 - 4 + 3 - 6, 0 - 2 + 0 - 2"
-    opposite = compare(second, first, by_subject)
+    opposite = compare_networks(second, first, by_subject)
     assert opposite.accuracy == pytest.approx(-result.accuracy)
     assert opposite.p == result.p
 
 
 def test_the_interval_is_the_bootstrap_of_the_difference() -> None:
     drawn = np.random.default_rng(2)
-    index = np.arange(400)
-    hits = [Hits(index, index, (drawn.random(400) < rate).astype(np.int64), 1, "") for rate in (0.9, 0.7)]
-    result = compare(hits[0], hits[1], index)
-    difference = (hits[0].count - hits[1].count).astype(np.float64)
-    assert result.interval == accuracy_interval(difference, index)
+    first, second = (predictions(drawn.random(400) < rate) for rate in (0.9, 0.7))
+    result = compare_networks([first], [second], np.arange(400))
+    difference = first.correct().astype(np.float64) - second.correct()
+    assert result.interval == accuracy_interval(difference, np.arange(400))
     half = 1.96 * difference.std() / 20
     assert result.interval == pytest.approx((result.accuracy - half, result.accuracy + half), abs=0.01)
 
 
 def test_different_data_and_different_samples_are_refused_in_a_line() -> None:
-    right = [True, False, True]
-    with pytest.raises(RunError, match=r"different data .* aaaaaaaaaaaa and bbbbbbbbbbbb") as refused:
-        count_hits([predictions(right), predictions(right, sha256="b" * 64)])
-    assert "\n" not in str(refused.value)
-    one, moved = count_hits([predictions(right)]), count_hits([predictions(right, first=1)])
-    with pytest.raises(RunError, match=r"different samples \(3 and 3, 2 of them common\)"):
-        compare(one, moved, np.arange(3))
-    relabelled = replace(one, label=np.ones(3, np.int64))
-    with pytest.raises(RunError, match="different labels"):
-        compare(one, relabelled, np.arange(3))
-    with pytest.raises(RunError, match="different samples"):
-        mcnemar(predictions(right), predictions(right[:2]))
+    one = predictions([True, False, True])
+    for other, message in (
+        (replace(one, beton_sha256="b" * 64), r"different data .* aaaaaaaaaaaa and bbbbbbbbbbbb"),
+        (replace(one, index=one.index + 1), r"different samples \(3 and 3, 2 of them in common\)"),
+        (replace(one, label=1 - one.label), "different labels"),
+    ):
+        for compare in (
+            lambda other=other: compare_networks([one], [other], np.arange(3)),
+            lambda other=other: compare_networks([one, other], [one], np.arange(3)),
+            lambda other=other: mcnemar(one, other),
+        ):
+            with pytest.raises(RunError, match=message) as refused:
+                compare()
+            assert "\n" not in str(refused.value)

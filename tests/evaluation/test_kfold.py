@@ -16,8 +16,8 @@ from ferdist.config import Config, load_config
 from ferdist.data.beton import Beton, open_beton
 from ferdist.data.folds import Holdout
 from ferdist.errors import RunError
-from ferdist.evaluation.kfold import summarise
-from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.kfold import kfold_summary
+from ferdist.evaluation.predictions import Predictions
 from ferdist.runtime.folder import RunFolder
 from tests.conftest import ROOT
 
@@ -78,7 +78,7 @@ def pooled_by_hand(beton: Beton, runs: Sequence[Path]) -> tuple[np.ndarray[Any, 
 def test_pooled_figures_are_those_of_all_predictions_together(beton: Beton, tmp_path: Path) -> None:
     seeds = (0, 1, 2)
     runs = write_runs(beton, tmp_path, seeds)
-    summary = summarise(runs, beton)
+    summary = kfold_summary(runs, beton)
     assert (summary["folds"], summary["seeds"]) == (list(range(FOLDS)), [0, 1, 2])
     assert (summary["checkpoint"], summary["interval_over"]) == ("last", "subject")
     assert summary["subjects_in_several_folds"] == 0
@@ -112,7 +112,7 @@ def test_pooled_figures_are_those_of_all_predictions_together(beton: Beton, tmp_
 def test_figures_per_fold_and_per_sequence(beton: Beton, tmp_path: Path) -> None:
     beton = replace(beton, sequence=beton.fold)  # as it is, each of these faces is a sequence by itself
     runs = write_runs(beton, tmp_path, [4])
-    summary = summarise(runs, beton)
+    summary = kfold_summary(runs, beton)
     probabilities, _ = pooled_by_hand(beton, runs)
     right = probabilities.argmax(axis=1) == beton.label
     for part in entry_of(summary, "image")["per_fold"]:
@@ -142,49 +142,49 @@ def test_inner_folds_are_pooled_without_the_fold_that_was_left_out(beton: Beton,
             run.predictions / f"synthetic-val-fold4-inner{inner}-last.npz"
         )
         runs.append(run.path)
-    summary = summarise(runs, beton)
+    summary = kfold_summary(runs, beton)
     assert (summary["inner_of"], summary["folds"]) == (4, [0, 1, 2, 3, 5, 6, 7, 8, 9])
     over = entry_of(summary, "image")["over_seeds"]
     assert over["samples"] == (beton.fold != 4).sum()
     with pytest.raises(RunError, match="its config is not that of"):
-        summarise([*runs, write_run(beton, tmp_path, 4, 0)], beton)
+        kfold_summary([*runs, write_run(beton, tmp_path, 4, 0)], beton)
 
 
 def test_a_seed_without_all_folds_does_not_count(beton: Beton, tmp_path: Path) -> None:
     runs = [*write_runs(beton, tmp_path, [0]), *write_runs(beton, tmp_path, [1], range(4))]
-    entry = entry_of(summarise(runs, beton), "image")
+    entry = entry_of(kfold_summary(runs, beton), "image")
     assert [(p["seed"], p["folds"], p["complete"]) for p in entry["pooled"]] == [(0, 10, True), (1, 4, False)]
     assert entry["over_seeds"]["seeds"] == [0]
     assert entry["over_seeds"]["accuracy"]["mean"] == entry["pooled"][0]["accuracy"]
-    assert entry_of(summarise(runs[10:], beton), "image")["over_seeds"] is None
+    assert entry_of(kfold_summary(runs[10:], beton), "image")["over_seeds"] is None
 
 
 def test_without_runs_there_are_no_figures(beton: Beton) -> None:
-    summary = summarise([], beton)
+    summary = kfold_summary([], beton)
     assert (summary["evaluations"], summary["seeds"], summary["config"]) == ([], [], None)
     assert summary["folds"] == list(range(FOLDS))
 
 
 def test_the_runs_own_views_are_summarised_too(beton: Beton, tmp_path: Path) -> None:
     runs = [write_run(beton, tmp_path, fold, 0, "train.tta=flip") for fold in range(FOLDS)]
-    assert {entry["tta"] for entry in summarise(runs, beton)["evaluations"]} == {"none", "flip"}
+    assert {entry["tta"] for entry in kfold_summary(runs, beton)["evaluations"]} == {"none", "flip"}
 
 
 def test_what_does_not_belong_together_is_refused(beton: Beton, tmp_path: Path) -> None:
     runs = write_runs(beton, tmp_path, [0], range(2))
     with pytest.raises(RunError, match=r"fold 1 with seed 0 is in .*fold-01-seed-0 too"):
-        summarise([*runs, write_run(beton, tmp_path / "again", 1, 0)], beton)
+        kfold_summary([*runs, write_run(beton, tmp_path / "again", 1, 0)], beton)
     with pytest.raises(RunError, match=r"its config is not that of .* \(train.lr: 0.1 -> 0.2\)"):
-        summarise([*runs, write_run(beton, tmp_path, 2, 0, "train.lr=0.2")], beton)
+        kfold_summary([*runs, write_run(beton, tmp_path, 2, 0, "train.lr=0.2")], beton)
     other = replace(beton, manifest=replace(beton.manifest, sha256="0" * 64))
     with pytest.raises(RunError, match="trained on other data"):
-        summarise(runs, other)
+        kfold_summary(runs, other)
     (plain,) = write_runs(beton, tmp_path / "plain", [0], [0])
     RunFolder(plain).write_config(
         load_config(ROOT / "configs" / "base.yaml"), {"beton_sha256": beton.manifest.sha256}
     )
     with pytest.raises(RunError, match="holds no fold out"):
-        summarise([plain], beton)
+        kfold_summary([plain], beton)
 
 
 def test_predictions_of_another_fold_or_none_are_refused(beton: Beton, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_predictions_of_another_fold_or_none_are_refused(beton: Beton, tmp_path:
     even = np.full((len(index), CLASSES), 1 / CLASSES, np.float32)
     Predictions(index, beton.label[index], even, beton.manifest.sha256).save(file)
     with pytest.raises(RunError, match="not the predictions for fold 3"):
-        summarise([run], beton)
+        kfold_summary([run], beton)
     file.unlink()
-    with pytest.raises(RunError, match="no predictions that can be read"):
-        summarise([run], beton)
+    with pytest.raises(RunError, match="cannot be read as predictions: No such file"):
+        kfold_summary([run], beton)

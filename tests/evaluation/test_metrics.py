@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from ferdist.errors import RunError
 from ferdist.evaluation import metrics
-from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.predictions import Predictions
 
 
 def predictions(label: list[int], probabilities: list[list[float]]) -> Predictions:
@@ -22,17 +19,17 @@ def hard(label: list[int], predicted: list[int], classes: int) -> Predictions:
     return predictions(label, np.eye(classes)[predicted].tolist())
 
 
-def test_figures_of_a_case_worked_out_by_hand() -> None:
+def test_scores_of_a_case_worked_out_by_hand() -> None:
     #          true 0: 3 of 4 right; true 1: 1 of 2 right; true 2: none there
     p = hard([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 2], classes=3)
     scores = metrics.score(p, cluster=np.arange(6))
-    assert scores["samples"] == 6
-    assert scores["accuracy"] == pytest.approx(4 / 6)
-    assert scores["balanced_accuracy"] == pytest.approx((3 / 4 + 1 / 2) / 2)
-    assert scores["per_class_recall"] == [0.75, 0.5, None]
-    assert scores["confusion"] == [[3, 1, 0], [0, 1, 1], [0, 0, 0]]
+    assert scores.samples == 6
+    assert scores.accuracy == pytest.approx(4 / 6)
+    assert scores.balanced_accuracy == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert scores.recall == (0.75, 0.5, None)
+    assert scores.confusion.tolist() == [[3, 1, 0], [0, 1, 1], [0, 0, 0]]
     # precision 1 and 1/2, recall 3/4 and 1/2
-    assert scores["macro_f1"] == pytest.approx((2 * 0.75 / 1.75 + 0.5) / 2)
+    assert scores.macro_f1 == pytest.approx((2 * 0.75 / 1.75 + 0.5) / 2)
 
 
 def test_calibration_error_of_a_case_worked_out_by_hand() -> None:
@@ -55,7 +52,7 @@ def test_quick_and_full_scores_agree() -> None:
     raw = generator.random((200, 5)).astype(np.float32)
     p = Predictions(np.arange(200), generator.integers(0, 5, 200), raw / raw.sum(1, keepdims=True), "")
     full, quick = metrics.score(p, np.arange(200)), metrics.quick_score(p)
-    assert {k: full[k] for k in quick} == quick
+    assert {name: getattr(full, name) for name in quick} == quick
 
 
 def test_the_interval_of_independent_samples_is_the_binomial_one() -> None:
@@ -103,34 +100,3 @@ def test_several_predictions_are_scored_as_one_by_one() -> None:
 
 def test_one_cluster_gives_no_spread() -> None:
     assert metrics.accuracy_interval(np.array([True, False]), np.array([7, 7])) == (0.5, 0.5)
-
-
-def test_a_sequence_is_the_mean_of_its_frames() -> None:
-    p = predictions([1, 1, 0, 0], [[0.9, 0.1], [0.0, 1.0], [0.6, 0.4], [0.3, 0.7]])
-    whole = metrics.by_sequence(p, np.array([5, 5, 2, 2]))
-    np.testing.assert_allclose(whole.probabilities, [[0.45, 0.55], [0.45, 0.55]], atol=1e-6)
-    assert whole.label.tolist() == [0, 1]
-    assert whole.index.tolist() == [2, 0]
-
-
-def test_a_sequence_with_two_labels_is_two_things_to_recognise() -> None:
-    """CK+ with 8 classes: the first frame is neutral, the last show the expression."""
-    p = hard([2, 0, 0, 2, 1], [2, 0, 0, 2, 1], classes=3)
-    whole = metrics.by_sequence(p, np.array([4, 4, 4, 7, 7]))
-    assert len(whole.label) == 4
-    assert (whole.probabilities.argmax(1) == whole.label).all()
-
-
-def test_predictions_come_back_from_their_file(tmp_path: Path) -> None:
-    p = hard([0, 1], [1, 1], 2)
-    p.save(tmp_path / "a" / "p.npz")
-    back = Predictions.load(tmp_path / "a" / "p.npz")
-    assert np.array_equal(back.probabilities, p.probabilities)
-    assert back.probabilities.dtype == np.float32
-    assert back.beton_sha256 == p.beton_sha256
-    for content in (b"", b"PK\x03\x04 torn", b"nothing"):
-        (tmp_path / "bad.npz").write_bytes(content)
-        with pytest.raises(RunError, match="no predictions that can be read"):
-            Predictions.load(tmp_path / "bad.npz")
-    with pytest.raises(RunError, match="no predictions that can be read"):
-        Predictions.load(tmp_path / "none.npz")

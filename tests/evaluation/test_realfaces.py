@@ -21,7 +21,7 @@ from ferdist.data.rawformats import write_fer2013_csv
 from ferdist.data.record import FER2013_CLASSES, FaceDataset, Integers
 from ferdist.data.synthetic import synthesize
 from ferdist.errors import DataError
-from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.predictions import Predictions
 from ferdist.evaluation.realfaces import listed_samples
 from ferdist.training.run import run
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ferdist.data.beton import open_beton
-from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.pool import shared_config
+from ferdist.evaluation.predictions import Predictions
 from ferdist.runtime.experiment import Cell, Part
 from ferdist.runtime.folder import RunFolder
 from launch import experiment

@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 
 from ferdist.evaluation.benchmark import Cell
 from ferdist.evaluation.metrics import expected_calibration_error
-from ferdist.evaluation.robustness import GridPredictions
+from ferdist.evaluation.predictions import Predictions
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SHARES = np.array([467, 56, 496, 895, 653, 415, 607]) / 3589
@@ -118,6 +118,7 @@ def write_run(
     """
     (folder / "predictions").mkdir(parents=True)
     data = folder.parent / "data" / "fer2013.beton"
+    which = "best" if fold is None else f"fold{fold}-last"
     conditions = {
         "data": "fer2013",
         "fold": fold,
@@ -129,13 +130,8 @@ def write_run(
     evaluations = []
     for number, split in enumerate(("val", "test") if test else ("val",)):
         label, probabilities = draw_predictions(samples, skill, seed + 100 * number)
-        np.savez(
-            folder / "predictions" / f"{split}.npz",
-            index=np.arange(samples),
-            label=label,
-            probabilities=probabilities,
-            beton_sha256="5e" * 32,
-        )
+        predictions = Predictions(np.arange(samples), label, probabilities, "5e" * 32)
+        predictions.save(folder / "predictions" / f"fer2013-{split}-{which}.npz")
         evaluations.append({"split": split, **conditions, "occlusion": None, **measure(label, probabilities)})
     cells, grid = [], []
     areas = enumerate((0.028, 0.111, 0.25, 0.444, 0.5625), start=1)
@@ -157,15 +153,15 @@ def write_run(
         cells.append(Cell(kind, severity, fill))
         grid.append(probabilities)
     if occlusion:
-        GridPredictions(
+        Predictions(
             np.arange(samples),
             label,
-            np.arange(samples),
-            tuple(cells),
-            tuple(str(cell.severity) * 64 for cell in cells),
             np.stack(grid),
             "5e" * 32,
-        ).merged_into(folder / "predictions" / "occlusion" / "val.npz")
+            tuple(cells),
+            tuple(str(cell.severity) * 64 for cell in cells),
+            np.arange(samples),
+        ).merged_into(folder / "predictions" / "occlusion" / f"fer2013-val-{which}.npz")
     config = {
         "data": {"path": str(data), "fold": fold, "batch_size": 128},
         "model": {"name": model, "stem": "stride2", "placement": "after"},

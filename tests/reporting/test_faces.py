@@ -24,7 +24,7 @@ from ferdist.data.record import FaceDataset, no_values
 from ferdist.data.synthetic import synthesize
 from ferdist.evaluation.benchmark import Cell, checksums, grid, total_checksum
 from ferdist.evaluation.evaluate import Plan, evaluate
-from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.predictions import Predictions
 from ferdist.reporting import write_report
 from ferdist.reporting.album import HIDDEN, Album
 from ferdist.reporting.faces import confident_mistakes

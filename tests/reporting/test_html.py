@@ -152,7 +152,7 @@ def test_hostile_names_stay_text(make_run: MakeRun, tmp_path: Path) -> None:
 def test_missing_pieces_are_said_to_be_missing(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run()
     (run / "metrics.jsonl").write_text("")
-    (run / "predictions" / "val.npz").unlink()
+    (run / "predictions" / "fer2013-val-best.npz").unlink()
     (run / "status.json").write_text('{"state": "failed", "reason": "the loss is not finite"}')
     write_report([run], tmp_path / "report")
     text = Page(tmp_path / "report" / "report.html").text
@@ -201,7 +201,7 @@ def test_several_runs_are_compared(make_run: MakeRun, tmp_path: Path) -> None:
         assert all(f">{name}</text>" in legend for name in ("cbam", "plain"))
         assert ">fold<" not in legend
         assert f"Accuracy against the covered part of the image: {kind}." in page.text
-    assert "plain against cbam: the reference was not evaluated on the same samples" in page.text
+    assert "plain against cbam: cannot be compared: scored by different labels" in page.text
     curves = (tmp_path / "report" / "figures" / "loss.svg").read_text()
     assert all(f">{name}</text>" in curves for name in ("cbam", "plain", "fold"))
     assert (tmp_path / "report" / "table1.md").read_text().count("\n| ") == 5
@@ -220,7 +220,7 @@ def test_runs_on_the_same_samples_are_compared_in_pairs(make_run: MakeRun, tmp_p
     assert first[:3] == ["plain", "square", f"{100 * (np.mean(other[1:6]) - np.mean(own[1:6])):+.1f}"]
     low, high = (float(bound) for bound in first[3].split(" to "))
     assert low < float(first[2]) < high < 0
-    (runs[1] / "predictions" / "occlusion" / "val.npz").unlink()
+    (runs[1] / "predictions" / "occlusion" / "fer2013-val-best.npz").unlink()
     write_report(runs, tmp_path / "report")
     page = Page(tmp_path / "report" / "report.html")
     assert "plain: without both runs' predictions/occlusion/ there is no paired difference." in page.text
@@ -232,7 +232,7 @@ def test_a_mean_over_fills_has_its_interval(make_run: MakeRun, tmp_path: Path) -
     write_report(runs, tmp_path / "report")
     rows = table_rows(Page(tmp_path / "report" / "report.html"), "Accuracy by covered part: square")
     assert [row[1] for row in rows] == 2 * ["0.0", "2.8", "11.1", "25.0", "44.4", "56.2"]
-    with np.load(runs[0] / "predictions" / "occlusion" / "val.npz") as stored:
+    with np.load(runs[0] / "predictions" / "occlusion" / "fer2013-val-best.npz") as stored:
         chosen = (stored["kind"] == "square") & (stored["severity"] == 3)
         share = (stored["probabilities"][chosen].argmax(axis=2) == stored["label"]).mean(axis=0)
     assert chosen.sum() == 2
@@ -240,7 +240,7 @@ def test_a_mean_over_fills_has_its_interval(make_run: MakeRun, tmp_path: Path) -
     low, high = (float(bound) for bound in rows[3][3].split("–"))
     assert float(rows[3][2]) == pytest.approx(100 * share.mean(), abs=0.05)
     assert (low, high) == pytest.approx((100 * share.mean() - half, 100 * share.mean() + half), abs=0.4)
-    (runs[1] / "predictions" / "occlusion" / "val.npz").unlink()
+    (runs[1] / "predictions" / "occlusion" / "fer2013-val-best.npz").unlink()
     write_report(runs, tmp_path / "report")
     rows = table_rows(Page(tmp_path / "report" / "report.html"), "Accuracy by covered part: square")
     assert {row[3] for row in rows[7:]} == {"–"}, "a mean without predictions has no interval"

@@ -2,15 +2,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score
 
 from ferdist.errors import RunError
-from ferdist.reporting.load import Occlusion, load_run, load_runs, predictions_of
+from ferdist.reporting.load import (
+    Occlusion,
+    load_run,
+    load_runs,
+    occluded_entries,
+    predictions_of,
+    robustness_of,
+)
 
 MakeRun = Callable[..., Path]
 
@@ -91,28 +98,59 @@ def test_entries_without_data_are_on_the_data_of_the_run(make_run: MakeRun) -> N
     assert run.evaluations[0].data == run.data == "fer2013"
 
 
-def test_predictions_are_found_by_the_figures_that_they_give(make_run: MakeRun) -> None:
+def test_predictions_are_found_by_the_name_in_the_entry(make_run: MakeRun) -> None:
     folder = make_run("run", test=True)
     run = load_run(folder)
     for evaluation in run.evaluations:
         predictions = predictions_of(run, evaluation)
         assert predictions is not None
-        predicted = predictions.probabilities.argmax(axis=1)
-        assert accuracy_score(predictions.label, predicted) == pytest.approx(evaluation.accuracy)
-    (folder / "predictions" / "test.npz").unlink()
+        assert predictions.correct().mean() == pytest.approx(evaluation.accuracy)
+        assert predictions_of(run, replace(evaluation, beton_sha256="00")) is None
+        assert predictions_of(run, replace(evaluation, samples=1)) is None
+    file = folder / "predictions" / "fer2013-test-best.npz"
+    file.rename(file.with_name("other.npz"))
     run = load_run(folder)
     assert predictions_of(run, run.evaluations[1]) is None
+    edit_results(folder, lambda results: results["evaluations"][1].update(predictions="other.npz"))
+    run = load_run(folder)
+    assert predictions_of(run, run.evaluations[1]) is not None
+
+
+def test_two_betons_of_one_name_are_two_data_sets(make_run: MakeRun) -> None:
+    """The run's own and another one that is named alike: neither curves nor scores are mixed."""
+    folder = make_run("run", occlusion=True)
+
+    def add_other(results: dict[str, Any]) -> None:
+        results["environment"]["training"] = {"beton_sha256": "5e" * 32}
+        own = [entry | {"beton_sha256": "5e" * 32} for entry in results["evaluations"]]
+        other = [entry | {"beton_sha256": "6f" * 32, "accuracy": 0.01} for entry in own]
+        results["evaluations"] = other + own
+
+    edit_results(folder, add_other)
+    run = load_run(folder)
+    assert run.main is not None
+    assert run.main.beton_sha256 == "5e" * 32
+    covered = occluded_entries(run)
+    assert {one.beton_sha256 for one in covered} == {"5e" * 32}
+    assert len(covered) == 10
+    own, other = (robustness_of(run, run.evaluations[at]) for at in (-1, 1))
+    assert own is not None and other is not None
+    assert own["clean_accuracy"] == run.main.accuracy
+    assert (other["clean_accuracy"], other["accuracy"]) == (0.01, pytest.approx(0.01))
+    assert predictions_of(run, run.evaluations[0]) is None
 
 
 def test_what_covered_the_face_is_read(make_run: MakeRun) -> None:
     folder = make_run(occlusion=True)
     covers = [entry.occlusion for entry in load_run(folder).evaluations if entry.occlusion is not None]
-    assert covers[5] == Occlusion("circle", 1, "zero", 0.028, "seen", "1" * 64)
+    assert vars(covers[5]) == vars(Occlusion("circle", 1, "zero", 0.028, "seen", "1" * 64))
     results = json.loads((folder / "results.json").read_text())
     for name in ("covered", "seen", "checksum"):
         del results["evaluations"][6]["occlusion"][name]
     (folder / "results.json").write_text(json.dumps(results))
-    assert load_run(folder).evaluations[6].occlusion == Occlusion("circle", 1, "zero")
+    damage = load_run(folder).evaluations[6].occlusion
+    assert damage is not None
+    assert vars(damage) == vars(Occlusion("circle", 1, "zero"))
 
 
 def test_names_tell_runs_apart(make_run: MakeRun, tmp_path: Path) -> None:
@@ -130,7 +168,7 @@ def test_a_half_written_last_line_is_left_out_and_said(make_run: MakeRun) -> Non
         file.write('{"step": 500, "epo')
     run = load_run(folder)
     assert len(run.history) == whole
-    assert any("half written" in remark for remark in run.remarks)
+    assert any("incomplete" in remark for remark in run.remarks)
 
 
 def test_a_broken_line_in_the_middle_is_an_error_with_its_number(make_run: MakeRun) -> None:
@@ -157,10 +195,10 @@ def test_missing_files_are_remarks(make_run: MakeRun) -> None:
     folder = make_run()
     for name in ("metrics.jsonl", "status.json", "config.yaml"):
         (folder / name).unlink()
-    (folder / "predictions" / "val.npz").write_bytes(b"PK\x03\x04 cut off")
+    (folder / "predictions" / "fer2013-val-best.npz").write_bytes(b"PK\x03\x04 cut off")
     run = load_run(folder)
-    assert (run.history, run.predictions, run.manifest, run.config_text) == ((), (), None, None)
-    for word in ("metrics.jsonl", "status.json", "config.yaml", "val.npz", "manifest"):
+    assert (run.history, run.predictions, run.manifest, run.config_text) == ((), {}, None, None)
+    for word in ("metrics.jsonl", "status.json", "config.yaml", "fer2013-val-best.npz", "manifest"):
         assert any(word in remark for remark in run.remarks), word
 
 
@@ -170,20 +208,6 @@ def test_empty_metrics_are_a_remark(make_run: MakeRun) -> None:
     run = load_run(folder)
     assert run.history == ()
     assert any("metrics.jsonl is empty" in remark for remark in run.remarks)
-
-
-def test_predictions_that_do_not_fit_are_left_out(make_run: MakeRun) -> None:
-    folder = make_run()
-    np.savez(
-        folder / "predictions" / "odd.npz",
-        index=np.arange(3),
-        label=np.arange(3),
-        probabilities=np.ones((2, 7), np.float32),
-        beton_sha256="00",
-    )
-    run = load_run(folder)
-    assert len(run.predictions) == 1
-    assert any("odd.npz" in remark for remark in run.remarks)
 
 
 def test_another_beton_than_the_predicted_one_is_a_remark(make_run: MakeRun, tmp_path: Path) -> None:
@@ -198,21 +222,7 @@ def test_classes_are_numbered_where_they_have_no_names(make_run: MakeRun) -> Non
     edit_results(folder, lambda results: results.pop("classes"))
     run = load_run(folder)
     assert run.classes == tuple("0123456")
-    assert any("names no classes" in remark for remark in run.remarks)
-
-
-def test_values_that_are_not_there_are_none(make_run: MakeRun) -> None:
-    folder = make_run()
-
-    def blank(results: dict[str, Any]) -> None:
-        results["evaluations"][0] |= {"accuracy_ci95": None, "ece": None, "macro_f1": float("nan")}
-        results["evaluations"][0]["per_class_recall"][1] = None
-
-    edit_results(folder, blank)
-    evaluation = load_run(folder).evaluations[0]
-    assert (evaluation.interval, evaluation.ece, evaluation.macro_f1) == (None, None, None)
-    assert evaluation.recall[1] is None
-    assert evaluation.recall[0] is not None
+    assert any("does not name the classes" in remark for remark in run.remarks)
 
 
 def test_folders_that_are_no_evaluated_runs(tmp_path: Path) -> None:
@@ -221,53 +231,5 @@ def test_folders_that_are_no_evaluated_runs(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a run folder"):
         load_run(tmp_path)
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(RunError, match=f"no results.json: run `ferdist evaluate {tmp_path}`"):
+    with pytest.raises(RunError, match=f"results.json: no such file: run `ferdist evaluate {tmp_path}`"):
         load_run(tmp_path)
-
-
-def test_malformed_json_is_named_with_its_line(make_run: MakeRun) -> None:
-    folder = make_run()
-    (folder / "results.json").write_text('{"schema": 1,\n"classes": [}')
-    with pytest.raises(RunError, match=r"results\.json: line 2: malformed JSON"):
-        load_run(folder)
-    (folder / "results.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RunError, match="UTF-8"):
-        load_run(folder)
-    (folder / "results.json").write_text("[]")
-    with pytest.raises(RunError, match="no object"):
-        load_run(folder)
-
-
-def no_text(results: dict[str, Any]) -> None:
-    results["evaluations"][0]["split"] = 3
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda results: results.update(schema=2), "schema 2 is unknown"),
-        (lambda results: results.pop("schema"), "schema None is unknown"),
-        (lambda results: results.pop("evaluations"), "no 'evaluations'"),
-        (lambda results: results.update(test_scorings="1"), "'test_scorings' is str, not int"),
-        (lambda results: results.update(environment=[]), "'environment' is list, not dict"),
-        (lambda results: results["evaluations"].append(3), r"evaluations\[1\]: no object"),
-        (lambda results: results["evaluations"][0].pop("accuracy"), "no 'accuracy'"),
-        (lambda results: results["evaluations"][0].update(accuracy=61.2), "61.2 is no fraction"),
-        (lambda results: results["evaluations"][0].update(ece="low"), "'low' is no fraction"),
-        (lambda results: results["evaluations"][0].update(accuracy_ci95=[0.5]), "no pair of bounds"),
-        (lambda results: results["evaluations"][0]["confusion"].pop(), "not 7 rows of 7 counts"),
-        (lambda results: results["evaluations"][0]["confusion"][0].__setitem__(0, -1), "other than counts"),
-        (lambda results: results["evaluations"][0]["per_class_recall"].pop(), "6 recalls for 7 classes"),
-        (lambda results: results["evaluations"][0].update(occlusion={"kind": "square"}), "no 'severity'"),
-        (no_text, "'split' is int, not str"),
-    ],
-)
-def test_results_that_break_the_contract_are_refused_in_one_line(
-    make_run: MakeRun, change: Callable[[dict[str, Any]], Any], message: str
-) -> None:
-    folder = make_run()
-    edit_results(folder, change)
-    with pytest.raises(RunError, match=message) as caught:
-        load_run(folder)
-    assert str(folder / "results.json") in str(caught.value)
-    assert "\n" not in str(caught.value)

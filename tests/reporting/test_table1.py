@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,8 @@ from ferdist.data.beton import Beton, open_beton
 from ferdist.data.folds import Holdout
 from ferdist.errors import RunError
 from ferdist.evaluation.benchmark import Cell as Damage
-from ferdist.evaluation.metrics import Predictions
 from ferdist.evaluation.pool import shared_config
-from ferdist.evaluation.robustness import GridPredictions
+from ferdist.evaluation.predictions import Predictions
 from ferdist.reporting import write_report
 from ferdist.reporting.load import grids_of, occluded_entries, robustness_of
 from ferdist.reporting.networks import Network, compare_pairs, load_networks
@@ -235,14 +235,12 @@ def cover(beton: Beton, run: RunFolder, cell: Cell, right: np.ndarray) -> None:
     """Add the benchmark's masks to a finished run, as `ferdist evaluate --occlusion` does for its fold."""
     found = predictions_for(beton, beton.indices("val", Holdout(cell.fold)), right)
     checksum = f"{cell.fold}" * 64  # the images of another fold are others
-    grid = GridPredictions(
-        found.index,
-        found.label,
-        beton.subject[found.index],
-        (Damage("mask", 1, "drawn"),),
-        (checksum,),
-        found.probabilities[None],
-        beton.manifest.sha256,
+    grid = replace(
+        found,
+        probabilities=found.probabilities[None],
+        cells=(Damage("mask", 1, "drawn"),),
+        checksums=(checksum,),
+        cluster=beton.subject[found.index],
     )
     grid.merged_into(run.predictions / "occlusion" / f"synthetic-val-fold{cell.fold}-last.npz")
     results = json.loads(run.results.read_text())
@@ -293,7 +291,7 @@ def test_the_benchmark_is_pooled_over_folds_and_seeds(beton: Beton, tmp_path: Pa
 
     shutil.rmtree(tmp_path / "x" / cells[0].name / "predictions" / "occlusion")
     page = write_report([experiment], tmp_path / "report").read_text()
-    assert "19 of 20 runs have predictions under occlusion: they are not pooled." in page
+    assert "scores under occlusion are not pooled: 19 of 20 runs have predictions under occlusion." in page
 
 
 @pytest.mark.slow
@@ -397,13 +395,13 @@ def test_different_data_of_one_name_are_refused_in_a_line(
     right = right_of(other, 0.5, 0)
     config = write_run(other, tmp_path / "other" / "seed-0", "resnet18", Cell(None, 0), right)
     write_experiment(tmp_path / "other", {"": config}, other, [Cell(None, 0)])
-    with pytest.raises(RunError, match=r"not to be compared: the betons of synthetic differ") as refused:
+    with pytest.raises(RunError, match=r"cannot be compared: the betons of synthetic differ") as refused:
         write_report([kfold, tmp_path / "other"], tmp_path / "report")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "report").exists()
     write_report([seeds["resnet18"][0], tmp_path / "other" / "seed-0"], tmp_path / "report")
     lines = (tmp_path / "report" / "table1.md").read_text().splitlines()
-    said = [line for line in lines if "not to be compared: scored on different data" in line]
+    said = [line for line in lines if "cannot be compared: scored on different data" in line]
     assert len(said) == 1
     assert not any(line.startswith("| First |") for line in lines)
 

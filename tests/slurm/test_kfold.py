@@ -12,7 +12,7 @@ from submitit.slurm.slurm import SlurmJob
 
 from ferdist.data import prepare
 from ferdist.data.beton import open_beton
-from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.predictions import Predictions
 from ferdist.runtime.folder import RunFolder
 from tests.faults.processes import small_config, status_of, unequal
 from tests.slurm.jobs import ask

@@ -10,7 +10,7 @@ import numpy as np
 from ferdist.config import Config
 from ferdist.data.beton import open_beton
 from ferdist.data.folds import Holdout
-from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.predictions import Predictions
 from tests.faults.processes import newest_step, status_of, unequal
 from tests.slurm.jobs import Job, ask, submit
 

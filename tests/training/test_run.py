@@ -19,7 +19,7 @@ from ferdist.config import Config, load_config
 from ferdist.data.beton import Batch, BetonLoader, open_beton
 from ferdist.data.folds import Holdout
 from ferdist.errors import ConfigError, RunError
-from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.predictions import Predictions
 from ferdist.runtime import checkpoint
 from ferdist.training.engine import Engine
 from ferdist.training.run import run

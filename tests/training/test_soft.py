@@ -11,7 +11,7 @@ import pytest
 from ferdist.config import Config
 from ferdist.data.beton import Beton, labels_of, open_beton
 from ferdist.errors import ConfigError, DataError
-from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.predictions import Predictions
 from ferdist.training.run import run
 from ferdist.training.soft import soften
 

@@ -20,7 +20,7 @@ from ferdist.data.beton import write_beton
 from ferdist.data.record import SPLITS
 from ferdist.data.synthetic import synthesize
 from ferdist.evaluation.model import load_trained
-from ferdist.evaluation.results import read_results
+from ferdist.evaluation.records import read_results
 from ferdist.models import weights
 from ferdist.training.run import run
 from ferdist.use.export import PARITY, Deployed
@@ -65,8 +65,8 @@ def test_weights_say_where_they_are_from(trained_run: Path, exported: Path) -> N
     assert facts["classes"] == list(trained.card.classes)
     assert (facts["mean"], facts["std"]) == (list(trained.card.mean), list(trained.card.std))
     assert (facts["data"], facts["beton_sha256"]) == ("synthetic", trained.card.beton_sha256)
-    stored = read_results(trained_run / "results.json")["evaluations"]
-    assert [v["accuracy"] for v in facts["val"]] == [e["accuracy"] for e in stored]
+    stored = read_results(trained_run / "results.json").evaluations
+    assert [v["accuracy"] for v in facts["val"]] == [one.accuracy for one in stored]
     assert str(trained_run.parent) not in json.dumps(facts)  # whose machine it was is nobody's business
 
 
@@ -84,11 +84,10 @@ def test_exported_weights_are_evaluated_like_the_run(
     call = ["evaluate", str(exported), "--data", str(beton_path), "--device", "cpu"]
     for _ in range(2):
         assert main(call) == 0
-    results = read_results(tmp_path / "runs" / "weights" / "small" / "results.json")
-    wanted = read_results(trained_run / "results.json")["evaluations"]
-    given = results["evaluations"]
-    assert [e["subset"] for e in given] == [e["subset"] for e in wanted]
-    assert given[0]["accuracy"] == pytest.approx(wanted[0]["accuracy"], abs=0.02)  # 63 samples, fp16
+    given = read_results(tmp_path / "runs" / "weights" / "small" / "results.json").evaluations
+    wanted = read_results(trained_run / "results.json").evaluations
+    assert [one.subset for one in given] == [one.subset for one in wanted]
+    assert given[0].accuracy == pytest.approx(wanted[0].accuracy, abs=0.02)  # 63 samples, fp16
     other = shutil.copy(exported, tmp_path / "small.safetensors")
     tensors, facts = weights.read(exported)
     weights.write(Path(other), tensors, {**facts, "step": 1})
@@ -110,8 +109,8 @@ def test_copies_are_left_out_of_other_data_with_the_same_training_images(
     other = replace(faces, images=images)
     beton = write_beton(other, tmp_path, audit(other))
     assert main(["evaluate", str(exported), "--data", str(beton), "--device", "cpu"]) == 0
-    entries = read_results(tmp_path / "runs" / "weights" / "small" / "results.json")["evaluations"]
-    assert ("no_copies" in {entry["subset"] for entry in entries}) == known
+    entries = read_results(tmp_path / "runs" / "weights" / "small" / "results.json").evaluations
+    assert ("no_copies" in {one.subset for one in entries}) == known
 
 
 def test_shipped_weights_are_found_by_name(

@@ -14,7 +14,7 @@ from PIL import Image
 from ferdist.cli import main
 from ferdist.data.beton import open_beton
 from ferdist.data.synthetic import synthesize
-from ferdist.evaluation.metrics import Predictions
+from ferdist.evaluation.predictions import Predictions
 from ferdist.use.pictures import LONGEST, read_picture
 
 Photograph = Callable[[int], Image.Image]

@@ -1,0 +1,226 @@
+"""What a model answers for each sample, and the .npz file that keeps it: every score follows from this."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from ferdist.augment.occlusions import KINDS
+from ferdist.data.record import Integers
+from ferdist.errors import RunError
+from ferdist.evaluation.benchmark import Cell
+from ferdist.io import atomic_path
+
+Probabilities = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model answers for each sample, once, or once under each cell of the occlusion benchmark.
+
+    Attributes:
+        index: int64 (N,), sample numbers in the beton, ascending.
+        label: int64 (N,).
+        probabilities: float32 (N, K), rows sum to 1; (M, N, K) where there are cells.
+        beton_sha256: of the file that the samples came from.
+        cells: M cells of the benchmark; empty where the images were shown as they are.
+        checksums: of the N images of each cell, M.
+        cluster: int64 (N,), what intervals resample (subjects, or groups of copies); None without cells.
+    """
+
+    index: Integers
+    label: Integers
+    probabilities: Probabilities
+    beton_sha256: str
+    cells: tuple[Cell, ...] = ()
+    checksums: tuple[str, ...] = ()
+    cluster: Integers | None = None
+
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Which samples are recognised, bool (N,), or (M, N) where there are cells."""
+        return np.asarray(self.probabilities.argmax(axis=-1) == self.label)
+
+    def select(self, keep: npt.NDArray[np.bool_] | Integers) -> Predictions:
+        """The samples where ``keep`` (N,) is true, or those at these positions in this order."""
+        return replace(
+            self,
+            index=self.index[keep],
+            label=self.label[keep],
+            probabilities=self.probabilities[..., keep, :],
+            cluster=None if self.cluster is None else self.cluster[keep],
+        )
+
+    def cell(self, number: int) -> Predictions:
+        """Those under one cell, (N, K)."""
+        return Predictions(self.index, self.label, self.probabilities[number], self.beton_sha256)
+
+    def merged_into(self, path: Path) -> None:
+        """Put these cells into a file, in place of the same ones in it.
+
+        A file that is about other samples, or that cannot be read, is replaced.
+        """
+        try:
+            older = Predictions.load(path)
+        except RunError:
+            older = self
+        if self.beton_sha256 != older.beton_sha256 or not np.array_equal(self.index, older.index):
+            older = self
+        kept = [number for number, cell in enumerate(older.cells) if cell not in self.cells]
+        cells = (*(older.cells[k] for k in kept), *self.cells)
+        checksums = (*(older.checksums[k] for k in kept), *self.checksums)
+        order = sorted(range(len(cells)), key=lambda number: place_of(cells[number]))
+        replace(
+            self,
+            cells=tuple(cells[k] for k in order),
+            checksums=tuple(checksums[k] for k in order),
+            probabilities=np.concatenate([older.probabilities[kept], self.probabilities])[order],
+        ).save(path)
+
+    def save(self, path: Path) -> None:
+        """Write a compressed .npz, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays: dict[str, Any] = {
+            "index": self.index,
+            "label": self.label,
+            "probabilities": self.probabilities,
+            "beton_sha256": self.beton_sha256,
+        }
+        of_cells: dict[str, Any] = {
+            "cluster": self.cluster,
+            "kind": [cell.kind for cell in self.cells],
+            "severity": [cell.severity for cell in self.cells],
+            "fill": [cell.fill for cell in self.cells],
+            "checksum": self.checksums,
+        }
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays, **(of_cells if self.cells else {}))
+
+    @staticmethod
+    def load(path: Path) -> Predictions:
+        """Read what `save` wrote.
+
+        Raises:
+            RunError: if the file is missing or does not hold predictions.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                plain = Predictions(
+                    stored["index"], stored["label"], stored["probabilities"], str(stored["beton_sha256"])
+                )
+                if "kind" in stored:
+                    named = (stored[name].tolist() for name in ("kind", "severity", "fill"))
+                    plain = replace(
+                        plain,
+                        cells=tuple(Cell(*cell) for cell in zip(*named, strict=True)),
+                        checksums=tuple(stored["checksum"].tolist()),
+                        cluster=stored["cluster"],
+                    )
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunError(f"{path}: cannot be read as predictions: {reason}") from None
+        shape = (len(plain.cells),) * bool(plain.cells) + plain.label.shape
+        if plain.index.shape != plain.label.shape or plain.probabilities.shape[:-1] != shape:
+            raise RunError(f"{path}: cannot be read as predictions: labels and probabilities do not match")
+        return plain
+
+
+def place_of(cell: Cell) -> tuple[int, str, str, int]:
+    """Where a cell stands in the benchmark, to sort by; kinds of other versions come last."""
+    kinds = list(KINDS)
+    if cell.kind not in kinds:
+        return len(kinds), cell.kind, cell.fill, cell.severity
+    fills = [fill.name for fill in KINDS[cell.kind].fills]
+    at = fills.index(cell.fill) if cell.fill in fills else len(fills)
+    return kinds.index(cell.kind), "", str(at), cell.severity
+
+
+def check_same_samples(first: Predictions, second: Predictions) -> None:
+    """Refuse to compare predictions for different samples.
+
+    Raises:
+        RunError: if data, samples or labels differ.
+    """
+    if first.beton_sha256 != second.beton_sha256:
+        raise RunError(
+            f"cannot be compared: scored on different data (beton sha256 {first.beton_sha256[:12]} and "
+            f"{second.beton_sha256[:12]}): evaluate both on the same file"
+        )
+    if not np.array_equal(first.index, second.index):
+        common = len(np.intersect1d(first.index, second.index))
+        raise RunError(
+            f"cannot be compared: scored on different samples ({len(first.index)} and {len(second.index)}, "
+            f"{common} of them in common): evaluate both on the same split"
+        )
+    if not np.array_equal(first.label, second.label):
+        raise RunError("cannot be compared: scored by different labels: train both with the same data.labels")
+
+
+def join(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions for several parts of the data, such as held-out folds, as one, by ascending index.
+
+    Args:
+        parts: of the same cells and data, without a sample in common. A cell's checksum becomes the sha256 of
+            the parts' checksums, in the order of their first samples.
+
+    Raises:
+        RunError: if cells or data differ or a sample occurs twice.
+    """
+    parts = sorted(parts, key=lambda part: int(part.index.min(initial=0)))
+    first = parts[0]
+    if any((part.cells, part.beton_sha256) != (first.cells, first.beton_sha256) for part in parts):
+        raise RunError("predictions for different cells or data cannot be pooled: evaluate all parts alike")
+    index = np.concatenate([part.index for part in parts])
+    if len(np.unique(index)) < len(index):
+        raise RunError("predictions for the same samples cannot be pooled: give each part once")
+    clusters = [part.cluster for part in parts if part.cluster is not None]
+    return replace(
+        first,
+        index=index,
+        label=np.concatenate([part.label for part in parts]),
+        probabilities=np.concatenate([part.probabilities for part in parts], axis=-2),
+        checksums=tuple(joined_checksum(sums) for sums in zip(*(p.checksums for p in parts), strict=True)),
+        cluster=np.concatenate(clusters) if clusters else None,
+    ).select(np.argsort(index))
+
+
+def side_by_side(seeds: Sequence[Predictions]) -> Predictions:
+    """What several models say of the same samples, one after another: each sample once for each model."""
+    return replace(
+        seeds[0],
+        index=np.concatenate([seed.index for seed in seeds]),
+        label=np.concatenate([seed.label for seed in seeds]),
+        probabilities=np.concatenate([seed.probabilities for seed in seeds], axis=-2),
+    )
+
+
+def joined_checksum(checksums: Iterable[str]) -> str:
+    """One sha256 (hex) for several."""
+    return hashlib.sha256("".join(checksums).encode()).hexdigest()
+
+
+def by_sequence(predictions: Predictions, sequence: Integers) -> Predictions:
+    """One prediction per video sequence and label: the mean of its frames' probabilities.
+
+    CK+'s eight classes take the neutral first frame from the sequence whose last frames show another
+    expression: these are two things to recognise.
+
+    Args:
+        predictions: per frame, without cells.
+        sequence: int64 (N,), the sequence of each prediction's sample.
+
+    Returns:
+        One row per sequence and label; ``index`` is that of its first frame.
+    """
+    pairs = np.column_stack([sequence, predictions.label])
+    _, first, group = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
+    sums = np.zeros((len(first), predictions.probabilities.shape[1]))
+    np.add.at(sums, group, predictions.probabilities)
+    means = (sums / np.bincount(group)[:, None]).astype(np.float32)
+    return replace(predictions.select(first), probabilities=means)

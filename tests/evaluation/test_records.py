@@ -1,0 +1,168 @@
+"""results.json: what is written comes back, each key once, and what breaks the contract is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ferdist.errors import RunError
+from ferdist.evaluation.benchmark import Cell
+from ferdist.evaluation.records import Evaluation, Results, read_results
+from ferdist.evaluation.results import add_evaluations, as_text
+from tests.evaluation.conftest import evaluation
+
+SQUARE = Cell("square", 1, "zero")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "results.json"
+
+
+def add(path: Path, *evaluations: Evaluation, comparison: dict[str, Any] | None = None) -> Results:
+    meta: dict[str, Any] = {"classes": ["a", "b"], "config": {"seed": 0}, "environment": {"torch": "2"}}
+    return add_evaluations(path, evaluations, comparison=comparison, **meta)
+
+
+def test_what_is_written_comes_back(path: Path) -> None:
+    written = [evaluation(0.5, predictions="x.npz"), evaluation(0.4, SQUARE, fold=3, inner_fold=1)]
+    results = add(path, written[0], replace(written[1], predictions="y.npz"))
+    assert results.evaluations == (written[0], replace(written[1], predictions="y.npz"))
+    assert [one.to_json() for one in results.evaluations] == results.content["evaluations"]
+    assert results.evaluations[1].occlusion is not None
+    assert results.evaluations[1].occlusion.checksum == f"sum of {SQUARE}"
+    assert (results.classes, results.config["seed"], results.environment) == (("a", "b"), 0, {"torch": "2"})
+
+
+def test_evaluating_again_replaces_the_entry_with_the_same_key(path: Path) -> None:
+    add(path, evaluation(0.5), evaluation(0.6, subset="no_copies"))
+    others = [{"tta": "flip"}, {"beton_sha256": "1" * 64}, {"inner_fold": 2}, {"checkpoint": "last"}]
+    results = add(path, evaluation(0.7), evaluation(0.4, SQUARE), *(evaluation(0.8, **key) for key in others))
+    assert [one.accuracy for one in results.evaluations] == [0.6, 0.7, 0.4, 0.8, 0.8, 0.8, 0.8]
+    content = json.loads(path.read_text())
+    content["evaluations"][0]["note"] = "kept as it stands"
+    path.write_text(json.dumps(content))
+    assert add(path, evaluation(0.9)).content["evaluations"][0]["note"] == "kept as it stands"
+
+
+def test_what_is_told_of_a_cell_is_not_part_of_its_key(path: Path) -> None:
+    add(path, evaluation(0.8), evaluation(0.4, SQUARE))
+    again = add(path, evaluation(0.5, SQUARE, seen="unseen size"))
+    assert [one.accuracy for one in again.evaluations] == [0.8, 0.5]
+    (summary,) = again.content["robustness"]
+    assert summary["accuracy"] == 0.5
+    other = add(path, evaluation(0.5, replace(SQUARE, fill="mean")))
+    assert other.content["robustness"][0]["cells"] == 2
+
+
+def test_a_comparison_stays_until_its_cells_are_scored_again(path: Path) -> None:
+    square = evaluation(0.4, SQUARE)
+    compared = square.conditions_json() | {"reference": "runs/other"}
+    assert add(path, square, comparison=compared).content["comparisons"] == [compared]
+    assert add(path, evaluation(0.5)).content["comparisons"] == [compared]
+    assert add(path, square).content["comparisons"] == []
+
+
+def test_every_scoring_of_test_is_counted(path: Path) -> None:
+    for split, times in (("val", 0), ("test", 1), ("test", 2), ("val", 2)):
+        assert add(path, evaluation(0.5, split=split)).test_scorings == times
+    assert "test was scored 2 times" in as_text(read_results(path))
+
+
+def test_the_text_of_a_split_leaves_out_the_others(path: Path) -> None:
+    results = add(path, evaluation(0.8), evaluation(0.4, SQUARE), evaluation(0.6, split="test"))
+    assert "80.00 % (95 % 10.00-90.00)" in as_text(results)
+    assert "60.00 %" in as_text(results) and "|square" in as_text(results)
+    assert "80.00 %" not in as_text(results, "test") and "|square" not in as_text(results, "test")
+    assert "60.00 %" in as_text(results, "test")
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ({}, "d-val-best.npz"),
+        (
+            {"fold": 3, "inner_fold": 1, "tta": "flip", "checkpoint": "a/b.pt"},
+            "d-val-fold3-inner1-flip-b.npz",
+        ),
+        ({"subset": "no_copies", "unit": "sequence"}, "d-val-best.npz"),
+        ({"subset": "occluded_no_copies", "split": "test"}, "d-test-best-occluded.npz"),
+        ({"cell": SQUARE}, "occlusion/d-val-best.npz"),
+    ],
+)
+def test_entries_without_the_name_of_their_predictions_get_it_by_the_rule(
+    path: Path, key: dict[str, Any], name: str
+) -> None:
+    results = add(path, evaluation(0.5, data="d", **key))
+    assert results.evaluations[0].predictions == name
+    content = json.loads(path.read_text())
+    content["environment"] = {"training": {"beton_sha256": "1" * 64}}
+    path.write_text(json.dumps(content))
+    assert read_results(path).evaluations[0].predictions == name.replace("d-", "d-00000000-", 1)
+
+
+def test_values_that_are_not_there_are_none(path: Path) -> None:
+    content = json.loads(json.dumps(add(path, evaluation(0.5)).content))
+    (entry,) = content["evaluations"]
+    entry |= {"accuracy_ci95": None, "ece": None, "macro_f1": float("nan")}
+    del entry["data"], entry["beton_sha256"], entry["inner_fold"], entry["loss"]
+    path.write_text(json.dumps(content))
+    (found,) = read_results(path).evaluations
+    assert (found.interval, found.ece, found.macro_f1, found.recall[1]) == (None, None, None, None)
+    assert (found.data, found.beton_sha256, found.inner_fold, found.loss) == ("", "", None, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"schema": 1,\n"classes": [}', r"line 2: invalid JSON"),
+        (b"\xff\xfe\x00", "not a text file in UTF-8"),
+        ("[]", "not a JSON object"),
+        (None, r"no such file: run `ferdist evaluate .*` first"),
+    ],
+)
+def test_a_file_that_is_not_json_is_refused(path: Path, content: str | bytes | None, message: str) -> None:
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RunError, match=rf"results\.json: {message}"):
+        read_results(path)
+
+
+Edit = Callable[[dict[str, Any], dict[str, Any]], Any]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file, _: file.update(schema=2), "schema 2 is unknown"),
+        (lambda file, _: file.pop("schema"), "schema None is unknown"),
+        (lambda file, _: file.pop("evaluations"), "'evaluations' is missing"),
+        (lambda file, _: file.update(test_scorings="1"), "'test_scorings' is str, not int"),
+        (lambda file, _: file.update(environment=[]), "'environment' is list, not dict"),
+        (lambda file, _: file["evaluations"].append(3), r"evaluations\[1\]: not a JSON object"),
+        (lambda _, entry: entry.pop("accuracy"), "'accuracy' is missing"),
+        (lambda _, entry: entry.update(accuracy=61.2), "61.2 is not a fraction"),
+        (lambda _, entry: entry.update(ece="low"), "'low' is not a fraction"),
+        (lambda _, entry: entry.update(accuracy_ci95=[0.5]), "not a pair of bounds"),
+        (lambda _, entry: entry["confusion"].pop(), "not 2 rows of 2 counts"),
+        (lambda _, entry: entry["confusion"][0].__setitem__(0, -1), "other than counts"),
+        (lambda _, entry: entry["per_class_recall"].pop(), "1 recalls for 2 classes"),
+        (lambda _, entry: entry.update(occlusion={"kind": "square"}), "'severity' is missing"),
+        (lambda _, entry: entry.update(split=3), "'split' is int, not str"),
+    ],
+)
+def test_results_that_break_the_contract_are_refused_in_one_line(
+    path: Path, change: Edit, message: str
+) -> None:
+    content = json.loads(json.dumps(add(path, evaluation(0.5)).content))
+    change(content, content["evaluations"][0])
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=message) as caught:
+        read_results(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
