@@ -17,8 +17,9 @@ _typed_dict = numba.typed.Dict
 numba.typed.Dict = dict
 try:
     from ferdist.data.beton.labels import Labels, labels_of
-    from ferdist.data.beton.loader import Batch, Beton, BetonLoader, DeviceCache, cached, open_beton
+    from ferdist.data.beton.loader import Batch, BetonLoader, DeviceCache, cached
     from ferdist.data.beton.manifest import Manifest
+    from ferdist.data.beton.opened import Beton, open_beton
     from ferdist.data.beton.stage import stage_beton, staged_path
     from ferdist.data.beton.writer import write_beton
 finally:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ferdist.data.beton.loader import Beton
+from ferdist.data.beton.opened import Beton
 from ferdist.data.ferplus import FERPLUS_CLASSES, ferplus_labels
 from ferdist.data.record import Integers
 from ferdist.errors import DataError

@@ -8,7 +8,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from ferdist.data.beton.loader import open_beton
+from ferdist.data.beton.opened import open_beton
 from ferdist.errors import ConfigError, DataError
 from ferdist.io import atomic_path, sha256
 
@@ -38,7 +38,9 @@ def stage_beton(path: Path, folder: str) -> Path:
         ".json": sha256(path.with_suffix(".json")),
     }
     if not copy.parent.parent.is_dir():
-        raise DataError(f"{copy.parent.parent}: data.stage is no folder on {host}: make it, or name another")
+        raise DataError(
+            f"{copy.parent.parent}: data.stage is not a folder on {host}: make it, or name another"
+        )
     try:
         copy.parent.mkdir(mode=0o700, exist_ok=True)
         with (copy.parent / ".lock").open("a") as lock:

@@ -21,7 +21,7 @@ from ferdist.data.beton import Batch, Beton, BetonLoader, open_beton, write_beto
 from ferdist.data.beton.loader import _Epoch
 from ferdist.data.folds import Holdout
 from ferdist.data.record import FaceDataset, no_values
-from ferdist.errors import ConfigError, DataError, RunError
+from ferdist.errors import DataError, RunError
 from ferdist.io import sha256
 from tests.conftest import PATIENCE
 
@@ -38,6 +38,11 @@ def bless(path: Path) -> None:
     content |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
     content["samples_sha256"] = sha256(path.with_suffix(".samples.csv"))
     manifest.write_text(json.dumps(content))
+
+
+def set_in_manifest(path: Path, key: str, value: object) -> None:
+    manifest = path.with_suffix(".json")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), key: value}))
 
 
 def alter(path: Path, position: int, value: bytes) -> None:
@@ -171,10 +176,6 @@ def cut_to_its_header(path: Path) -> None:
     bless(path)
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
 def random_bytes(path: Path) -> None:
     path.write_bytes(np.random.default_rng(0).bytes(path.stat().st_size))
     bless(path)
@@ -185,27 +186,11 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
-def drop_table(path: Path) -> None:
-    path.with_suffix(".samples.csv").unlink()
-
-
-def edit_table(path: Path) -> None:
-    with path.with_suffix(".samples.csv").open("a") as file:
-        file.write("\n")
-
-
-def short_table(path: Path) -> None:
+def edit_table(path: Path, change: Callable[[list[str]], list[str]], *, blessed: bool = True) -> None:
     table = path.with_suffix(".samples.csv")
-    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
-    bless(path)
-
-
-def swap_rows(path: Path) -> None:
-    table = path.with_suffix(".samples.csv")
-    lines = table.read_text().splitlines(keepends=True)
-    lines[3], lines[4] = lines[4], lines[3]
-    table.write_text("".join(lines))
-    bless(path)
+    table.write_text("".join(change(table.read_text().splitlines(keepends=True))))
+    if blessed:
+        bless(path)
 
 
 def at(position: int, value: int, size: int = 8) -> Callable[[Path], None]:
@@ -220,63 +205,62 @@ def at(position: int, value: int, size: int = 8) -> Callable[[Path], None]:
 
 RECORDS = HeaderType.itemsize + DESCRIPTORS
 LAST_ALLOCATION = -ALLOC_TABLE_TYPE.itemsize
+PREAMBLE = "its header does not describe 60 images"
 BROKEN = {
-    "truncated": (cut, "bytes instead of .*: truncated"),
-    "truncated, with the size in its manifest": (cut_with_new_size, "its table of allocations is at"),
-    "header only": (cut_to_its_header, "it ends after 100 bytes"),
-    "empty": (empty, "0 bytes instead of"),
-    "random": (random_bytes, "damaged or no beton"),
+    "truncated": (cut, "bytes, not .*: truncated"),
+    "truncated, with the size in its manifest": (cut_with_new_size, "bytes, not .*: truncated"),
+    "header only": (cut_to_its_header, "100 bytes, not"),
+    "empty": (lambda path: path.write_bytes(b""), "0 bytes, not"),
+    "random": (random_bytes, PREAMBLE),
     "a folder": (folder, "this is a folder"),
-    "missing": (Path.unlink, "there is no such file"),
-    "no manifest": (
-        lambda path: path.with_suffix(".json").unlink(),
-        "its manifest faces.json is not beside it",
+    "missing": (Path.unlink, "no such file"),
+    "no manifest": (lambda path: path.with_suffix(".json").unlink(), "faces.json is not beside it"),
+    "no table": (
+        lambda path: path.with_suffix(".samples.csv").unlink(),
+        "faces.samples.csv is not beside it",
     ),
-    "no table": (drop_table, "its table faces.samples.csv is not beside it"),
-    "edited table": (edit_table, "its sha256 is not the manifest's: edited"),
-    "short table": (short_table, "its table has 59 rows for 60 samples"),
-    "swapped rows": (swap_rows, "row 2 of its table has another index"),
-    "version": (at(0, 3, 2), "its format version is 3"),
-    "fields": (at(2, 5, 2), "it has 5 fields"),
-    "page size": (at(4, 0, 4), "its page size is 0"),
-    "samples": (at(8, 61), "it has 61 samples instead of 60"),
-    "table pointer": (at(16, 1 << 60), "its table of allocations is at"),
-    "table pointer into the records": (at(16, 24), "its table of allocations is at"),
-    "field name": (at(HeaderType.itemsize + 1, ord("x"), 1), "its fields are not image"),
-    "image pointer": (at(RECORDS, 1 << 62), "does not agree with its records"),
+    "edited table": (
+        lambda path: edit_table(path, lambda rows: [*rows, "\n"], blessed=False),
+        r"sha256 of its \.samples\.csv is not the manifest's: edited",
+    ),
+    "short table": (
+        lambda path: edit_table(path, lambda rows: rows[:-1]),
+        "its table has 59 rows for 60 samples",
+    ),
+    "swapped rows": (
+        lambda path: edit_table(path, lambda rows: [*rows[:3], rows[4], rows[3], *rows[5:]]),
+        "row 2 of its table has another index",
+    ),
+    "version": (at(0, 3, 2), PREAMBLE),
+    "page size": (at(4, 0, 4), PREAMBLE),
+    "samples": (at(8, 61), PREAMBLE),
+    "table pointer": (at(16, 1 << 60), PREAMBLE),
+    "field name": (at(HeaderType.itemsize + 1, ord("x"), 1), PREAMBLE),
+    "image pointer": (at(RECORDS, 1 << 62), "an image is not where it must be"),
     "label": (at(RECORDS + 8, 3), "a label or split that the manifest does not know"),
     "label of another class": (at(RECORDS + 8, -2), "a label or split that the manifest does not know"),
     "split": (at(RECORDS + 16, 2), "counts per split, fold or class are not the manifest's"),
     "subject": (at(RECORDS + 24, 5), "row 0 of its table has another subject"),
     "fold": (at(RECORDS + 32, 0), "counts per split, fold or class are not the manifest's"),
     "index": (at(RECORDS + 40, 1), "its index does not count from 0"),
-    "allocated sample": (at(LAST_ALLOCATION, 60), "does not agree with its records"),
-    "allocated size": (at(LAST_ALLOCATION + 16, 1 << 40), "does not agree with its records"),
+    "allocated sample": (at(LAST_ALLOCATION, 60), "its table of allocations is wrong"),
+    "counts": (
+        lambda path: set_in_manifest(path, "splits", {"dev": {"samples": 0, "per_class": [0, 0, 0]}}),
+        "counts per split, fold or class are not the manifest's",
+    ),
 }
 
 
-@pytest.mark.parametrize("checksum", [False, True])
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_set_is_refused(faces: Make, write: Write, name: str, checksum: bool) -> None:
+def test_a_broken_set_is_refused(faces: Make, write: Write, name: str) -> None:
     spoil, fault = BROKEN[name]
     path = write(faces())
     open_beton(path)
     spoil(path)
     with pytest.raises(DataError, match=fault) as raised:
-        open_beton(path, checksum=checksum)
+        open_beton(path)
     assert str(path.with_suffix("")) in str(raised.value)
     assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("pointer", [0, 100, (1 << 64) - 60, 1 << 21])
-def test_an_image_outside_its_place_is_refused(faces: Make, write: Write, pointer: int) -> None:
-    """Record and allocation agree, so that only the place itself can tell."""
-    path = write(faces())
-    alter(path, RECORDS + 48, pointer.to_bytes(8, "little"))
-    alter(path, 60 * LAST_ALLOCATION + 24 + 8, pointer.to_bytes(8, "little"))
-    bless(path)
-    with pytest.raises(DataError, match="images overlap or lie outside the file"):
-        open_beton(path)
 
 
 def test_every_flipped_bit_fails_the_checksum(faces: Make, write: Write) -> None:
@@ -377,9 +361,9 @@ def test_empty_order_has_no_batches(loader: BetonLoader) -> None:
         (np.array([0, 200]), r"index 200, outside 0\.\.199"),
         (np.array([3, -1]), r"index -1, outside 0\.\.199"),
         (np.array([2**63 + 5], dtype=np.uint64), r"outside 0\.\.199"),
-        (np.array([0.0, 1.0]), "must be a list of whole numbers, not float64"),
-        (np.zeros((2, 2), dtype=np.int64), "must be a list of whole numbers"),
-        (np.array([True, False]), "must be a list of whole numbers, not bool"),
+        (np.array([0.0, 1.0]), "must be a list of integers, not float64"),
+        (np.zeros((2, 2), dtype=np.int64), "must be a list of integers"),
+        (np.array([True, False]), "must be a list of integers, not bool"),
     ],
 )
 def test_an_impossible_order_is_refused_at_once(loader: BetonLoader, order: np.ndarray, fault: str) -> None:
@@ -447,17 +431,6 @@ def test_no_order_or_short_batch_compiles_again(loader: BetonLoader) -> None:
     ((stage, _),), _ = loader._loader.code
     compiled = [function for name, function in stage.__globals__.items() if name.startswith("code_")]
     assert [len(function.signatures) for function in compiled] == [1, 1, 1]
-
-
-def test_waiting_is_measured_per_call(loader: BetonLoader) -> None:
-    start = time.perf_counter()
-    for _ in loader.batches(np.arange(200)):
-        pass
-    assert 0 < loader.wait_seconds <= time.perf_counter() - start
-    start = time.perf_counter()
-    for _ in loader.batches(np.arange(200)):
-        pass
-    assert 0 < loader.wait_seconds <= time.perf_counter() - start
 
 
 @pytest.mark.slow
@@ -532,13 +505,6 @@ def test_a_file_replaced_during_training_is_still_read(
     image, label, _ = joined(loader.batches(np.arange(200)))
     assert np.array_equal(image, dataset.images)
     assert np.array_equal(label, dataset.labels)
-
-
-@pytest.mark.parametrize("option", ["batch_size", "workers", "timeout"])
-def test_options_must_be_positive(beton: Beton, option: str) -> None:
-    options: dict[str, Any] = {"batch_size": 4, "workers": 1, "timeout": 1.0, option: 0}
-    with pytest.raises(ConfigError, match=rf"data\.{option} must be above 0, not 0"):
-        BetonLoader(beton, device=CPU, **options)
 
 
 # ------------------------------------------------------------------------------------------- the guard

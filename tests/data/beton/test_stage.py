@@ -108,13 +108,13 @@ def test_a_damaged_beton_is_not_kept(faces: Make, write: Write, disk: Path) -> N
 
 def test_what_is_missing_is_named(faces: Make, write: Write, disk: Path, tmp_path: Path) -> None:
     path = write(faces())
-    with pytest.raises(DataError, match=r"no: data.stage is no folder on .*: make it, or name another"):
+    with pytest.raises(DataError, match=r"no: data.stage is not a folder on .*: make it, or name another"):
         stage_beton(path, str(disk / "no"))
     with pytest.raises(
         ConfigError, match=r"data.stage is '\$NO_SUCH_VARIABLE/x': a variable in it is not set"
     ):
         stage_beton(path, "$NO_SUCH_VARIABLE/x")
-    with pytest.raises(DataError, match="there is no such file"):
+    with pytest.raises(DataError, match="no such file"):
         stage_beton(tmp_path / "none.beton", str(disk))
     (disk / "file").write_text("")
     staged_path(path, str(disk)).parent.write_text("")

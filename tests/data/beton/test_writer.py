@@ -16,12 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from ffcv.fields import IntField, NDArrayField
-from ffcv.reader import Reader
 from ffcv.writer import DatasetWriter
 
 from ferdist.data.audit import audit
 from ferdist.data.beton import Manifest, open_beton, write_beton, writer
-from ferdist.data.beton.writer import read_records
 from ferdist.data.record import FaceDataset
 from ferdist.errors import DataError
 
@@ -50,35 +48,22 @@ class FfcvSamples:
 
 @pytest.mark.parametrize(
     ("samples", "shape"),
-    [(60, (1, 12, 10)), (60, (3, 6, 8)), (1, (1, 5, 5)), (2000, (1, 48, 48)), (40, (3, 224, 224))],
+    [(60, (1, 12, 10)), (60, (3, 6, 8)), (1, (1, 5, 5)), (2000, (1, 48, 48)), (3, (3, 1024, 1024))],
 )
 def test_bytes_equal_those_of_ffcv_writer(
     faces: Make, write: Write, tmp_path: Path, samples: int, shape: tuple[int, int, int]
 ) -> None:
     dataset = faces(samples, shape=shape)
+    dataset = replace(dataset, images=dataset.images[:, :, :, ::-1])  # they need not be contiguous
     path = write(dataset)
     fields = {"image": NDArrayField(np.dtype(np.uint8), dataset.images.shape[1:])}
     fields |= {name: IntField() for name in ("label", "split", "subject", "fold", "index")}
     theirs = tmp_path / "theirs.beton"
-    DatasetWriter(str(theirs), fields, page_size=1 << 21, num_workers=1).from_indexed_dataset(
+    page_size = max(1 << 21, 1 << (dataset.images[0].size - 1).bit_length())
+    DatasetWriter(str(theirs), fields, page_size=page_size, num_workers=1).from_indexed_dataset(
         FfcvSamples(dataset)
     )
     assert path.read_bytes() == theirs.read_bytes()
-
-
-def test_image_larger_than_the_smallest_page(faces: Make, write: Write) -> None:
-    dataset = faces(3, shape=(3, 1024, 1024))
-    path = write(dataset)
-    records = read_records(path, (3, 1024, 1024), 3)
-    pixels = np.fromfile(path, dtype=np.uint8, count=3 << 20, offset=int(records["image"][1]))
-    assert np.array_equal(pixels.reshape(3, 1024, 1024), dataset.images[1])
-
-
-def test_minus_one_survives_and_fields_are_in_the_order_of_the_contract(faces: Make, write: Write) -> None:
-    reader = Reader(str(write(faces())))
-    assert reader.field_names == ["image", "label", "split", "subject", "fold", "index"]
-    assert (reader.metadata["f3"] == -1).all()
-    assert (reader.metadata["f4"] == -1).all()
 
 
 def test_same_data_gives_same_bytes(faces: Make, tmp_path: Path) -> None:
@@ -90,15 +75,6 @@ def test_same_data_gives_same_bytes(faces: Make, tmp_path: Path) -> None:
         names = (path, path.with_suffix(".samples.csv"))
         digests.append([hashlib.sha256(name.read_bytes()).hexdigest() for name in names])
     assert digests[0] == digests[1]
-
-
-def test_images_need_not_be_contiguous(faces: Make, write: Write) -> None:
-    dataset = faces(40)
-    flipped = replace(dataset, images=dataset.images[:, :, :, ::-1])
-    path = write(flipped)
-    start = int(read_records(path, (1, 12, 10), 40)["image"][7])
-    pixels = np.fromfile(path, dtype=np.uint8, count=120, offset=start)
-    assert np.array_equal(pixels.reshape(1, 12, 10), dataset.images[7, :, :, ::-1])
 
 
 def test_exactly_three_files_with_ordinary_permissions(faces: Make, write: Write, tmp_path: Path) -> None:
@@ -174,7 +150,7 @@ def test_subjects_must_have_names_of_their_own(faces: Make, tmp_path: Path, name
 @pytest.mark.parametrize("name", ["", "a/b", "../a", ".hidden", "a\0b"])
 def test_name_that_is_no_file_name(faces: Make, tmp_path: Path, name: str) -> None:
     dataset = replace(faces(4), name=name)
-    with pytest.raises(DataError, match="cannot be the name of a file"):
+    with pytest.raises(DataError, match="cannot name a file"):
         write_beton(dataset, tmp_path, audit(dataset))
 
 
@@ -187,7 +163,7 @@ def test_source_id_that_is_not_utf8(faces: Make, tmp_path: Path) -> None:
 
 def test_missing_folder(faces: Make, tmp_path: Path) -> None:
     dataset = faces(4)
-    with pytest.raises(DataError, match="absent: there is no such folder"):
+    with pytest.raises(DataError, match="absent: no such folder"):
         write_beton(dataset, tmp_path / "absent", audit(dataset))
     assert files(tmp_path) == []
 
@@ -195,7 +171,7 @@ def test_missing_folder(faces: Make, tmp_path: Path) -> None:
 def test_folder_in_the_way_of_a_file(faces: Make, tmp_path: Path) -> None:
     dataset = faces(4)
     (tmp_path / "faces.samples.csv").mkdir()
-    with pytest.raises(DataError, match="a folder of this name"):
+    with pytest.raises(DataError, match="a folder has this name"):
         write_beton(dataset, tmp_path, audit(dataset))
     assert files(tmp_path) == ["faces.samples.csv"]
 
@@ -283,7 +259,7 @@ def test_a_crash_leaves_a_whole_set_or_none(faces: Make, tmp_path: Path, step: i
     code = forked(write_until_then)
     if step < len(STEPS) - 1:
         assert code == 9
-        with pytest.raises(DataError, match=r"its manifest faces.json is not beside it"):
+        with pytest.raises(DataError, match=r"faces.json is not beside it"):
             open_beton(path)
     else:
         assert code == (0 if step == len(STEPS) else 9)
@@ -341,7 +317,7 @@ def test_written_data_that_reads_back_different_is_an_error(
 
     monkeypatch.setattr(writer, "sync", sync_on_a_bad_disk)
     dataset = faces(50)
-    with pytest.raises(DataError, match="image 0 reads back different"):
+    with pytest.raises(DataError, match="reads back different from what was written"):
         write_beton(dataset, tmp_path, audit(dataset))
     assert files(tmp_path) == []
 
@@ -349,7 +325,7 @@ def test_written_data_that_reads_back_different_is_an_error(
 def test_writes_in_its_own_process_and_silently(
     faces: Make, write: Write, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """FFCV's own writer waits for ever when a worker process dies; here is none that could."""
+    """FFCV's own writer waits forever when a worker process dies; here there is none that could."""
 
     def no_process(*_: object) -> int:
         raise AssertionError("a process was started")
