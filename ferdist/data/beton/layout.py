@@ -47,7 +47,7 @@ class Layout:
 
     @property
     def page_size(self) -> int:
-        return max(MIN_PAGE_SIZE, 1 << (self.image_bytes - 1).bit_length())
+        return max(int(MIN_PAGE_SIZE), 1 << (self.image_bytes - 1).bit_length())
 
     @property
     def per_page(self) -> int:
@@ -55,7 +55,7 @@ class Layout:
 
     @property
     def records_at(self) -> int:
-        return HeaderType.itemsize + (1 + len(CODES)) * FieldDescType.itemsize
+        return int(HeaderType.itemsize + (1 + len(CODES)) * FieldDescType.itemsize)
 
     @property
     def pages_at(self) -> int:
@@ -67,7 +67,7 @@ class Layout:
 
     @property
     def size(self) -> int:
-        return self.table_at + self.samples * ALLOC_TABLE_TYPE.itemsize
+        return self.table_at + self.samples * int(ALLOC_TABLE_TYPE.itemsize)
 
     def head(self) -> bytes:
         """The header and the descriptors."""
@@ -88,7 +88,7 @@ class Layout:
     def pointers(self) -> npt.NDArray[np.uint64]:
         """Where each image begins, (N,)."""
         page, place = np.divmod(np.arange(self.samples, dtype=np.uint64), self.per_page)
-        return (self.pages_at + page * self.page_size + place * self.image_bytes).astype(np.uint64)
+        return np.asarray(self.pages_at + page * self.page_size + place * self.image_bytes, dtype=np.uint64)
 
     def table(self) -> bytes:
         """The table of allocations."""
