@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from ferdist.augment.occlusions import KINDS
+from ferdist.augment.kinds import KINDS
 from ferdist.data.record import Integers
 from ferdist.errors import RunError
 from ferdist.evaluation.benchmark import Cell
