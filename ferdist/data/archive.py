@@ -21,6 +21,7 @@ from rich.progress import track
 
 from ferdist.data.record import Images
 from ferdist.errors import DataError
+from ferdist.io import sha256
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
@@ -36,10 +37,11 @@ MAX_RATIO: Final = 200
 """Largest unpacked size over packed size of a member above 1 MiB: images hardly shrink, zip bombs do."""
 
 _NOT_IN_A_LINE: Final = ("Cc", "Cs", "Zl", "Zp")
-"""Unicode categories of control characters, of bytes that are no text, and of line separators."""
+"""Unicode categories of control characters, of bytes that are not text, and of line separators."""
 _JUNK: Final = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 class Archive(Protocol):
@@ -94,7 +96,7 @@ class FolderArchive:
             data = (self.path / name).read_bytes()
         except OSError as error:
             raise DataError(
-                f"{self.path / name}: cannot be read ({error.strerror}); mend or remove it"
+                f"{self.path / name}: cannot be read ({error.strerror}); repair or remove it"
             ) from error
         self._digests[name] = hashlib.sha256(data).digest()
         return data
@@ -141,7 +143,7 @@ class ZipArchive:
                 f"{place} leads out of the archive; do not trust this zip, get it from its source"
             )
         if name in self._members:
-            raise DataError(f"{place} is in it twice; pack it again")
+            raise DataError(f"{place} appears twice; pack it again")
         if info.flag_bits & 0x1:
             raise DataError(f"{place} is encrypted; unpack the zip with its password and give the folder")
         packed = max(info.compress_size, 1)
@@ -149,7 +151,7 @@ class ZipArchive:
             info.file_size > 2**20 and info.file_size > MAX_RATIO * packed
         ):
             raise DataError(
-                f"{place} unpacks from {info.compress_size:,} to {info.file_size:,} bytes, absurdly many; "
+                f"{place} unpacks from {info.compress_size:,} to {info.file_size:,} bytes, too many; "
                 "do not trust this zip, get it from its source"
             )
 
@@ -169,7 +171,7 @@ class ZipArchive:
             ) from error
 
     def checksum(self) -> str:
-        return file_sha256(self.path)
+        return sha256(self.path)
 
 
 def open_archive(path: Path) -> Archive:
@@ -192,12 +194,6 @@ def sources_of(archive: Archive) -> dict[str, str]:
     return {archive.path.resolve().name: archive.checksum()}
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 (hex) of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def progress(items: Sequence[T], description: str) -> Iterable[T]:
     """Go through ``items``, with a progress bar on stderr where that is a terminal."""
     return track(
@@ -207,6 +203,17 @@ def progress(items: Sequence[T], description: str) -> Iterable[T]:
         transient=True,
         disable=not sys.stderr.isatty(),
     )
+
+
+def refuse_second(seen: dict[K, str], key: K, name: str, path: Path) -> None:
+    """Note that the file ``name`` in ``path`` holds ``key``; refuse it where another file does.
+
+    Raises:
+        DataError: names both files.
+    """
+    first = seen.setdefault(key, name)
+    if first != name:
+        raise DataError(f"{path}: {name}: appears already as {first}; give one copy of the data")
 
 
 def is_image(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""CK+ (Lucey et al. 2010, The extended Cohn-Kanade dataset) in each layout that is about."""
+"""CK+ (Lucey et al. 2010, The extended Cohn-Kanade dataset) in every known layout."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ import numpy.typing as npt
 
 from ferdist.data.archive import (
     Archive,
-    file_sha256,
     is_image,
     open_archive,
     open_image,
     progress,
     read_gray_images,
+    refuse_second,
     sources_of,
 )
 from ferdist.data.facebox import crop_face, detect_face, face_box
-from ferdist.data.record import CKPLUS7_CLASSES, CKPLUS8_CLASSES, FaceDataset, Images, Integers, no_values
+from ferdist.data.record import CKPLUS7_CLASSES, CKPLUS8_CLASSES, FaceDataset, Images, Integers
 from ferdist.errors import DataError
+from ferdist.io import sha256
 
 if TYPE_CHECKING:
     import h5py
@@ -120,30 +121,17 @@ def _dataset(
     An h5 file that names no subjects keeps its own order.
     """
     order = sorted(range(len(frames)), key=lambda row: frames[row].stem)
-    images, frames = images[order], [frames[row] for row in order]
-    subject, subject_names = _codes([frame.subject for frame in frames])
-    sequence, sequence_names = _codes([frame.sequence for frame in frames])
-    return FaceDataset(
-        name="ckplus",
-        images=images,
-        labels=np.array([frame.label for frame in frames], dtype=np.int64),
-        split=no_values(len(frames)),
-        subject=subject,
-        sequence=sequence,
-        fold=no_values(len(frames)),
-        source_id=[frame.name for frame in frames],
-        classes=classes,
-        subject_names=subject_names,
-        sequence_names=sequence_names,
+    frames = [frames[row] for row in order]
+    return FaceDataset.of(
+        "ckplus",
+        images[order],
+        [frame.label for frame in frames],
+        classes,
+        [frame.name for frame in frames],
+        subjects=[frame.subject for frame in frames],
+        sequences=[frame.sequence for frame in frames],
         sources=sources,
     )
-
-
-def _codes(names: Sequence[str]) -> tuple[Integers, tuple[str, ...]]:
-    """Number the distinct names in sorted order; the empty name is -1."""
-    distinct = tuple(sorted(set(names) - {""}))
-    number = {name: code for code, name in enumerate(distinct)} | {"": -1}
-    return np.array([number[name] for name in names], dtype=np.int64), distinct
 
 
 # CK+48
@@ -159,17 +147,14 @@ def _ck48_frames(archive: Archive) -> list[_Frame]:
     frames: list[_Frame] = []
     seen: dict[str, str] = {}
     for name in filter(is_image, archive.names()):
-        place = f"{archive.path}: {name}"
         *_, folder, file = ("", *name.split("/"))
         match = _FRAME.fullmatch(Path(file).stem)
         if folder not in FOLDER_CLASSES or match is None:
             raise DataError(
-                f"{place}: not a CK+48 image <class>/<subject>_<sequence>_<frame>.png "
+                f"{archive.path}: {name}: not a CK+48 image <class>/<subject>_<sequence>_<frame>.png "
                 f"with <class> one of {', '.join(FOLDER_CLASSES)}; remove it or give the CK+48 folder alone"
             )
-        if file in seen:
-            raise DataError(f"{place}: is there already as {seen[file]}; give one copy of the data")
-        seen[file] = name
+        refuse_second(seen, file, name, archive.path)
         label = CKPLUS7_CLASSES.index(FOLDER_CLASSES[folder])
         frames.append(_Frame(name, label, match[1], f"{match[1]}_{match[2]}", Path(file).stem))
     if not frames:
@@ -211,7 +196,7 @@ def _read_h5(path: Path, subjects_from: Path | None) -> FaceDataset:
             images, labels = _h5_arrays(path, file)
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: broken h5 file ({error}); download it again") from error
-    sources = {path.name: file_sha256(path)}
+    sources = {path.name: sha256(path)}
     if subjects_from is None:
         frames = [_Frame(f"row {row}", int(label), "", "", "") for row, label in enumerate(labels)]
     else:
@@ -345,9 +330,7 @@ def _original_sequences(archive: Archive) -> dict[str, _Sequence]:
         if "cohn-kanade-images" in parts and is_image(name):
             if not _FRAME.fullmatch(stem):
                 raise DataError(f"{archive.path}: {name}: not named <subject>_<sequence>_<frame>; remove it")
-            first = sequences[key].frames.setdefault(stem, name)
-            if first != name:
-                raise DataError(f"{archive.path}: {name}: is there already as {first}; remove one")
+            refuse_second(sequences[key].frames, stem, name, archive.path)
         elif stem.endswith("_emotion"):
             if sequences[key].emotion:
                 raise DataError(

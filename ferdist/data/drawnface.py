@@ -221,7 +221,7 @@ def draw_actions(expression: str, rng: np.random.Generator) -> Actions:
     return Actions(**strengths)
 
 
-class Shape(NamedTuple):
+class Stroke(NamedTuple):
     """A filled polygon or, with a ``width``, a line, in face coordinates.
 
     ``lift`` is how far it stands off the head; both in half face heights.
@@ -355,7 +355,7 @@ def _lips(s: Subject, a: Actions) -> tuple[Points, Points, Points, Points]:
     )
 
 
-def sketch_face(s: Subject, a: Actions, shot: Shot, face: Geometry) -> Iterator[Shape]:
+def sketch_face(s: Subject, a: Actions, shot: Shot, face: Geometry) -> Iterator[Stroke]:
     """All shapes of a face, from back to front."""
     yield from _behind(s, shot, face)
     yield from _folds(s, a, face)
@@ -372,30 +372,30 @@ def _ellipse(centre: tuple[float, float], radii: tuple[float, float]) -> Points:
     return curve(centre[0] + radii[0] * np.cos(TURN), centre[1] + radii[1] * np.sin(TURN))
 
 
-def _behind(s: Subject, shot: Shot, face: Geometry) -> Iterator[Shape]:
+def _behind(s: Subject, shot: Shot, face: Geometry) -> Iterator[Stroke]:
     w = s.width
     back = np.array([[-1.14, s.hair_length], [-1.16, -0.4], [1.16, -0.4], [1.14, s.hair_length]]) * [w, 1.0]
-    yield Shape(_ellipse((0.0, -0.35), (1.15 * w, 0.85)), s.hair)
+    yield Stroke(_ellipse((0.0, -0.35), (1.15 * w, 0.85)), s.hair)
     if s.hair_length > 0:
-        yield Shape(back, s.hair)
+        yield Stroke(back, s.hair)
     shoulders = np.array([[-2.6, 3.0], [-2.2, 1.75], [-0.5, 1.4], [0.5, 1.4], [2.2, 1.75], [2.6, 3.0]])
-    yield Shape(shoulders, shot.clothes)
+    yield Stroke(shoulders, shot.clothes)
     neck = np.array([[-0.62, 0.4], [0.62, 0.4], [0.68, 1.5], [0.0, 1.75], [-0.68, 1.5]]) * [w, 1.0]
-    yield Shape(neck, 0.72 * s.skin)
+    yield Stroke(neck, 0.72 * s.skin)
     for side in (-1, 1):
-        yield Shape(_ellipse((side * 1.03 * w, 0.02), (0.1, 0.2)), 0.86 * s.skin)
+        yield Stroke(_ellipse((side * 1.03 * w, 0.02), (0.1, 0.2)), 0.86 * s.skin)
     skull = curve(w * np.sin(JAW_ANGLE[::-1]), EAR_Y - 0.92 * np.cos(JAW_ANGLE))
-    yield Shape(np.concatenate([face.jaw, skull]), s.skin)
+    yield Stroke(np.concatenate([face.jaw, skull]), s.skin)
     if s.beard:
         low = face.jaw[3:14]
         inner = np.concatenate([low[:, :1] * 0.85, low[:, 1:] * (1 - s.beard) + 0.42 * s.beard], axis=1)
-        yield Shape(between(low, inner), 0.45 * s.skin + 0.4 * s.hair)
+        yield Stroke(between(low, inner), 0.45 * s.skin + 0.4 * s.hair)
 
 
-def _folds(s: Subject, a: Actions, face: Geometry) -> Iterator[Shape]:
-    def fold(points: Points, strength: float, width: float = 0.035) -> Iterator[Shape]:
+def _folds(s: Subject, a: Actions, face: Geometry) -> Iterator[Stroke]:
+    def fold(points: Points, strength: float, width: float = 0.035) -> Iterator[Stroke]:
         if strength > 0.1:
-            yield Shape(points, s.skin * (1 - 0.4 * min(1.0, strength)), width)
+            yield Stroke(points, s.skin * (1 - 0.4 * min(1.0, strength)), width)
 
     for height in (0.13, 0.22):
         forehead = curve(0.3 * T, s.brow_y - 0.08 - height - 0.02 * PARABOLA)
@@ -419,74 +419,74 @@ def _folds(s: Subject, a: Actions, face: Geometry) -> Iterator[Shape]:
         yield from fold(bag[2:-2], a.cheek, 0.025)
 
 
-def _eye(s: Subject, face: Geometry, side: int) -> Iterator[Shape]:
+def _eye(s: Subject, face: Geometry, side: int) -> Iterator[Stroke]:
     upper, lower = face.upper_lids[side], face.lower_lids[side]
-    yield Shape(between(upper, lower), min(250.0, 120 + 0.6 * s.skin))
+    yield Stroke(between(upper, lower), min(250.0, 120 + 0.6 * s.skin))
     radius = 0.078
     iris = _ellipse((float(upper[6, 0]), s.eye_y), (radius, radius))
     top = np.interp(iris[:, 0], upper[:, 0], upper[:, 1])
     bottom = np.interp(iris[:, 0], upper[:, 0], lower[:, 1])
     iris[:, 1] = np.clip(iris[:, 1], top, np.maximum(top, bottom))
-    yield Shape(iris, s.iris)
-    yield Shape(upper, 0.3 * s.skin, 0.035)
-    yield Shape(lower[1:-1], 0.75 * s.skin, 0.02)
-    yield Shape(moved(upper[1:-1], 0.0, -0.045), 0.8 * s.skin, 0.02)
+    yield Stroke(iris, s.iris)
+    yield Stroke(upper, 0.3 * s.skin, 0.035)
+    yield Stroke(lower[1:-1], 0.75 * s.skin, 0.02)
+    yield Stroke(moved(upper[1:-1], 0.0, -0.045), 0.8 * s.skin, 0.02)
     brow = face.brows[side]
     inwards = 0.5 * (1 - (2 * side - 1) * T)
     half = s.brow_thickness * (0.35 + 0.65 * inwards**0.5)
     tone = min(s.hair, s.skin - 45)
-    yield Shape(between(brow - np.outer(half, [0, 1]), brow + np.outer(half, [0, 1])), tone)
+    yield Stroke(between(brow - np.outer(half, [0, 1]), brow + np.outer(half, [0, 1])), tone)
 
 
-def _nose(s: Subject, face: Geometry) -> Iterator[Shape]:
+def _nose(s: Subject, face: Geometry) -> Iterator[Stroke]:
     tip = face.nose_tip
     bridge = np.array([[0.05, s.eye_y - 0.02], [0.055, s.eye_y + 0.15], [0.09, tip[1] - 0.05]])
-    yield Shape(bridge, 0.85 * s.skin, 0.03, lift=0.05)
-    yield Shape(bridge[1:] * [-0.6, 1.0], min(255.0, 1.1 * s.skin), 0.04, lift=0.08)
+    yield Stroke(bridge, 0.85 * s.skin, 0.03, lift=0.05)
+    yield Stroke(bridge[1:] * [-0.6, 1.0], min(255.0, 1.1 * s.skin), 0.04, lift=0.08)
     wings = face.nostrils
     for sign, wing in ((-1, wings[0]), (1, wings[-1])):
         side = wing + np.array([[0, -0.09], [sign * 0.02, -0.03], [-sign * 0.03, 0.03]])
-        yield Shape(side, 0.72 * s.skin, 0.03)
+        yield Stroke(side, 0.72 * s.skin, 0.03)
         nostril = (float(0.5 * wing[0]), float(wings[2, 1] - 0.025))
-        yield Shape(_ellipse(nostril, (0.035, 0.02)), 0.4 * s.skin, lift=0.06)
+        yield Stroke(_ellipse(nostril, (0.035, 0.02)), 0.4 * s.skin, lift=0.06)
 
 
-def _mouth(s: Subject, a: Actions, face: Geometry) -> Iterator[Shape]:
+def _mouth(s: Subject, a: Actions, face: Geometry) -> Iterator[Stroke]:
     upper, lower = face.upper_inner, face.lower_inner
     if s.moustache:
         band = curve(upper[:, 0] * 1.05, face.upper_lip[:, 1] - 0.02)
-        yield Shape(between(moved(band, 0.0, -0.085), moved(band, 0.0, 0.02)), 0.3 * s.skin + 0.5 * s.hair)
+        yield Stroke(between(moved(band, 0.0, -0.085), moved(band, 0.0, 0.02)), 0.3 * s.skin + 0.5 * s.hair)
     shadow = curve(0.5 * face.lower_lip[:, 0], face.lower_lip[:, 1] + 0.06 - 0.03 * PARABOLA)
-    yield Shape(shadow[2:-2], 0.82 * s.skin, 0.04)
-    yield Shape(between(face.upper_lip, upper), s.lip_tone * 0.88 * s.skin)
-    yield Shape(between(lower, face.lower_lip), s.lip_tone * s.skin)
+    yield Stroke(shadow[2:-2], 0.82 * s.skin, 0.04)
+    yield Stroke(between(face.upper_lip, upper), s.lip_tone * 0.88 * s.skin)
+    yield Stroke(between(lower, face.lower_lip), s.lip_tone * s.skin)
     if (lower[6, 1] - upper[6, 1]) > 0.02:
-        yield Shape(between(upper, lower), 25.0)
+        yield Stroke(between(upper, lower), 25.0)
         teeth = moved(upper, 0.0, 0.11 * a.teeth)
         teeth[:, 1] = np.minimum(teeth[:, 1], lower[:, 1])
         if a.teeth > 0.1:
-            yield Shape(between(upper, teeth)[1:-1], 235.0)
-    yield Shape(upper, 0.35 * s.skin, 0.03)
+            yield Stroke(between(upper, teeth)[1:-1], 235.0)
+    yield Stroke(upper, 0.35 * s.skin, 0.03)
 
 
-def _hair(s: Subject) -> Shape:
+def _hair(s: Subject) -> Stroke:
     w = s.width
     x = np.linspace(-1.0, 1.0, 13)
     dome = curve(1.1 * w * x, -0.35 - 0.85 * np.sqrt(1 - (x * 0.99) ** 2))
     dip = 0.3 * (np.abs(x - s.parting) / (1 + abs(s.parting))) ** 1.5
     fringe = curve(1.05 * w * x, np.minimum(s.hairline + dip + 0.35 * np.abs(x) ** 6, -0.2))
-    return Shape(between(dome, fringe), s.hair, lift=0.04)
+    return Stroke(between(dome, fringe), s.hair, lift=0.04)
 
 
-def _glasses(s: Subject) -> Iterator[Shape]:
+def _glasses(s: Subject) -> Iterator[Stroke]:
     tone = 30.0
     for side in (-1, 1):
         rim = _ellipse((side * s.eye_x, s.eye_y + 0.03), (0.22 * s.glasses, 0.17 * s.glasses))
-        yield Shape(np.concatenate([rim, rim[:1]]), tone, 0.035, lift=0.12)
+        yield Stroke(np.concatenate([rim, rim[:1]]), tone, 0.035, lift=0.12)
         inner, outer = s.eye_x - 0.22 * s.glasses, s.eye_x + 0.22 * s.glasses
-        yield Shape(np.array([[0.0, s.eye_y - 0.02], [side * inner, s.eye_y]]), tone, 0.035, lift=0.12)
+        yield Stroke(np.array([[0.0, s.eye_y - 0.02], [side * inner, s.eye_y]]), tone, 0.035, lift=0.12)
         temple = np.array([[side * outer, s.eye_y], [side * s.width, s.eye_y - 0.05]])
-        yield Shape(temple, tone, 0.03, lift=0.05)
+        yield Stroke(temple, tone, 0.03, lift=0.05)
 
 
 @dataclass(frozen=True)
@@ -570,7 +570,7 @@ def render(
 
 
 def _paint(
-    shapes: Sequence[Shape], camera: Camera, subject: Subject, shot: Shot, size: tuple[int, int]
+    shapes: Sequence[Stroke], camera: Camera, subject: Subject, shot: Shot, size: tuple[int, int]
 ) -> npt.NDArray[np.float32]:
     lengths = [len(shape.points) for shape in shapes]
     lift = np.repeat([shape.lift for shape in shapes], lengths)

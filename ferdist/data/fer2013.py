@@ -1,8 +1,7 @@
-"""FER2013 (Goodfellow et al. 2013, ICML challenges in representation learning) in each published layout."""
+"""FER2013 (Goodfellow et al. 2013, ICML challenges in representation learning) in every known layout."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import re
@@ -15,16 +14,10 @@ from typing import BinaryIO, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ferdist.data.archive import Archive, is_image, open_archive, read_gray_images, sources_of
-from ferdist.data.record import (
-    CKPLUS8_CLASSES,
-    FER2013_CLASSES,
-    FaceDataset,
-    Images,
-    Integers,
-    no_values,
-)
+from ferdist.data.archive import Archive, is_image, open_archive, read_gray_images, refuse_second, sources_of
+from ferdist.data.record import CKPLUS8_CLASSES, FER2013_CLASSES, FaceDataset, Images
 from ferdist.errors import DataError
+from ferdist.io import sha256
 
 USAGE_SPLIT: Final = {"Training": 0, "PublicTest": 1, "PrivateTest": 2}
 """The data set's own name of each split code."""
@@ -32,12 +25,11 @@ USAGE_SPLIT: Final = {"Training": 0, "PublicTest": 1, "PrivateTest": 2}
 CKEXTENDED_ROWS: Final = 920
 """Rows of ckextended.csv: an image of each of the 327 labelled sequences of CK+, and 593 neutral ones."""
 
-_SPLIT_OF_FIELD: Final = {usage.encode(): split for usage, split in USAGE_SPLIT.items()}
 _FOLDER_OF_USAGE: Final = {"Training": "train", "PublicTest": "test", "PrivateTest": "test"}
 _IMAGE_NAME: Final = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.(?:jpg|png)")
 _LONGEST_HEADER: Final = 4096
 _NO_SUBJECTS: Final = (
-    "CK+ as ckextended.csv does not say who is in an image, so it cannot give subject-independent folds, and "
+    "ckextended.csv does not say who is in an image, so it cannot give subject-independent folds, and "
     "its own split may share subjects; give CK+48 or the original tree to `ferdist prepare ckplus`, "
     "or add --ckextended to read it with its own split"
 )
@@ -75,8 +67,8 @@ def read_fer2013(source: Path, *, allow_extra: bool = False) -> FaceDataset:
 def read_ckextended(source: Path) -> FaceDataset:
     """Read ``ckextended.csv``, CK+ in the layout of ``fer2013.csv``, as it is.
 
-    Its Training is ``train``, PublicTest ``val`` and PrivateTest ``test``. Which of these share people nobody
-    can tell: it names neither subjects nor sequences.
+    Its Training is ``train``, PublicTest ``val`` and PrivateTest ``test``. They may share people: the file
+    names neither subjects nor sequences.
 
     Args:
         source: the csv.
@@ -97,30 +89,6 @@ def _starts_like_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _dataset(
-    images: Images,
-    labels: Integers,
-    split: Integers,
-    source_id: Sequence[str],
-    sources: dict[str, str],
-    name: str = "fer2013",
-    classes: tuple[str, ...] = FER2013_CLASSES,
-) -> FaceDataset:
-    none = no_values(len(images))
-    return FaceDataset(
-        name=name,
-        images=images,
-        labels=labels,
-        split=split,
-        subject=none,
-        sequence=none,
-        fold=none,
-        source_id=source_id,
-        classes=classes,
-        sources=sources,
-    )
-
-
 # The csv files
 
 
@@ -131,63 +99,45 @@ class _Columns(NamedTuple):
     total: int
 
 
-class _Row(NamedTuple):
-    label: int
-    split: int
-    pixels: npt.NDArray[np.uint8]
-
-
 def _read_csv(path: Path, name: str, classes: tuple[str, ...]) -> FaceDataset:
-    label_of_field = {str(label).encode(): label for label in range(len(classes))}
-    digest = hashlib.sha256()
     pixels = bytearray()
     labels: list[int] = []
     splits: list[int] = []
     source_id: list[str] = []
-    pixel_count = 0
+    side = 0
     with path.open("rb") as file, warnings.catch_warnings():
-        # numpy before 2.4 only warns where np.fromstring stops at what is no number
+        # numpy before 2.4 only warns where np.fromstring stops at what is not a number
         warnings.simplefilter("error", DeprecationWarning)
-        columns, header = _read_header(path, file)
-        digest.update(header)
+        columns = _read_header(path, file)
         for number, line in enumerate(file, start=2):
-            digest.update(line)
             if not line.strip():
                 continue
-            row = _parse_fast(line, columns, label_of_field) or _parse_carefully(
-                line, columns, len(classes), f"{path}: line {number}"
-            )
+            place = f"{path}: line {number}"
+            label, split, image = _parse_row(line, columns, len(classes), place)
             if not labels:
-                pixel_count = len(row.pixels)
-                if math.isqrt(pixel_count) ** 2 != pixel_count:
+                side = math.isqrt(len(image))
+                if side**2 != len(image):
                     raise DataError(
-                        f"{path}: line {number}: {pixel_count} pixels make no square image; "
-                        "get the original file again"
+                        f"{place}: {len(image)} pixels are not a square image; get the original file again"
                     )
-            if len(row.pixels) != pixel_count:
+            if len(image) != side**2:
                 raise DataError(
-                    f"{path}: line {number}: {len(row.pixels)} pixels instead of {pixel_count}; "
+                    f"{place}: {len(image)} pixels instead of {side**2}; "
                     "the row is damaged or cut off, get the original file again"
                 )
-            pixels += row.pixels.data
-            labels.append(row.label)
-            splits.append(row.split)
+            pixels += image.data
+            labels.append(label)
+            splits.append(split)
             source_id.append(f"line {number}")
     if not labels:
         raise DataError(f"{path}: a header without rows; get the original file again")
-    side = math.isqrt(pixel_count)
-    return _dataset(
-        np.frombuffer(pixels, dtype=np.uint8).reshape(len(labels), 1, side, side),
-        np.array(labels, dtype=np.int64),
-        np.array(splits, dtype=np.int64),
-        source_id,
-        {path.name: digest.hexdigest()},
-        name,
-        classes,
+    images: Images = np.frombuffer(pixels, dtype=np.uint8).reshape(len(labels), 1, side, side)
+    return FaceDataset.of(
+        name, images, labels, classes, source_id, split=splits, sources={path.name: sha256(path)}
     )
 
 
-def _read_header(path: Path, file: BinaryIO) -> tuple[_Columns, bytes]:
+def _read_header(path: Path, file: BinaryIO) -> _Columns:
     """Find the columns by name, in any order; icml_face_data.csv puts blanks before the names."""
     line = file.readline(_LONGEST_HEADER)
     if not line:
@@ -203,29 +153,13 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[_Columns, bytes]:
             f"{path}: line 1: column {' and '.join(missing)} missing (the line starts with {has!r}); "
             "the header must be emotion,pixels,Usage"
         )
-    return _Columns(names.index("emotion"), names.index("pixels"), names.index("Usage"), len(names)), line
+    return _Columns(names.index("emotion"), names.index("pixels"), names.index("Usage"), len(names))
 
 
-def _parse_fast(line: bytes, columns: _Columns, label_of_field: dict[bytes, int]) -> _Row | None:
-    """Read a row as it is published; None for anything else, wrong or only unusual."""
-    fields = line.split(b",")
-    if len(fields) != columns.total:
-        return None
-    try:
-        values = np.fromstring(fields[columns.pixels], dtype=np.int64, sep=" ")
-        if values.size < 2 or values.max() > 255 or values.min() < 0:  # a blank field reads as one zero
-            return None
-        return _Row(
-            label_of_field[fields[columns.emotion]],
-            _SPLIT_OF_FIELD[fields[columns.usage].strip()],
-            values.astype(np.uint8),
-        )
-    except (KeyError, ValueError, DeprecationWarning):
-        return None
-
-
-def _parse_carefully(line: bytes, columns: _Columns, classes: int, place: str) -> _Row:
-    """Read a row with quotes or blanks around its fields, or say what is wrong in it."""
+def _parse_row(
+    line: bytes, columns: _Columns, classes: int, place: str
+) -> tuple[int, int, npt.NDArray[np.uint8]]:
+    """Label, split and pixels of a row; there may be quotes or blanks around its fields."""
     try:
         fields = [field.strip().strip('"').strip() for field in line.decode().split(",")]
     except UnicodeDecodeError as error:
@@ -235,27 +169,36 @@ def _parse_carefully(line: bytes, columns: _Columns, classes: int, place: str) -
             f"{place}: {len(fields)} fields instead of {columns.total}; "
             "the row is damaged or cut off, get the original file again"
         )
-    emotion, usage, texts = fields[columns.emotion], fields[columns.usage], fields[columns.pixels].split()
+    emotion, usage = fields[columns.emotion], fields[columns.usage]
     if emotion not in map(str, range(classes)):
         if emotion == str(CKPLUS8_CLASSES.index("contempt")):
             raise DataError(f"{place}: emotion {emotion}, which FER2013 does not have: {_NO_SUBJECTS}")
-        raise DataError(
-            f"{place}: emotion {emotion!r} is not a whole number from 0 to {classes - 1}; "
-            "correct or remove the row"
-        )
+        fault = f"emotion {emotion!r} is not an integer from 0 to {classes - 1}"
+        raise DataError(f"{place}: {fault}; correct or remove the row")
     if usage not in USAGE_SPLIT:
         raise DataError(
-            f"{place}: Usage {usage!r} is none of {', '.join(USAGE_SPLIT)}; correct or remove the row"
+            f"{place}: Usage {usage!r} is not one of {', '.join(USAGE_SPLIT)}; correct or remove the row"
         )
-    if not texts:
-        raise DataError(f"{place}: no pixels; correct or remove the row")
-    for position, text in enumerate(texts, start=1):
-        if not (text.isascii() and text.isdigit() and len(text) <= 3 and int(text) <= 255):
+    return int(emotion), USAGE_SPLIT[usage], _parse_pixels(fields[columns.pixels], place)
+
+
+def _parse_pixels(text: str, place: str) -> npt.NDArray[np.uint8]:
+    try:
+        values = np.fromstring(text, dtype=np.int64, sep=" ")
+        if values.size > 1 and 0 <= values.min() <= values.max() <= 255:  # a blank field reads as one zero
+            return values.astype(np.uint8)
+    except (ValueError, DeprecationWarning):
+        pass
+    texts = text.split()
+    for position, value in enumerate(texts, start=1):
+        if not (value.isascii() and value.isdigit() and len(value) <= 3 and int(value) <= 255):
             raise DataError(
-                f"{place}: pixel {position} is {text[:20]!r}, not a whole number from 0 to 255; "
+                f"{place}: pixel {position} is {value[:20]!r}, not an integer from 0 to 255; "
                 "correct or remove the row"
             )
-    return _Row(int(emotion), USAGE_SPLIT[usage], np.array([int(text) for text in texts], dtype=np.uint8))
+    if not texts:
+        raise DataError(f"{place}: no pixels; correct or remove the row")
+    return np.array([int(value) for value in texts], dtype=np.uint8)
 
 
 # The image folders
@@ -284,12 +227,14 @@ def _read_folders(archive: Archive, allow_extra: bool) -> FaceDataset:
             raise DataError(f"{found}; get an original copy, or leave them out with --allow-extra")
         log.warning("%s are left out", found)
     names = [member.name for member in members]
-    return _dataset(
+    return FaceDataset.of(
+        "fer2013",
         read_gray_images(archive, names),
-        np.array([member.label for member in members], dtype=np.int64),
-        np.array([USAGE_SPLIT[member.usage] for member in members], dtype=np.int64),
+        [member.label for member in members],
+        FER2013_CLASSES,
         names,
-        sources_of(archive),
+        split=[USAGE_SPLIT[member.usage] for member in members],
+        sources=sources_of(archive),
     )
 
 
@@ -320,6 +265,4 @@ def _refuse_misplaced(path: Path, members: Sequence[_Member]) -> None:
                 f"{path}: {member.name} lies in {parts[-3]}, but {member.usage} images belong in {expected}; "
                 "get an original copy"
             )
-        first = seen.setdefault(tuple(parts[-3:]), member.name)
-        if first != member.name:
-            raise DataError(f"{path}: {first} is there again as {member.name}; give one copy of the data")
+        refuse_second(seen, tuple(parts[-3:]), member.name, path)

@@ -1,4 +1,4 @@
-"""Any folder of class folders, or a zip of it: RAF-DB, FERPlus, people's own data."""
+"""Any folder of class folders, or a zip of it: your own data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ferdist.data.archive import (
     progress,
     sources_of,
 )
-from ferdist.data.record import NAME, NAME_RULE, FaceDataset, Images, Integers, no_values
+from ferdist.data.record import NAME, NAME_RULE, FaceDataset, Images
 from ferdist.errors import DataError
 
 SPLIT_FOLDERS: Final = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
@@ -68,19 +68,15 @@ def read_folders(source: Path, name: str, size: int = 48, subject_regex: str | N
             f"{source}: only one class, {classes[0]}; give the folder that holds the class (or split) folders"
         )
     names = [member.name for member in members]
-    subject, subject_names = _subjects(source, names, subject_regex)
-    images = _read_images(archive, names, size)
-    return FaceDataset(
-        name=name,
-        images=images,
-        labels=np.array([classes.index(member.class_name) for member in members], dtype=np.int64),
-        split=np.array([member.split for member in members], dtype=np.int64),
-        subject=subject,
-        sequence=no_values(len(members)),
-        fold=no_values(len(members)),
-        source_id=names,
-        classes=classes,
-        subject_names=subject_names,
+    subjects = _subjects(source, names, subject_regex)
+    return FaceDataset.of(
+        name,
+        _read_images(archive, names, size),
+        [classes.index(member.class_name) for member in members],
+        classes,
+        names,
+        split=[member.split for member in members],
+        subjects=subjects,
         sources=sources_of(archive),
     )
 
@@ -128,25 +124,24 @@ def _below(root: tuple[str, ...], name: str) -> tuple[str, ...]:
     return parts[len(root) :] if parts[: len(root)] == root else ()
 
 
-def _subjects(source: Path, names: Sequence[str], regex: str | None) -> tuple[Integers, tuple[str, ...]]:
+def _subjects(source: Path, names: Sequence[str], regex: str | None) -> list[str]:
     if regex is None:
-        return no_values(len(names)), ()
+        return []
     try:
         pattern = re.compile(regex)
     except re.error as error:
         raise DataError(f"subject regex {regex!r}: {error}; correct it") from error
     if pattern.groups == 0:
-        raise DataError(f"subject regex {regex!r}: it has no group; put the subject's part into parentheses")
+        raise DataError(f"subject regex {regex!r}: no group in it; put the subject's part in parentheses")
     found: list[str] = []
     for name in names:
         match = pattern.search(name)
         if match is None or not match[1]:
             raise DataError(
-                f"{source}: {name}: subject regex {regex!r} finds no subject in it; correct either"
+                f"{source}: {name}: subject regex {regex!r} finds no subject in this path; correct either"
             )
         found.append(match[1])
-    subject_names, codes = np.unique(found, return_inverse=True)
-    return codes.astype(np.int64), tuple(subject_names.tolist())
+    return found
 
 
 def _read_images(archive: Archive, names: Sequence[str], size: int) -> Images:

@@ -89,7 +89,7 @@ def write_ckplus_original(sequences: list[DrawnSequence], path: Path) -> None:
             picture = cells.repeat(CELL, axis=0).repeat(CELL, axis=1)
             _write(path / "cohn-kanade-images" / folder / f"{name}.png", _png(picture))
             _write(path / "Landmarks" / folder / f"{name}_landmarks.txt", points.encode())
-        if sequence.expression is not None:
+        if sequence.labelled:
             emotion = f"   {EMOTION_CODES.index(sequence.expression):.7e}\n"
             _write(path / "Emotion" / folder / f"{name}_emotion.txt", emotion.encode())
 

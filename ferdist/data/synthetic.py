@@ -7,7 +7,7 @@ frame does not depend on how much else is drawn.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -54,41 +54,40 @@ class DrawnSequence:
     Attributes:
         subject: the person's number.
         number: the sequence's number among the person's, from 1.
-        expression: its name, or None where the sequence has no label.
+        expression: its name.
         frames: how many there are; they are numbered from 1.
         seed: of the data set.
         person: how the person looks.
         shot: the expression at its peak, the camera and the light.
+        labelled: whether the data set gives the expression; CK+ has sequences where it does not.
     """
 
     subject: int
     number: int
-    expression: str | None
+    expression: str
     frames: int
     seed: int
     person: Subject
     shot: Shot
+    labelled: bool = True
 
     @property
     def name(self) -> str:
         """Subject and sequence as CK+ names them: ``S001_003``."""
-        return f"{subject_name(self.subject)}_{self.number:03d}"
+        return f"{self.subject_name}_{self.number:03d}"
+
+    @property
+    def subject_name(self) -> str:
+        """``S001`` for subject 0, as CK+ names people."""
+        return f"S{self.subject + 1:03d}"
 
     def frame_name(self, frame: int) -> str:
         """A frame's name as in CK+: ``S001_003_00000012``."""
         return f"{self.name}_{frame:08d}"
 
-    def peak_frames(self) -> range:
-        """Numbers of the frames that show the expression at or near its peak."""
-        return range(self.frames - PEAK_FRAMES + 1, self.frames + 1)
-
-    def intensity(self, frame: int) -> float:
-        """0 in the first frame, rising to 1 in the last."""
-        return (frame - 1) / (self.frames - 1)
-
     def face(self, frame: int) -> Images:
         """uint8 (48, 48): the face alone."""
-        picture, _ = render(self.person, self.shot, self.intensity(frame), self._noise(frame))
+        picture, _ = render(self.person, self.shot, self._intensity(frame), self._noise(frame))
         return picture
 
     def scene(self, frame: int) -> tuple[Images, Points]:
@@ -96,22 +95,14 @@ class DrawnSequence:
 
         The face has the 48 x 48 cells from ``SCENE_FACE``.
         """
-        intensity, noise = self.intensity(frame), self._noise(frame)
+        intensity, noise = self._intensity(frame), self._noise(frame)
         return render(self.person, self.shot, intensity, noise, size=SCENE_SIZE, corner=SCENE_FACE)
+
+    def _intensity(self, frame: int) -> float:
+        return (frame - 1) / (self.frames - 1)
 
     def _noise(self, frame: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, 2, self.subject, self.number, frame])
-
-
-def subject_name(subject: int) -> str:
-    """``S001`` for subject 0, as CK+ names people."""
-    return f"S{subject + 1:03d}"
-
-
-@lru_cache(maxsize=1024)
-def person(seed: int, subject: int) -> Subject:
-    """How the person with a number looks."""
-    return draw_subject(np.random.default_rng([seed, 0, subject]))
 
 
 def synthesize(
@@ -151,15 +142,13 @@ def synthesize(
         turn, subject = divmod(k, people)
         labels.append((turn + subject) % len(classes))
         shown.append(_wild_frame(seed, subject, classes, classes[labels[-1]], turn // len(classes)))
-    return FaceDataset.of(
+    return _dataset(
         name,
-        np.stack([sequence.face(frame) for sequence, frame in shown])[:, None],
+        np.stack([sequence.face(frame) for sequence, frame in shown]),
         labels,
         classes,
-        [sequence.frame_name(frame) for sequence, frame in shown],
+        shown,
         split=_split_subjects(people, seed)[np.arange(images) % people],
-        subjects=[subject_name(sequence.subject) for sequence, _ in shown],
-        sequences=[sequence.name for sequence, _ in shown],
     )
 
 
@@ -186,22 +175,16 @@ def synthesize_ckplus(
     """
     samples = []
     for sequence in ckplus_sequences(images, seed, classes):
-        if sequence.expression is None:
-            continue
-        label = classes.index(sequence.expression)
-        samples += [(label, sequence.frame_name(n), sequence, n) for n in sequence.peak_frames()]
-        if NEUTRAL in classes:
-            samples.append((classes.index(NEUTRAL), sequence.frame_name(1), sequence, 1))
-    samples.sort(key=lambda sample: sample[:2])
-    return FaceDataset.of(
-        name,
-        np.stack([face_of_scene(sequence.scene(n)[0]) for _, _, sequence, n in samples])[:, None],
-        [label for label, _, _, _ in samples],
-        classes,
-        [frame for _, frame, _, _ in samples],
-        subjects=[subject_name(sequence.subject) for _, _, sequence, _ in samples],
-        sequences=[sequence.name for _, _, sequence, _ in samples],
-    )
+        if sequence.labelled:
+            peak = range(sequence.frames - PEAK_FRAMES + 1, sequence.frames + 1)
+            samples += [(classes.index(sequence.expression), sequence, frame) for frame in peak]
+        if sequence.labelled and NEUTRAL in classes:
+            samples.append((classes.index(NEUTRAL), sequence, 1))
+    samples.sort(key=lambda sample: (sample[0], sample[1].frame_name(sample[2])))
+    labels, shown = [label for label, *_ in samples], [(sequence, frame) for _, sequence, frame in samples]
+    top, left = SCENE_FACE
+    faces = [s.scene(frame)[0][top : top + FACE_SIZE, left : left + FACE_SIZE] for s, frame in shown]
+    return _dataset(name, np.stack(faces), labels, classes, shown)
 
 
 def ckplus_sequences(
@@ -223,22 +206,35 @@ def ckplus_sequences(
         raise ConfigError(f"classes={list(classes)}: CK+ needs an expression besides neutral")
     labelled = math.ceil(images / (PEAK_FRAMES + (NEUTRAL in classes)))
     people = min(CKPLUS_SUBJECTS, labelled, max(MIN_SUBJECTS, labelled // SEQUENCES_PER_SUBJECT))
-    sequences = []
-    for k in range(labelled):
-        turn, subject = divmod(k, people)
-        expression = shown[(turn + subject) % len(shown)]
-        sequences.append(_lab_sequence(seed, subject, turn + 1, expression))
+
+    def draw(subject: int, number: int, expression: int, labelled: bool) -> DrawnSequence:
+        frames = int(np.random.default_rng([seed, 4, subject, number]).integers(9, 17))
+        return _sequence(seed, subject, number, shown[expression % len(shown)], IN_THE_LAB, frames, labelled)
+
+    sequences = [draw(k % people, k // people + 1, k // people + k % people, True) for k in range(labelled)]
     for subject in range(0, people, 3):
-        number = len(range(subject, labelled, people)) + 1
-        unlabelled = _lab_sequence(seed, subject, number, shown[subject % len(shown)])
-        sequences.append(replace(unlabelled, expression=None))
+        sequences.append(draw(subject, len(range(subject, labelled, people)) + 1, subject, False))
     return sorted(sequences, key=lambda sequence: sequence.name)
 
 
-def face_of_scene(scene: Images) -> Images:
-    """uint8 (98, 128) cells of a scene to the (48, 48) of its face."""
-    top, left = SCENE_FACE
-    return scene[top : top + FACE_SIZE, left : left + FACE_SIZE]
+def _dataset(
+    name: str,
+    faces: Images,
+    labels: list[int],
+    classes: tuple[str, ...],
+    shown: list[tuple[DrawnSequence, int]],
+    split: Integers | int = -1,
+) -> FaceDataset:
+    return FaceDataset.of(
+        name,
+        faces[:, None],
+        labels,
+        classes,
+        [sequence.frame_name(frame) for sequence, frame in shown],
+        split=split,
+        subjects=[sequence.subject_name for sequence, _ in shown],
+        sequences=[sequence.name for sequence, _ in shown],
+    )
 
 
 def _check(images: int, seed: int, classes: tuple[str, ...]) -> None:
@@ -246,8 +242,7 @@ def _check(images: int, seed: int, classes: tuple[str, ...]) -> None:
         raise ConfigError(f"images={images}: must be at least 1")
     if seed < 0:
         raise ConfigError(f"seed={seed}: must not be negative")
-    unknown = [c for c in classes if c not in EXPRESSIONS]
-    if unknown or not classes:
+    if not classes or not set(classes) <= set(EXPRESSIONS):
         raise ConfigError(f"classes={list(classes)}: choose among {', '.join(EXPRESSIONS)}")
 
 
@@ -275,18 +270,19 @@ def _wild_frame(
         repetition, back = divmod(occurrence, PEAK_FRAMES)
         which, frame = shown.index(expression), WILD_FRAMES - back
     number = repetition * len(shown) + which + 1
-    return _sequence(seed, subject, number, shown[which], conditions=IN_THE_WILD, frames=WILD_FRAMES), frame
-
-
-def _lab_sequence(seed: int, subject: int, number: int, expression: str) -> DrawnSequence:
-    frames = int(np.random.default_rng([seed, 4, subject, number]).integers(9, 17))
-    return _sequence(seed, subject, number, expression, conditions=IN_THE_LAB, frames=frames)
+    return _sequence(seed, subject, number, shown[which], IN_THE_WILD, WILD_FRAMES), frame
 
 
 @lru_cache(maxsize=4096)
 def _sequence(
-    seed: int, subject: int, number: int, expression: str, *, conditions: Conditions, frames: int
+    seed: int,
+    subject: int,
+    number: int,
+    expression: str,
+    conditions: Conditions,
+    frames: int,
+    labelled: bool = True,
 ) -> DrawnSequence:
-    rng = np.random.default_rng([seed, 1, subject, number])
-    shot = draw_shot(expression, conditions, rng)
-    return DrawnSequence(subject, number, expression, frames, seed, person(seed, subject), shot)
+    shot = draw_shot(expression, conditions, np.random.default_rng([seed, 1, subject, number]))
+    person = draw_subject(np.random.default_rng([seed, 0, subject]))
+    return DrawnSequence(subject, number, expression, frames, seed, person, shot, labelled)

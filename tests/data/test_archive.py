@@ -144,7 +144,7 @@ def test_members_listed_twice_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as target:
         target.writestr("a.png", b"1")
         target.writestr("a.png", b"2")
-    with pytest.raises(DataError, match=r"'a\.png' is in it twice"):
+    with pytest.raises(DataError, match=r"'a\.png' appears twice"):
         open_archive(tmp_path / "data.zip")
 
 

@@ -79,7 +79,7 @@ def test_ck48_zip_reads_the_same(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("fear/S010_002_00000012.png", r"sequence S010_002 is in two classes \(.*fear.*happy"),
-        ("happy/copy/happy/S010_002_00000009.png", r"S010_002_00000009\.png: is there already as"),
+        ("happy/copy/happy/S010_002_00000009.png", r"S010_002_00000009\.png: appears already as"),
         ("neutral/S010_005_00000001.png", r"neutral/S010_005_00000001\.png: not a CK\+48 image"),
         ("happy/S010_005.png", r"happy/S010_005\.png: not a CK\+48 image"),
         ("S010_005_00000001.png", r"S010_005_00000001\.png: not a CK\+48 image"),
@@ -250,7 +250,7 @@ def test_original_tree_with_neutral(tmp_path: Path) -> None:
         ("Emotion/S005/001/S005_001_00000005_emotion.txt", "nan", r"'nan' is not an emotion"),
         ("Emotion/S005/001/S005_001_00000001_emotion.txt", "3.0", r"two emotion files for sequence S005_001"),
         ("cohn-kanade-images/S005/001/S005_001_00000002x.png", "", r"00000002x\.png: not named"),
-        ("copy/cohn-kanade-images/S005_001_00000002.png", "", r"is there already as"),
+        ("copy/cohn-kanade-images/S005_001_00000002.png", "", r"appears already as"),
         ("Emotion/S999/001/S999_001_00000005_emotion.txt", "3.0", r"sequence S999_001 has 0 images"),
     ],
 )

@@ -143,7 +143,7 @@ def test_layouts_that_are_refused(tmp_path: Path, files: list[str], message: str
     ("regex", "message"),
     [
         (r"(q\d)_", r"a/p1_x\.png: subject regex .* finds no subject"),
-        (r"p\d_", r"has no group"),
+        (r"p\d_", r"no group in it"),
         (r"(p\d", r"subject regex .*correct it"),
     ],
 )
