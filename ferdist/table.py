@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Final
 
 MISSING: Final = "–"
@@ -49,7 +50,7 @@ class Table:
     def align(self) -> str:
         """A letter for each column: ``r`` where one of its cells is a `Number`, else ``l``."""
         numbers = [[isinstance(cell, Number) for cell in row] for row in self.rows]
-        return "".join("r" if any(column) else "l" for column in zip(*numbers, strict=True))
+        return "".join("r" if any(column) else "l" for column in zip_longest(*numbers, fillvalue=False))
 
     def markdown(self) -> str:
         """The table in GitHub's markdown."""

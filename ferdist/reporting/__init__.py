@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ferdist.reporting.html import write_report
+from ferdist.reporting.report import write_report
 
 __all__ = ["write_report"]

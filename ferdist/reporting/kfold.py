@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ferdist.reporting.tables import MISSING, SUBSETS, TTA, Table, count, percent, percent_interval
+from ferdist.reporting.words import SUBSETS, TTA
+from ferdist.table import MISSING, Number, Table, count, percent, percent_interval
 
 
 def kfold_markdown(summary: Mapping[str, Any]) -> str:
@@ -61,7 +62,6 @@ def _pooled(evaluations: Sequence[Mapping[str, Any]]) -> Table:
             "Balanced",
             "Macro-F1",
         ),
-        align="lllrrrrrr",
         rows=tuple(row for entry in evaluations for row in _pooled_rows(entry)),
     )
 
@@ -73,7 +73,7 @@ def _pooled_rows(entry: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     if over is not None:
         yield (
             *place,
-            str(len(over["seeds"])),
+            Number(len(over["seeds"])),
             count(over["samples"]),
             _spread(over["accuracy"]),
             percent_interval(tuple(over["accuracy_ci95"])),
@@ -102,7 +102,7 @@ def _per_fold(entry: Mapping[str, Any], seeds: Sequence[int]) -> Table:
         figures = [cells.get((fold, seed)) for seed in seeds]
         rows.append(
             (
-                str(fold),
+                Number(fold),
                 count(any_seed["samples"]),
                 MISSING if subjects is None else count(subjects),
                 *(percent(part["accuracy"] if part else None) for part in figures),
@@ -111,14 +111,13 @@ def _per_fold(entry: Mapping[str, Any], seeds: Sequence[int]) -> Table:
     return Table(
         caption="Accuracy per fold, in percent",
         head=("Fold", "Samples", "Subjects", *(f"Seed {seed}" for seed in seeds)),
-        align="rrr" + "r" * len(seeds),
         rows=tuple(rows),
     )
 
 
-def _spread(figure: Mapping[str, float | None]) -> str:
+def _spread(figure: Mapping[str, float | None]) -> Number:
     mean, sd = percent(figure["mean"]), figure["sd"]
-    return mean if sd is None else f"{mean} ± {percent(sd)}"
+    return mean if sd is None else Number(f"{mean} ± {percent(sd)}")
 
 
 def _definitions(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -20,9 +20,9 @@ from ferdist.evaluation.predictions import Predictions
 from ferdist.evaluation.records import read_results
 from ferdist.models import Task, build_model, is_reconstruction, parameter_count
 from ferdist.reporting.load import telling_ends
-from ferdist.reporting.tables import count
 from ferdist.runtime.experiment import FILE, read_experiment
 from ferdist.runtime.folder import RunFolder
+from ferdist.table import count
 
 _ORDER: Final = {"test": 0, "val": 1, "none": 0, "all": 0, "image": 0}
 """What comes first: test before val, one view, all samples and images before others."""

@@ -1,12 +1,19 @@
-"""What a report's page consists of: sections of text, charts and tables."""
+"""What a report consists of, and its html page."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ferdist.reporting.tables import Table
+import ferdist
+from ferdist.charts import THEME
+from ferdist.table import Table
 
 
 @dataclass(frozen=True)
@@ -14,18 +21,18 @@ class Chart:
     """A figure in the page.
 
     Attributes:
-        name: file name without suffix, unique in the report.
+        name: file name without suffix; charts of one name in a section are numbered.
         caption: what it shows.
         alt: the same for readers who do not see it, with the main numbers.
         figure: the figure.
-        tables: the numbers of it.
+        table: its numbers, where no other table of the section has them.
     """
 
     name: str
     caption: str
     alt: str
     figure: Figure
-    tables: tuple[Table, ...]
+    table: Table | None = None
 
 
 @dataclass(frozen=True)
@@ -38,28 +45,79 @@ class Section:
         text: paragraphs.
         missing: what cannot be shown, and why.
         charts: figures, side by side where there is room.
-        tables: open tables.
-        folded_tables: tables that open on a click.
+        tables: open tables; those without rows are not shown.
+        folded_tables: tables that open on a click; those without rows are not shown.
         folded_texts: titles and texts that open on a click.
         points: a list of short sentences at the end.
     """
 
     name: str
     title: str
-    text: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    charts: tuple[Chart, ...] = ()
-    tables: tuple[Table, ...] = ()
-    folded_tables: tuple[Table, ...] = ()
-    folded_texts: tuple[tuple[str, str], ...] = ()
-    points: tuple[str, ...] = ()
+    text: Sequence[str] = ()
+    missing: Sequence[str] = ()
+    charts: Sequence[Chart] = ()
+    tables: Sequence[Table] = ()
+    folded_tables: Sequence[Table] = ()
+    folded_texts: Sequence[tuple[str, str]] = ()
+    points: Sequence[str] = ()
 
     @property
     def beside(self) -> bool:
-        """Whether there is one chart, with one table that is short enough to stand beside it."""
-        return len(self.charts) == 1 and [len(table.rows) <= 15 for table in self.charts[0].tables] == [True]
+        """Whether there is one chart, with a table that is short enough to stand beside it."""
+        tables = [chart.table for chart in self.charts]
+        return len(tables) == 1 and tables[0] is not None and len(tables[0].rows) <= 15
+
+    def numbered(self) -> Section:
+        """The section with charts whose names differ."""
+        total, so_far = Counter(chart.name for chart in self.charts), Counter[str]()
+        charts = []
+        for chart in self.charts:
+            so_far[chart.name] += 1
+            number = f"-{so_far[chart.name]}" * (total[chart.name] > 1)
+            charts.append(replace(chart, name=chart.name + number))
+        return replace(self, charts=charts)
+
+    def of_data(self, data: str) -> Section:
+        """The section in a page that has one of its kind for each data set."""
+        charts = [replace(chart, name=f"{data}-{chart.name}") for chart in self.charts]
+        return replace(self, name=f"{data}-{self.name}", title=f"{self.title}: {data}", charts=charts)
 
 
-def numbered(name: str, number: int, of: int) -> str:
-    """A chart's name among several of its kind."""
-    return name if of == 1 else f"{name}-{number}"
+@dataclass(frozen=True)
+class Content:
+    """What a report consists of.
+
+    Attributes:
+        title: of the page.
+        headlines: what was measured, in sentences.
+        remarks: what a reader must know before believing it.
+        sections: of the page, in order.
+        table1: text of table1.md.
+    """
+
+    title: str
+    headlines: Sequence[Markup]
+    remarks: Sequence[str]
+    sections: Sequence[Section]
+    table1: str
+
+
+def render(content: Content, pictures: Mapping[str, Markup]) -> str:
+    """The page as html that loads nothing.
+
+    Args:
+        content: what it shows.
+        pictures: the svg element of each chart, by its name.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Each number is tied to its percent sign; html stays html.
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
+    return environment.get_template("report.html.j2").render(
+        content=content, pictures=pictures, theme=THEME, version=ferdist.__version__
+    )

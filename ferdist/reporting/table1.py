@@ -15,15 +15,17 @@ from ferdist.evaluation.predictions import join
 from ferdist.models import is_reconstruction
 from ferdist.reporting.networks import Network, Pair, compare_pairs
 from ferdist.reporting.published import PUBLISHED, published_accuracy
-from ferdist.reporting.tables import (
+from ferdist.reporting.words import SUBSETS, TTA
+from ferdist.table import (
     MISSING,
-    SUBSETS,
-    TTA,
+    Number,
     Table,
     count,
     escape,
     percent,
     percent_interval,
+    points,
+    points_interval,
 )
 
 DIGITS: Final = 2
@@ -112,7 +114,6 @@ def published_table(group: DataGroup) -> Table:
             "Reconstruction",
             "Protocol",
         ),
-        align="lrrrrrrll",
         rows=tuple(rows),
     )
 
@@ -124,10 +125,10 @@ def _row(network: Network, published: float | None) -> tuple[str, ...]:
     if main is not None and main.scores is not None:
         on_val = "" if network.folds or main.split == "test" else " (val)"
         measured = [
-            percent(main.scores["accuracy"]["mean"], DIGITS) + on_val,
+            Number(percent(main.scores["accuracy"]["mean"], DIGITS) + on_val),
             percent_interval(tuple(main.scores["accuracy_ci95"]), DIGITS),
             percent(main.scores["accuracy"]["sd"], DIGITS),
-            str(len(main.scores["seeds"])),
+            Number(len(main.scores["seeds"])),
         ]
     return (
         network.name,
@@ -186,7 +187,6 @@ def figures_table(networks: Sequence[Network]) -> Table:
             "Balanced",
             "Macro-F1",
         ),
-        align="lllllrrrrrrr",
         rows=tuple(
             row for network in networks for pool in network.measured for row in _score_rows(network, pool)
         ),
@@ -200,7 +200,7 @@ def _score_rows(network: Network, pool: Pool) -> Iterator[tuple[str, ...]]:
     if scores is not None:
         yield (
             *start,
-            str(len(scores["seeds"])),
+            Number(len(scores["seeds"])),
             count(scores["samples"]),
             percent(scores["accuracy"]["mean"], DIGITS),
             percent_interval(tuple(scores["accuracy_ci95"]), DIGITS),
@@ -231,25 +231,23 @@ def pair_table(pairs: Sequence[Pair]) -> Table:
     return Table(
         caption="Paired comparisons",
         head=("First", "Second", "Scored on", "Difference", "95 % interval", "p", "p, Holm", *more),
-        align="lllrrrr" + "r" * len(more),
         rows=tuple(_pair_row(pair, single) for pair in pairs),
     )
 
 
 def _pair_row(pair: Pair, single: bool) -> tuple[str, ...]:
-    low, high = pair.difference.interval
     row = [
         pair.first.name,
         pair.second.name,
         f"{pair.first.folds} folds" if pair.first.folds else pair.split,
-        _points(pair.difference.accuracy),
-        f"{_points(low)} to {_points(high)}",
+        points(pair.difference.accuracy, DIGITS),
+        points_interval(pair.difference.interval, DIGITS),
         p_value(pair.difference.p),
         p_value(pair.p_holm),
     ]
     if single and pair.single is not None:
         found = pair.single
-        row += [f"{found.only_first} / {found.only_second} (seed {pair.seed})", p_value(found.p)]
+        row += [Number(f"{found.only_first} / {found.only_second} (seed {pair.seed})"), p_value(found.p)]
     elif single:
         row += [MISSING, MISSING]
     return tuple(row)
@@ -321,13 +319,9 @@ def open_sentences(networks: Sequence[Network]) -> Iterator[str]:
             yield f"{run.name}: {run.state}{f': {run.reason}' if run.reason else ''}"
 
 
-def p_value(p: float) -> str:
+def p_value(p: float) -> Number:
     """A p-value with two digits that mean something."""
-    return f"{p:.1e}" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
-
-
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.{DIGITS}f}"
+    return Number(f"{p:.1e}" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}")
 
 
 def _cluster_name(network: Network) -> str:

@@ -124,7 +124,7 @@ class Monitor:
 
     def confusion(self, matrix: npt.NDArray[np.int64], classes: tuple[str, ...], step: int) -> None:
         """Show a confusion matrix (K, K), rows: true class, in TensorBoard."""
-        from ferdist.reporting.figures import confusion_chart
+        from ferdist.charts import confusion_chart
 
         self.board.add_figure("val/confusion", confusion_chart(matrix, classes), step)
 

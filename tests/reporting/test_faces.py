@@ -27,11 +27,11 @@ from ferdist.evaluation.evaluate import Plan, evaluate
 from ferdist.evaluation.predictions import Predictions
 from ferdist.reporting import write_report
 from ferdist.reporting.album import HIDDEN, Album
-from ferdist.reporting.faces import confident_mistakes
 from ferdist.reporting.load import load_run
+from ferdist.reporting.sections.mistakes import confident_mistakes
 from ferdist.training.run import run
 from tests.conftest import KINDS, ROOT, TINY
-from tests.reporting.test_html import Page, figure_names
+from tests.reporting.test_report import Page, figure_names
 
 FACES = {"mistakes", "gallery-1", "gallery-2", "attention-1", "attention-2"}
 
@@ -162,9 +162,9 @@ def test_other_data_than_the_runs_are_not_shown(evaluated_run: Path, tmp_path: P
         (
             "  path: .*",
             f"  path: {other}",
-            "not the data that the run was trained on: its checksum is another.",
+            "not the data that the run was trained on: the checksums differ.",
         ),
-        (r"beton_sha256: \w+", f"beton_sha256: {'0' * 64}", "other data were scored than the run's own"),
+        (r"beton_sha256: \w+", f"beton_sha256: {'0' * 64}", "the scored data are not the run's own"),
         ("  path: .*", f"  path: {tmp_path}/gone.beton", "there is no such file"),
     ):
         (damaged / "config.yaml").write_text(re.sub(pattern, value, config))

@@ -157,14 +157,14 @@ def test_missing_pieces_are_said_to_be_missing(make_run: MakeRun, tmp_path: Path
     write_report([run], tmp_path / "report")
     text = Page(tmp_path / "report" / "report.html").text
     for sentence in (
-        "There is no test evaluation in results.json.",
+        "results.json has no evaluation on test.",
         "Training is not finished: its state is failed (the loss is not finite).",
         "metrics.jsonl is empty: there are no learning curves.",
-        "There is no evaluation under occlusion in results.json",
-        "No file in predictions/ gives the figures of the main evaluation again.",
-        "nothing is known about the course of training",
+        "results.json has no evaluation under occlusion: run `ferdist evaluate RUN --occlusion`.",
+        "The predictions of the main evaluation are missing.",
+        "metrics.jsonl has no line: there are no curves.",
         "No manifest of the data can be read here.",
-        "the checkpoint was chosen on this same split, which makes the figure lean upward",
+        "the checkpoint was chosen on this same split, so its scores are biased upward",
         "test has never been scored",
     ):
         assert sentence in text, sentence
@@ -178,7 +178,7 @@ def test_a_run_without_evaluations(make_run: MakeRun, tmp_path: Path) -> None:
     write_report([run], tmp_path / "report")
     text = Page(tmp_path / "report" / "report.html").text
     assert "resnet18_cbam on fer2013 has no evaluation of uncovered faces in results.json yet." in text
-    assert "Without an evaluation there is no figure per class." in text
+    assert "There are no scores per class without an evaluation." in text
     assert "0.0 %" not in text
 
 
@@ -191,8 +191,8 @@ def test_several_runs_are_compared(make_run: MakeRun, tmp_path: Path) -> None:
     write_report(runs, tmp_path / "report")
     page = Page(tmp_path / "report" / "report.html")
     assert "3 runs compared" in page.text
-    assert "plain: There is no test evaluation in results.json." in page.text
-    assert "cbam: There is no test" not in page.text
+    assert "plain: results.json has no evaluation on test." in page.text
+    assert "cbam: results.json has no evaluation on test" not in page.text
     assert "Configuration keys in which the runs differ" in page.text
     for name in ("confusion-1", "confusion-2", "confusion-3", "recall-1", "recall-2", "loss"):
         assert f"{name}.svg" in figure_names(tmp_path / "report")
@@ -252,7 +252,7 @@ def test_different_cells_are_said(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run("a", occlusion=True, fills=("zero", "mean")), make_run("b", occlusion=True)]
     write_report(runs, tmp_path / "report")
     text = Page(tmp_path / "report" / "report.html").text
-    said = "under different cells of the benchmark (a 20, b 10, 10 in common): means over fills"
+    said = "under different cells of the benchmark (a 20, b 10, 10 in common): their means over fills"
     assert said in text
     write_report([make_run("c", occlusion=True), runs[1]], tmp_path / "report")
     assert "different cells" not in Page(tmp_path / "report" / "report.html").text
@@ -267,7 +267,7 @@ def test_data_that_the_run_was_not_trained_on_are_named(make_run: MakeRun, tmp_p
     page = Page(tmp_path / "report" / "report.html")
     assert "resnet18_cbam, trained on fer2013, recognises" in page.text
     assert "in the val split of ckplus; the checkpoint was chosen on val of fer2013" in page.text
-    assert "lean upward" not in page.text
+    assert "biased upward" not in page.text
     assert '<th scope="row" class="l n">ckplus</th>' in page.source
 
 
@@ -281,7 +281,7 @@ def test_a_nan_in_the_loss_is_said_and_breaks_the_curve(make_run: MakeRun, tmp_p
     assert "train/loss is not a finite number in 1 line of metrics.jsonl, first at epoch 0.5" in text
     (run / "metrics.jsonl").write_text('{"step": 1, "epoch": 1.0, "time": 0, "train/loss": NaN}\n')
     write_report([run], tmp_path / "report")
-    assert "train is nowhere a number" in (tmp_path / "report" / "report.html").read_text()
+    assert "train is never a number" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_occlusions_of_unknown_size_are_listed_but_not_drawn(make_run: MakeRun, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_occlusions_of_unknown_size_are_listed_but_not_drawn(make_run: MakeRun, 
     (run / "results.json").write_text(json.dumps(results))
     write_report([run], tmp_path / "report")
     page = Page(tmp_path / "report" / "report.html")
-    assert "there is no curve" in page.text
+    assert "No curve: the covered fraction is missing" in page.text
     assert page.source.count(">beard<") == 10 + 1, "ten cells, and the mean of the kind"
     assert "occlusion.svg" not in figure_names(tmp_path / "report")
 
@@ -333,9 +333,9 @@ def test_nothing_is_written_where_it_cannot_be(make_run: MakeRun, tmp_path: Path
     run = make_run()
     (tmp_path / "file").touch()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(RunError, match=r"file: the report cannot be written: .*; choose another --out"):
+    with pytest.raises(RunError, match=r"file: cannot write the report: .*; choose another --out"):
         write_report([run], tmp_path / "file")
-    with pytest.raises(RunError, match="cannot be written"):
+    with pytest.raises(RunError, match="cannot write the report"):
         write_report([run], tmp_path / "file" / "report")
     with pytest.raises(RunError, match="no such run folder"):
         write_report([tmp_path / "absent"], tmp_path / "report")

@@ -1,0 +1,121 @@
+"""Learning curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from ferdist.charts import Floats, Line, line_chart
+from ferdist.reporting.album import Album
+from ferdist.reporting.load import Run
+from ferdist.reporting.page import Chart, Section
+from ferdist.table import MISSING, Number, Table, percent
+
+TRAIN_POINTS: Final = 150
+"""Points that a curve of training has at most; more lines of metrics.jsonl are averaged."""
+
+
+def training(runs: Sequence[Run], album: Album) -> Section:
+    """Loss, accuracy and learning rate by epoch, from metrics.jsonl."""
+    trained = [run for run in runs if run.history]
+    if not trained:
+        return Section("training", "Training", missing=("metrics.jsonl has no line: there are no curves.",))
+    charts = []
+    for name, keys, in_percent in (
+        ("loss", ("val/loss", "train/loss"), False),  # val first, so that it lies on top
+        ("accuracy", ("val/accuracy", "train/accuracy"), True),
+        ("learning-rate", ("train/lr",), False),
+    ):
+        lines = [line for key in keys for line in _lines(runs, key, several_keys=len(keys) > 1)]
+        if not lines:
+            continue
+        title = name.replace("-", " ")
+        note = " Solid with marks: val; thin and dashed: train." * (len(runs) > 1 and len(keys) > 1)
+        spoken = "; ".join(_course(line, in_percent) for line in lines if line.label)
+        charts.append(
+            Chart(
+                name,
+                caption=f"{title.capitalize()} by epoch.{note}",
+                alt=f"Line chart of the {title} by epoch: {spoken}.",
+                figure=line_chart(lines, x_label="epoch", y_label=title, y_percent=in_percent),
+            )
+        )
+    text = (
+        "Training scores are means over the augmented batches in the course of the epoch; "
+        "val scores are measured on unchanged images at the end of the epoch.",
+    )
+    folded = [history_table(run) for run in trained]
+    return Section("training", "Training", text=text, charts=charts, folded_tables=folded)
+
+
+def _lines(runs: Sequence[Run], key: str, *, several_keys: bool) -> list[Line]:
+    """A metric of each run that has it; a colour for each run, or for each metric where there is one run."""
+    train, several = key.startswith("train/"), len(runs) > 1
+    behind = train and several_keys
+    lines = []
+    for number, run in enumerate(runs):
+        epochs, values = run.curve(key)
+        if not len(epochs):
+            continue
+        lines.append(
+            Line(
+                label=("" if behind else run.name) if several else key.partition("/")[0],
+                x=_thin(epochs) if train else epochs,
+                y=_thin(values) if train else values,
+                colour=number if several else int(not train),
+                dash=1 if behind and several else 0,
+                marks=not train and len(epochs) <= 40,
+                faint=behind,
+            )
+        )
+    return lines
+
+
+def _thin(values: Floats) -> Floats:
+    """At most ``TRAIN_POINTS`` means of consecutive values, NaN where one of them is."""
+    parts = np.array_split(values, min(TRAIN_POINTS, len(values)))
+    return np.array([part.mean() for part in parts])
+
+
+def _course(line: Line, in_percent: bool) -> str:
+    finite = line.y[~np.isnan(line.y)]
+    if not len(finite):
+        return f"{line.label} is never a number"
+    first, last = (f"{percent(y)} %" if in_percent else f"{y:.3g}" for y in (finite[0], finite[-1]))
+    return f"{line.label} from {first} to {last}"
+
+
+def history_table(run: Run) -> Table:
+    """One row per epoch: the means of the training lines in it, and what was measured at its end."""
+    last = max((line["epoch"] for line in run.history), default=0)
+
+    def mean(key: str, epoch: int) -> float | None:
+        at, values = run.curve(key)
+        inside = values[(at > epoch - 1) & (at <= epoch)]
+        return float(inside.mean()) if len(inside) else None
+
+    def end(key: str, epoch: int) -> float | None:
+        at, values = run.curve(key)
+        return float(values[at == epoch][-1]) if epoch in at else None
+
+    return Table.of(
+        f"{run.name}: means of each epoch",
+        (
+            {
+                "Epoch": Number(epoch),
+                "Train loss": _decimal(mean("train/loss", epoch)),
+                "Val loss": _decimal(end("val/loss", epoch)),
+                "Train accuracy %": percent(mean("train/accuracy", epoch)),
+                "Val accuracy %": percent(end("val/accuracy", epoch)),
+                "Val balanced %": percent(end("val/balanced_accuracy", epoch)),
+                "Learning rate": _decimal(mean("train/lr", epoch), ".2e"),
+            }
+            for epoch in range(1, int(np.ceil(last)) + 1)
+        ),
+    )
+
+
+def _decimal(value: float | None, form: str = ".3f") -> Number:
+    return Number(MISSING if value is None else "NaN" if np.isnan(value) else f"{value:{form}}")

@@ -1,0 +1,132 @@
+"""How a report words and tabulates what several of its sections speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from ferdist.reporting.load import Evaluation, Run
+from ferdist.table import MISSING, Number, Table, count, percent, percent_interval
+
+TTA: Final = {"none": "one view", "flip": "image and mirror image", "ten-crop": "ten crops"}
+SUBSETS: Final = {
+    "all": "all",
+    "no_copies": "without copies",
+    "occluded": "really occluded",
+    "occluded_no_copies": "really occluded, without copies",
+    "turned": "strongly turned",
+    "turned_no_copies": "strongly turned, without copies",
+}
+DEFINITIONS: Final = (
+    "Every sample of a split is scored exactly once, whatever the number of processes.",
+    "The 95 % interval is a bootstrap over subjects where the data identify them, "
+    "and over groups of exact copies otherwise.",
+    "Balanced accuracy is the mean recall of the classes; macro-F1 is the mean F1 of the classes.",
+    "ECE is the expected calibration error over 15 bins of equal width.",
+    "Rows that differ in data, split, unit or samples measure different things: "
+    "do not read their difference as a comparison of models.",
+)
+"""What the scores mean."""
+
+
+def data_of(run: Run, evaluation: Evaluation) -> str:
+    """Name of the data that were scored, told apart from other data of that name that the run was trained on."""
+    same_name = evaluation.data == run.data and not run.is_own(evaluation)
+    return f"{evaluation.data} {evaluation.beton_sha256[:12]}" if same_name else evaluation.data
+
+
+def place(evaluation: Evaluation) -> str:
+    """Where an evaluation was made: the split, the folds that were held out, and over how many seeds."""
+    seeds = "" if evaluation.seeds == 1 else f", mean of {evaluation.seeds} seeds"
+    if evaluation.folds:
+        return f"{count(evaluation.folds, 'fold')} pooled{seeds}"
+    if evaluation.inner_fold is not None:
+        return f"{evaluation.split}, inner fold {evaluation.inner_fold} without fold {evaluation.fold}"
+    fold = "" if evaluation.fold is None else f", fold {evaluation.fold}"
+    return f"{evaluation.split}{fold}{seeds}"
+
+
+def scorings(times: int) -> str:
+    """How often test was scored, in words."""
+    words = {0: "test has never been scored", 1: "test has been scored once", 2: "test has been scored twice"}
+    return words.get(times, f"test has been scored {times:,} times")
+
+
+def selection(run: Run, evaluation: Evaluation) -> str:
+    """How the checkpoint of an evaluation was chosen, in words."""
+    if evaluation.checkpoint == "best" and not run.is_own(evaluation):
+        return f"the checkpoint was chosen on val of {run.data}"
+    if evaluation.checkpoint == "best" and evaluation.split == "val":
+        return "the checkpoint was chosen on this same split, so its scores are biased upward"
+    if evaluation.checkpoint == "best":
+        return "the checkpoint was chosen on val"
+    if evaluation.checkpoint == "last":
+        return "the checkpoint is the last of the schedule, not chosen on any split"
+    if evaluation.checkpoint:
+        return f"the checkpoint is {evaluation.checkpoint}"
+    return "how the checkpoint was chosen is not recorded"
+
+
+def scores(evaluation: Evaluation | None) -> dict[str, str | None]:
+    """The cells of an evaluation's scores, in percent but for the number of samples."""
+    if evaluation is None:
+        return dict.fromkeys(
+            ("Accuracy", "95 % interval", "Balanced", "Macro-F1", "ECE", "Samples"), Number(MISSING)
+        )
+    return {
+        "Accuracy": percent(evaluation.accuracy),
+        "95 % interval": percent_interval(evaluation.interval),
+        "Balanced": percent(evaluation.balanced_accuracy),
+        "Macro-F1": percent(evaluation.macro_f1),
+        "ECE": percent(evaluation.ece),
+        "Samples": count(evaluation.samples, evaluation.unit),
+    }
+
+
+def main_table(runs: Sequence[Run], *, protocol: bool = False) -> Table:
+    """One row per run: its main evaluation (``Run.main``), rates in percent.
+
+    Args:
+        runs: the runs, in order.
+        protocol: whether seed, checkpoint and the scorings of test follow in columns of their own.
+    """
+    records = []
+    for run in runs:
+        main = run.main
+        record: dict[str, str | None] = {
+            "Run": run.name,
+            "Model": run.model,
+            "Data": data_of(run, main) if main else run.data,
+            "Split": place(main) if main else "not evaluated",
+            **scores(main),
+        }
+        if protocol:
+            record["Seed"] = Number(run.option("seed", MISSING))
+            record["Checkpoint"] = (main and main.checkpoint) or MISSING
+            record["Test scorings"] = Number(run.test_scorings)
+        records.append(record)
+    return Table.of("Main evaluation of each run, in percent", records)
+
+
+def key_table(caption: str, runs: Sequence[Run], values: Sequence[Mapping[str, Any]]) -> Table:
+    """A row per key, a column for what each run has there."""
+    return Table(
+        caption,
+        ("Key", *(run.name for run in runs)) if len(runs) > 1 else ("Key", "Value"),
+        tuple(
+            (key, *(value_text(one.get(key)) for one in values))
+            for key in dict.fromkeys(key for one in values for key in one)
+        ),
+    )
+
+
+def value_text(value: Any) -> str:
+    """A value of a configuration or a manifest in a cell."""
+    if value is None or value == "":
+        return MISSING
+    if isinstance(value, list):
+        shown = ", ".join(str(item) for item in value[:8])
+        return f"{shown}, … ({len(value):,} in all)" if len(value) > 8 else shown or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(count(value)) if isinstance(value, int) and value >= 10_000 else str(value)

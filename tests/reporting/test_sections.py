@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ferdist.charts import WIDTH
+from ferdist.evaluation.metrics import expected_calibration_error
+from ferdist.evaluation.predictions import Predictions
+from ferdist.reporting.album import Album, Tile, tile_chart
+from ferdist.reporting.load import load_run, load_runs
+from ferdist.reporting.report import table1_markdown
+from ferdist.reporting.sections.calibration import calibrate, reliability_chart
+from ferdist.reporting.sections.classes import recall_chart, recall_table, worst_confusions
+from ferdist.reporting.sections.comparison import comparison
+from ferdist.reporting.sections.data import audit_table, parts_table
+from ferdist.reporting.sections.evaluations import evaluation_table
+from ferdist.reporting.sections.protocol import protocol
+from ferdist.reporting.sections.training import history_table
+from ferdist.reporting.words import scorings, value_text
+from ferdist.table import MISSING
+from tests.test_charts import texts
+
+MakeRun = Callable[..., Path]
+
+
+def test_table1_has_a_row_per_run_and_states_the_protocol(make_run: MakeRun) -> None:
+    runs = load_runs(
+        [
+            make_run("tested", test=True, samples=1200),
+            make_run("val", seed=4),
+            make_run("fold", fold=3, samples=98),
+        ]
+    )
+    text = table1_markdown(runs)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 3
+    assert {row.count("|") for row in rows} == {14}
+    main = runs[0].main
+    assert main is not None
+    assert main.interval is not None
+    cells = [cell.strip() for cell in rows[2].split("|")]
+    assert cells[1:11] == [
+        "tested",
+        r"resnet18\_cbam",
+        "fer2013",
+        "test",
+        f"{100 * (main.accuracy or 0):.1f}",
+        f"{100 * main.interval[0]:.1f}–{100 * main.interval[1]:.1f}",
+        f"{100 * (main.balanced_accuracy or 0):.1f}",
+        f"{100 * (main.macro_f1 or 0):.1f}",
+        f"{100 * (main.ece or 0):.1f}",
+        "1,200 images",
+    ]
+    assert "| val, fold 3 |" in rows[4]
+    assert "tested: the checkpoint was chosen on val; one view per image; test has been scored once." in text
+    assert "val: the checkpoint was chosen on this same split, so its scores are biased upward" in text
+    assert "fold: the checkpoint is the last of the schedule, not chosen on any split" in text
+
+
+def test_table1_says_where_nothing_was_evaluated(make_run: MakeRun) -> None:
+    run = replace(load_run(make_run()), evaluations=())
+    text = table1_markdown([run])
+    assert "not evaluated" in text
+    assert "run: no evaluation; test has never been scored." in text
+    assert scorings(3).endswith("3 times")
+    assert " 0.0 " not in text
+
+
+def test_evaluations_are_all_listed(make_run: MakeRun) -> None:
+    runs = load_runs([make_run("a", test=True, occlusion=True), make_run("b")])
+    clean = evaluation_table(runs, occluded=False)
+    covered = evaluation_table(runs, occluded=True)
+    assert [row[:2] for row in clean.rows] == [("a", "val"), ("a", "test"), ("b", "val")]
+    assert len(covered.rows) == 10
+    assert covered.rows[0][:6] == ("a", "val", "square", "zero", "1", "2.8")
+    for table in (clean, covered):
+        assert {len(row) for row in table.rows} == {len(table.head)} == {len(table.align)}
+    alone = evaluation_table(runs[:1], occluded=False)
+    assert alone.head[0] == "Split"
+
+
+def test_recall_and_precision_follow_the_confusion_matrix(make_run: MakeRun) -> None:
+    run = load_run(make_run())
+    confusion = np.diag([4] * 7)
+    confusion[0, 1] = 1
+    confusion[6] = 0
+    evaluation = replace(run.evaluations[0], confusion=confusion, recall=(0.8, 1.0, 1.0, 1.0, 1.0, 1.0, None))
+    rows = recall_table([(run, evaluation)]).rows
+    assert rows[0] == ("angry", "80.0", "100.0", "5")
+    assert rows[1] == ("disgust", "100.0", "80.0", "4")
+    assert rows[6] == ("neutral", MISSING, MISSING, "0")
+    assert worst_confusions(evaluation, run.classes) == ["angry mistaken for disgust (20 %, 1 of 5)"]
+
+
+def test_history_has_a_row_per_epoch(make_run: MakeRun) -> None:
+    run = load_run(make_run(epochs=3))
+    lines = (
+        {"epoch": 0.5, "train/loss": 2.0, "train/accuracy": 0.2, "train/lr": 0.1},
+        {"epoch": 1.0, "train/loss": 1.0, "train/accuracy": 0.4, "train/lr": 0.1},
+        {"epoch": 1, "val/loss": 1.25, "val/accuracy": 0.5, "val/balanced_accuracy": 0.4},
+        {"epoch": 1.5, "train/loss": float("nan"), "train/accuracy": 0.4, "train/lr": 0.05},
+    )
+    rows = history_table(replace(run, history=lines)).rows
+    assert rows == (
+        ("1", "1.500", "1.250", "30.0", "50.0", "40.0", "1.00e-01"),
+        ("2", "NaN", "–", "40.0", "–", "–", "5.00e-02"),
+    )
+    assert len(history_table(run).rows) == 3
+    assert history_table(replace(run, history=())).rows == ()
+
+
+def test_differences_name_only_keys_that_differ(make_run: MakeRun) -> None:
+    runs = load_runs([make_run("a"), make_run("b", seed=3, model="resnet18")])
+    section = comparison(runs, Album())
+    assert section is not None
+    table = section.tables[1]
+    assert table.head == ("Key", "a", "b")
+    assert table.rows == (("model.name", "resnet18_cbam", "resnet18"), ("seed", "0", "3"))
+
+
+def test_environment_and_protocol(make_run: MakeRun) -> None:
+    run = load_run(make_run(fold=2))
+    own, environment = (dict(table.rows) for table in protocol([run], Album()).tables)
+    assert (environment["git_revision"], environment["world_size"]) == ("05d845e", "2")
+    assert (own["Fold held out"], own["Epochs"]) == ("2", "8")
+    (configuration,) = protocol([replace(run, config_text=None)], Album()).folded_tables
+    assert dict(configuration.rows)["data.batch_size"] == "128"
+
+
+def test_manifests_are_laid_open(make_run: MakeRun) -> None:
+    run = load_run(make_run(manifest=True))
+    assert run.manifest is not None
+    parts = parts_table(run.manifest)
+    assert parts.rows[0] == ("split train", "3,589", "–", "467", "56", "496", "895", "653", "415", "607")
+    folds = {
+        "folds": {"0": {"samples": 2, "subjects": ["S1", "S2"], "per_class": [1, 1]}},
+        "classes": ["x", "y"],
+    }
+    assert parts_table(folds).rows == (("fold 0", "2", "2", "1", "1"),)
+    audit = dict(audit_table(run.manifest).rows)
+    assert audit == {
+        "unique": "7000",
+        "copies: across splits": "118",
+        "copies: conflicting": "3, 9",
+        "constant": "none",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (list(range(20)), "0, 1, 2, 3, 4, 5, 6, 7, … (20 in all)"),
+        (None, "–"),
+        (True, "yes"),
+        (34034, "34,034"),
+        (2026, "2026"),
+    ],
+)
+def test_cells_of_other_values(value: object, shown: str) -> None:
+    assert value_text(value) == shown
+
+
+def test_a_recall_chart_places_each_run_and_class() -> None:
+    figure = recall_chart(["a", "b"], [[0.5, None, 1.0], [0.25, 0.75, 0.5]], ["x", "y", "z"])
+    axes = figure.axes[0]
+    assert np.isnan(axes.lines[0].get_xdata()[1])
+    assert axes.lines[1].get_xdata().tolist() == [0.25, 0.75, 0.5]
+    assert {"a", "b", "x", "y", "z", "recall"} <= set(texts(figure))
+    assert "a" not in texts(recall_chart(["a"], [[0.5]], ["x"]))
+
+
+def test_calibration_agrees_with_the_calibration_error() -> None:
+    generator = np.random.default_rng(0)
+    probabilities = generator.dirichlet(np.full(7, 0.3), size=2000).astype(np.float32)
+    probabilities[0] = np.eye(7, dtype=np.float32)[0] * np.float32(1.0000001)  # as a mean of views may be
+    label = generator.integers(0, 7, size=2000)
+    groups = calibrate(Predictions(np.arange(2000), label, probabilities, ""))
+    filled = np.flatnonzero(groups.count)
+    assert groups.count.sum() == 2000
+    assert (groups.confidence > groups.edges[filled]).all()
+    assert (groups.confidence <= groups.edges[filled + 1]).all()
+    gap = np.abs(groups.confidence - groups.accuracy) * groups.count[filled] / 2000
+    assert gap.sum() == pytest.approx(expected_calibration_error(probabilities, label), abs=1e-6)
+
+
+def test_a_reliability_chart_has_a_diagonal_and_the_filled_bins() -> None:
+    rows = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4]], np.float32)
+    groups = calibrate(Predictions(np.arange(3), np.array([0, 0, 1]), rows, ""))
+    upper = reliability_chart(["run"], [groups]).axes[0]
+    assert list(upper.lines[0].get_xdata()) == list(upper.lines[0].get_ydata()) == [0, 1]
+    assert upper.lines[1].get_ydata().tolist() == [0.0, 1.0, 1.0]
+
+
+def test_tiles_stay_inside_below_their_texts() -> None:
+    gray = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    colour = np.stack([gray] * 2 + [255 - gray], axis=-1)
+    figure = tile_chart([[Tile(gray, "one\ntwo"), Tile(gray)], [Tile(colour, "$x$ <b>")]], ("left", "right"))
+    assert texts(figure) == ["left", "right", "two", "one", "$x$ <b>"]
+    shown = figure.axes[0].get_images()
+    assert all((image.get_array() == gray[..., None]).all() for image in shown[:2])
+    assert (shown[2].get_array() == colour).all()
+    edges = shown[1].get_extent()
+    assert edges[1] <= WIDTH
+    assert edges[2] <= figure.get_figheight()
