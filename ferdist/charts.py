@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -91,7 +91,7 @@ def panel(
     labels: Sequence[str] = (),
     *,
     ratios: Sequence[float] = (1,),
-    style: Mapping[str, Any] | None = None,
+    style: dict[Any, Any] | None = None,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure of ``WIDTH`` to draw in, with a legend above it in the end.
 
@@ -103,7 +103,7 @@ def panel(
     """
     columns = max(1, min(4, 44 // (max(map(len, labels), default=0) + 6)))
     rows = -(-len(labels) // columns) if len(labels) > 1 else 0
-    with mpl.rc_context({**_STYLE, **(style or {})}):
+    with mpl.rc_context(_STYLE | (style or {})):
         figure = Figure(figsize=(WIDTH, height + 0.2 * rows), layout="constrained")
         axes = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
         yield figure, list(axes)
@@ -118,7 +118,7 @@ class Line:
     Attributes:
         label: what the legend says; empty for a line without an entry.
         x, y: float64 (P,), P points; NaN in y breaks the line.
-        low, high: float64 (P,), bounds of an interval around y, or None.
+        low, high: float64 (P,), bounds of an interval around y, NaN where there is none; or None.
         colour: number of the colour in ``SERIES`` and of the mark in ``MARKERS``, from 0 and taken round.
         dash: number of the line style in ``DASHES``, taken round.
         marks: whether the points are marked.
@@ -175,8 +175,15 @@ def line_chart(
         if baseline is not None:
             height, name = baseline
             axes.axhline(height, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
-            place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-            axes.annotate(name, (0, height), xytext=(4, 3), color=MUTED, fontsize=8.5, **place)
+            axes.annotate(
+                name,
+                (0, height),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, 3),
+                textcoords="offset points",
+                color=MUTED,
+                fontsize=8.5,
+            )
         if y_from_zero:
             axes.set_ylim(bottom=0)
         axes.set(xlabel=x_label, ylabel=y_label)
@@ -210,8 +217,8 @@ def confusion_chart(confusion: npt.NDArray[np.int64], classes: Sequence[str]) ->
             if totals[row, 0] and K <= 16:
                 colour = ON_CELL if share > 0.93 else IN_CELL if number else MUTED
                 for height, text, scale in ((0.43, f"{100 * share:.0f}", 1), (0.77, f"{number:,}", 0.78)):
-                    place = {"ha": "center", "va": "center", "color": colour, "fontsize": scale * size}
-                    axes.text(column + 0.5, row + height, text, **place)
+                    place = column + 0.5, row + height
+                    axes.text(*place, text, ha="center", va="center", color=colour, fontsize=scale * size)
         for edge in range(K + 1):
             axes.plot([0, K], [edge, edge], color=GRID, linewidth=0.7, clip_on=False)
             axes.plot([edge, edge], [0, K], color=GRID, linewidth=0.7, clip_on=False)
@@ -252,9 +259,9 @@ def png_bytes(figure: Figure) -> bytes:
     return _saved(figure, {}, format="png", dpi=200, metadata={"Software": None})
 
 
-def _saved(figure: Figure, style: Mapping[str, str], **options: Any) -> bytes:
+def _saved(figure: Figure, style: dict[Any, Any], **options: Any) -> bytes:
     buffer = io.BytesIO()
-    with mpl.rc_context({**_STYLE, **style}), warnings.catch_warnings():
+    with mpl.rc_context(_STYLE | style), warnings.catch_warnings():
         # Scripts that the bundled font lacks are right in the svg and boxes in the png.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         figure.savefig(buffer, **options)

@@ -97,8 +97,8 @@ def reliability_chart(labels: Sequence[str], calibrations: Sequence[Calibration]
         upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
         for number, (label, groups) in enumerate(zip(shown, calibrations, strict=True)):
             colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)] + "-"
-            line = {"color": colour, "linewidth": 1.3, "label": label, "clip_on": False}
-            upper.plot(groups.confidence, groups.accuracy, marker, **line)
+            at = groups.confidence, groups.accuracy
+            upper.plot(*at, marker, color=colour, linewidth=1.3, label=label, clip_on=False)
             share = groups.count / max(groups.count.sum(), 1)
             lower.stairs(share, groups.edges, color=colour, fill=not several, alpha=0.9 if several else 0.6)
         upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")

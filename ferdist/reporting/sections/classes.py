@@ -69,7 +69,7 @@ def recall_chart(
     K, R = len(classes), len(labels)
     style = {"axes.grid.axis": "x", "xtick.major.size": 0}
     shown = [*map(label_of, labels)]
-    with panel(0.9 + K * max(0.3, 0.16 * R), shown, style=style) as (_, (axes,)):
+    with panel(0.9 + K * max(0.3, 0.16 * R), shown, style=style) as (figure, (axes,)):
         places = np.arange(K)
         for number, (label, recall) in enumerate(zip(shown, recalls, strict=True)):
             values = np.array(recall, dtype=np.float64)  # None becomes NaN
@@ -86,7 +86,7 @@ def recall_chart(
         axes.xaxis.set_major_formatter(PERCENT)
         axes.tick_params(axis="y", pad=8)
         axes.spines["left"].set_visible(False)
-    return axes.figure
+    return figure
 
 
 def recall_table(evaluated: Evaluated) -> Table:

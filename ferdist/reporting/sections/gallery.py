@@ -65,7 +65,7 @@ def _chart(sample: int, cells: Sequence[Cell], faces: Faces, *, graded: bool) ->
         for cell in cells
     }
     if graded:
-        rows: list[list[Tile]] = [[plain]]
+        rows: list[Sequence[Tile]] = [[plain]]
         for kind in dict.fromkeys(cell.kind for cell in cells):
             first, *others = (tile for cell, tile in tiles.items() if cell.kind == kind)
             rows.append([first, *(replace(tile, text="") for tile in others)])

@@ -90,6 +90,7 @@ def _chart(title: str, lines: Sequence[Line], covered: Covered) -> Chart:
                     "95 % interval": percent_interval(None if np.isnan(bounds[0]) else bounds),
                 }
                 for line in lines
+                if line.low is not None and line.high is not None
                 for x, y, *bounds in zip(line.x, line.y, line.low, line.high, strict=True)
             ),
         ),
