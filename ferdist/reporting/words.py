@@ -30,7 +30,7 @@ DEFINITIONS: Final = (
 
 
 def data_of(run: Run, evaluation: Evaluation) -> str:
-    """Name of the data that were scored, told apart from other data of that name that the run was trained on."""
+    """Name of the scored data, told apart from the data of that name that the run was trained on."""
     same_name = evaluation.data == run.data and not run.is_own(evaluation)
     return f"{evaluation.data} {evaluation.beton_sha256[:12]}" if same_name else evaluation.data
 
