@@ -20,7 +20,7 @@ import yaml
 
 from ferdist.config import Config
 from ferdist.errors import RunError, tell
-from ferdist.runtime.experiment import Cell
+from ferdist.runtime.experiment import Trial
 from ferdist.runtime.folder import RunFolder
 from ferdist.table import Number, Table, count
 from launch.backends import Options, training_job
@@ -38,29 +38,29 @@ class Cost(NamedTuple):
 
 
 def estimate(
-    experiment: Experiment, finished: Sequence[Cell], cells: Sequence[Cell], options: Options
+    experiment: Experiment, finished: Sequence[Trial], trials: Sequence[Trial], options: Options
 ) -> str:
     """A table of what is left to run: for each config the cost of a run, and of all.
 
     Args:
         experiment: the experiment.
         finished: its finished runs; a config that has some is not measured.
-        cells: the runs to come, at least one.
+        trials: the runs to come, at least one.
         options: of the jobs.
 
     Raises:
         RunError: if a run cannot be measured here.
     """
     costs: dict[str, Cost] = {}
-    for part in dict.fromkeys(cell.part for cell in cells):
-        done = [experiment.run_dir(cell) for cell in finished if cell.part == part]
+    for part in dict.fromkeys(trial.part for trial in trials):
+        done = [experiment.run_dir(trial) for trial in finished if trial.part == part]
         if done:
             costs[part] = cost_of_finished(done, _start_seconds())
             continue
         tell(f"ferdist: measuring {part or 'the config'} on this host")
-        first = next(cell for cell in cells if cell.part == part)
+        first = next(trial for trial in trials if trial.part == part)
         costs[part] = measure(experiment.run_config(first), options)
-    return _as_text(costs, cells, options)
+    return _as_text(costs, trials, options)
 
 
 def cost_of_finished(runs: Sequence[Path], start: float) -> Cost:
@@ -119,20 +119,20 @@ def _start_seconds() -> float:
     return time.monotonic() - begun
 
 
-def _as_text(costs: Mapping[str, Cost], cells: Sequence[Cell], options: Options) -> str:
+def _as_text(costs: Mapping[str, Cost], trials: Sequence[Trial], options: Options) -> str:
     cores, gpus = options.nodes * options.ranks * options.cores, options.nodes * options.node_gpus
     rows, total = [], 0.0
     for part, cost in costs.items():
-        runs = sum(cell.part == part for cell in cells)
+        runs = sum(trial.part == part for trial in trials)
         total += runs * cost.seconds
         rate = None if cost.images_per_second is None else count(round(cost.images_per_second))
         one = {"runs": count(runs), "images/s": rate, "a run": _clock(cost.seconds)}
         rows.append(
             {"config": part or "all", **one, **_hours(runs * cost.seconds, cores, gpus), "from": cost.source}
         )
-    rows.append({"config": "together", "runs": count(len(cells)), **_hours(total, cores, gpus)})
-    longest = max(costs[cell.part].seconds for cell in cells)
-    parallel = min(options.array_parallelism or len(cells), len(cells))
+    rows.append({"config": "together", "runs": count(len(trials)), **_hours(total, cores, gpus)})
+    longest = max(costs[trial.part].seconds for trial in trials)
+    parallel = min(options.array_parallelism or len(trials), len(trials))
     lines = [
         Table.of("Cost", rows).text(),
         f"about {_clock(max(longest, total / parallel))} with {parallel} at a time, without waiting in a "

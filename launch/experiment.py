@@ -20,8 +20,9 @@ from ferdist.config import Config, differences, load_config, to_dict
 from ferdist.data.beton import Beton, open_beton
 from ferdist.errors import ConfigError, RunError, tell
 from ferdist.io import locked, write_json
-from ferdist.runtime.experiment import FILE, SCHEMA, Cell, Part, read_experiment
+from ferdist.runtime.experiment import FILE, SCHEMA, Part, Trial, read_experiment
 from ferdist.runtime.folder import RunFolder
+from ferdist.table import count
 from launch.backends import BACKENDS, Backend, Options, Request, refuse_control_characters
 
 
@@ -51,17 +52,17 @@ def read_config(
 
 @dataclass(frozen=True)
 class Standing:
-    """How a cell stands.
+    """How a trial stands.
 
     Attributes:
-        cell: the cell.
+        trial: the trial.
         state: ``finished``, ``new`` (never submitted), ``failed``, or ``active`` (its job waits or runs).
         job: what the cluster says of its job, such as PENDING; empty where there is none.
         reason: why it failed.
         step, total_steps: how far the run is.
     """
 
-    cell: Cell
+    trial: Trial
     state: str
     job: str = ""
     reason: str | None = None
@@ -76,52 +77,52 @@ class Experiment:
         folder: of the experiment; absolute, since jobs may start elsewhere.
         jobs_folder: submitit's files and the output of the jobs.
         parts: its configs by name, those of earlier launches included; an only one is called "".
-        cells: its runs, those of earlier launches included: all of the first seed, then all of the next.
+        trials: its runs, those of earlier launches included: all of the first seed, then all of the next.
         asked: the runs of this launch.
     """
 
-    def __init__(self, folder: Path, parts: Mapping[str, Part], cells: Sequence[Cell]) -> None:
-        self.folder, self.asked = folder.absolute(), frozenset(cells)
+    def __init__(self, folder: Path, parts: Mapping[str, Part], trials: Sequence[Trial]) -> None:
+        self.folder, self.asked = folder.absolute(), frozenset(trials)
         self._file, self.jobs_folder = self.folder / FILE, self.folder / "jobs"
         refuse_control_characters("--out", self.folder)
         self._jobs: dict[str, list[dict[str, Any]]] = {}
         self.parts = dict(parts)
-        known: list[Cell] = []
+        known: list[Trial] = []
         if self._file.exists():
             stored = read_experiment(self.folder)
             self._check(stored.parts)
-            self.parts, known, self._jobs = {**stored.parts, **parts}, stored.cells, stored.jobs
+            self.parts, known, self._jobs = {**stored.parts, **parts}, stored.trials, stored.jobs
             unknown = {job["cluster"] for jobs in self._jobs.values() for job in jobs} - BACKENDS.keys()
             if unknown:
                 raise RunError(f"{self._file}: unknown cluster {', '.join(unknown)}: choose another --out")
         place = {name: number for number, name in enumerate(self.parts)}
-        self.cells = sorted({*cells, *known}, key=lambda cell: (cell.seed, place[cell.part], cell.fold or 0))
+        self.trials = sorted({*trials, *known}, key=lambda one: (one.seed, place[one.part], one.fold or 0))
 
-    def run_dir(self, cell: Cell) -> Path:
+    def run_dir(self, trial: Trial) -> Path:
         """The run's folder."""
-        return self.folder / cell.name
+        return self.folder / trial.name
 
-    def run_config(self, cell: Cell) -> Config:
-        """The whole config of a cell's run."""
-        config = self.parts[cell.part].config
+    def run_config(self, trial: Trial) -> Config:
+        """The whole config of a trial's run."""
+        config = self.parts[trial.part].config
         data = replace(config.data, path=str(Path(config.data.path).absolute()))
-        if cell.fold is not None:
+        if trial.fold is not None:
             inner = data.fold is not None
-            data = replace(data, inner_fold=cell.fold) if inner else replace(data, fold=cell.fold)
-        return replace(config, data=data, seed=cell.seed, run_dir=str(self.run_dir(cell)))
+            data = replace(data, inner_fold=trial.fold) if inner else replace(data, fold=trial.fold)
+        return replace(config, data=data, seed=trial.seed, run_dir=str(self.run_dir(trial)))
 
-    def request(self, cells: Sequence[Cell], options: Options) -> Request:
-        """What a backend needs to submit the jobs of cells."""
-        configs = [self.run_config(cell) for cell in cells]
+    def request(self, trials: Sequence[Trial], options: Options) -> Request:
+        """What a backend needs to submit the jobs of trials."""
+        configs = [self.run_config(trial) for trial in trials]
         return Request(configs, options, self.jobs_folder, f"ferdist-{self.folder.name}", self._free_slot())
 
-    def submit(self, cells: Sequence[Cell], options: Options) -> None:
-        """Submit the jobs of cells, and note their ids before anything else happens."""
-        request = self.request(cells, options)
+    def submit(self, trials: Sequence[Trial], options: Options) -> None:
+        """Submit the jobs of trials, and note their ids before anything else happens."""
+        request = self.request(trials, options)
         submitted = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        for cell, job in zip(cells, options.backend.submit(request), strict=True):
+        for trial, job in zip(trials, options.backend.submit(request), strict=True):
             record = {"cluster": options.cluster, "id": job, "submitted": submitted, "slot": request.slot}
-            self._jobs.setdefault(cell.name, []).append(record)
+            self._jobs.setdefault(trial.name, []).append(record)
         self.write()
 
     def cancel(self) -> int:
@@ -138,30 +139,30 @@ class Experiment:
             name: {"beton_sha256": part.beton_sha256, "config": to_dict(part.config)}
             for name, part in self.parts.items()
         }
-        cells = {cell.name: {"fold": cell.fold, "seed": cell.seed, "part": cell.part} for cell in self.cells}
-        write_json(self._file, {"schema": SCHEMA, "parts": parts, "cells": cells, "jobs": self._jobs})
+        trials = {one.name: {"fold": one.fold, "seed": one.seed, "part": one.part} for one in self.trials}
+        write_json(self._file, {"schema": SCHEMA, "parts": parts, "cells": trials, "jobs": self._jobs})
 
     def standings(self) -> list[Standing]:
-        """How each cell stands now."""
+        """How each trial stands now."""
         alive = self._alive()
-        return [self._standing(cell, alive) for cell in self.cells]
+        return [self._standing(trial, alive) for trial in self.trials]
 
-    def _standing(self, cell: Cell, alive: dict[str, str]) -> Standing:
-        folder = RunFolder(self.run_dir(cell))
+    def _standing(self, trial: Trial, alive: dict[str, str]) -> Standing:
+        folder = RunFolder(self.run_dir(trial))
         progress = folder.progress()
         steps = (int(progress.get("step", 0)), int(progress.get("total_steps", 0)))
-        job = self._jobs.get(cell.name, [None])[-1]
+        job = self._jobs.get(trial.name, [None])[-1]
         if job is not None and job["id"] in alive:
-            return Standing(cell, "active", alive[job["id"]], None, *steps)
+            return Standing(trial, "active", alive[job["id"]], None, *steps)
         if folder.state() == "finished" and folder.results.exists():
-            return Standing(cell, "finished", "", None, *steps)
+            return Standing(trial, "finished", "", None, *steps)
         if job is None:
-            return Standing(cell, "new")
+            return Standing(trial, "new")
         state = BACKENDS[job["cluster"]].state(job["id"], self.jobs_folder) or ""
-        return Standing(cell, "failed", state, self._reason(folder, job, state, steps), *steps)
+        return Standing(trial, "failed", state, self._reason(folder, job, state, steps), *steps)
 
     def _reason(self, folder: RunFolder, job: dict[str, Any], state: str, steps: tuple[int, int]) -> str:
-        """Why a cell whose job has ended is not finished, in a line."""
+        """Why a trial whose job has ended is not finished, in a line."""
         log = JobPaths(self.jobs_folder, job["id"], 0).stderr
         status = folder.stored_status()
         if status.get("updated", "") < job["submitted"]:  # an earlier job wrote it
@@ -173,7 +174,7 @@ class Experiment:
         return f"{state}, {words}" if state else words
 
     def _newest(self) -> list[tuple[Backend, list[str]]]:
-        """The newest job of each cell that has any, by backend."""
+        """The newest job of each trial that has any, by backend."""
         newest = [jobs[-1] for jobs in self._jobs.values()]
         return [
             (BACKENDS[name], [job["id"] for job in newest if job["cluster"] == name])
@@ -233,24 +234,24 @@ def default_folder(config: Path, kind: str) -> Path:
     return Path("runs") / config.resolve().parent.name / f"{config.stem}-{kind}"
 
 
-def wanted(experiment: Experiment, standings: Sequence[Standing], *, retry: bool) -> list[Cell]:
-    """The cells to submit of those asked for: the ones that never were and, with ``retry``, that failed."""
+def wanted(experiment: Experiment, standings: Sequence[Standing], *, retry: bool) -> list[Trial]:
+    """The trials to submit of those asked for: the ones that never were and, with ``retry``, that failed."""
     states = ("new", "failed") if retry else ("new",)
-    return [s.cell for s in standings if s.state in states and s.cell in experiment.asked]
+    return [s.trial for s in standings if s.state in states and s.trial in experiment.asked]
 
 
 def launch(
     folder: Path,
     parts: Mapping[str, Part],
-    cells: Sequence[Cell],
+    trials: Sequence[Trial],
     options: Options,
     report: Callable[[Experiment, list[Standing]], None],
-    estimate: Callable[[Experiment, list[Cell], list[Cell]], str] | None = None,
+    estimate: Callable[[Experiment, list[Trial], list[Trial]], str] | None = None,
 ) -> int:
     """Do with an experiment what the options ask for.
 
     Args:
-        folder, parts, cells: see `Experiment`.
+        folder, parts, trials: see `Experiment`.
         options: from `settle`.
         report: writes what the launcher leaves, and prints where it is.
         estimate: says with ``--dry-run`` what the runs to come (last) cost, from those that are finished.
@@ -259,24 +260,23 @@ def launch(
         The exit code: 1 if a run has failed.
     """
     if options.cancel:
-        tell(
-            f"ferdist: cancelled {Experiment(folder, parts, cells).cancel()} jobs; --retry resumes their runs"
-        )
+        cancelled = count(Experiment(folder, parts, trials).cancel(), "job")
+        tell(f"ferdist: cancelled {cancelled}; --retry resumes the runs")
         return 0
     if options.dry_run:
-        experiment = Experiment(folder, parts, cells)
+        experiment = Experiment(folder, parts, trials)
         standings = experiment.standings()
         todo = wanted(experiment, standings, retry=options.retry)
         if not todo:
             tell("ferdist: there is nothing to submit")
             return 0
         if estimate is not None:
-            print(estimate(experiment, [s.cell for s in standings if s.state == "finished"], todo))
+            print(estimate(experiment, [s.trial for s in standings if s.state == "finished"], todo))
         script = options.backend.script(experiment.request(todo, options))
         print(script, end="\n" if script else "")
         return 0
     with claim(folder):
-        experiment = Experiment(folder, parts, cells)
+        experiment = Experiment(folder, parts, trials)
         standings = carry_out(experiment, options)
         report(experiment, standings)
     failed = sum(standing.state == "failed" for standing in standings)
@@ -286,7 +286,7 @@ def launch(
 
 
 def carry_out(experiment: Experiment, options: Options) -> list[Standing]:
-    """Submit what is wanted and, if asked to, wait until no job waits or runs; how the cells stand then.
+    """Submit what is wanted and, if asked to, wait until no job waits or runs; how the trials stand then.
 
     A backend without a queue is given a job when another ends, so its jobs are always waited for.
     """
@@ -295,7 +295,7 @@ def carry_out(experiment: Experiment, options: Options) -> list[Standing]:
     experiment.write()
     if backend.queues and queue:
         experiment.submit(queue, options)
-        tell(f"ferdist: submitted {len(queue)} jobs")
+        tell(f"ferdist: submitted {count(len(queue), 'job')}")
         queue = []
     begun = time.monotonic()
     with _display() as show:
@@ -321,9 +321,9 @@ def _display() -> Iterator[Callable[[Sequence[Standing]], None]]:
         for standing in standings:
             words = standing.job if standing.state == "active" else standing.state
             words += f": {standing.reason}" if standing.reason else ""
-            if shown.get(standing.cell.name) != words:
-                shown[standing.cell.name] = words
-                tell(f"ferdist: {standing.cell.name} {words}")
+            if shown.get(standing.trial.name) != words:
+                shown[standing.trial.name] = words
+                tell(f"ferdist: {standing.trial.name} {words}")
 
     if not console.is_terminal:
         yield print_changes
@@ -334,7 +334,7 @@ def _display() -> Iterator[Callable[[Sequence[Standing]], None]]:
         for standing in standings:
             steps = f"{standing.step}/{standing.total_steps}" if standing.total_steps else ""
             reason = Text(standing.reason or "")  # a path in it may look like markup
-            table.add_row(standing.cell.name, standing.job or standing.state, steps, reason)
+            table.add_row(standing.trial.name, standing.job or standing.state, steps, reason)
         live.update(table, refresh=True)
 
     with Live(console=console, auto_refresh=False) as live:

@@ -26,7 +26,7 @@ from ferdist.evaluation.kfold import kfold_summary
 from ferdist.evaluation.pool import shared_config
 from ferdist.io import write_json, write_text
 from ferdist.reporting.kfold import kfold_markdown
-from ferdist.runtime.experiment import Cell, Part
+from ferdist.runtime.experiment import Part, Trial
 from launch.backends import Options, settle
 from launch.command import ConfigFile, Overrides, run_launcher
 from launch.experiment import Experiment, Standing, default_folder, launch, read_config
@@ -70,7 +70,7 @@ def launch_folds(
     return launch(
         options.out or default_folder(config, kind),
         {"": Part(shared, beton.manifest.sha256)},
-        [Cell(fold, common.seed + number) for fold in folds for number in range(options.seeds)],
+        [Trial(fold, common.seed + number) for fold in folds for number in range(options.seeds)],
         options,
         report,
     )
@@ -78,13 +78,13 @@ def launch_folds(
 
 def write_summary(experiment: Experiment, beton: Beton, standings: Sequence[Standing]) -> Path:
     """Write summary.json and summary.md from the finished runs; the path of summary.md."""
-    finished = [experiment.run_dir(s.cell) for s in standings if s.state == "finished"]
+    finished = [experiment.run_dir(s.trial) for s in standings if s.state == "finished"]
     summary = kfold_summary(finished, beton)
     summary["cells"] = [
         {
-            "name": standing.cell.name,
-            "fold": standing.cell.fold,
-            "seed": standing.cell.seed,
+            "name": standing.trial.name,
+            "fold": standing.trial.fold,
+            "seed": standing.trial.seed,
             "state": standing.job.lower() if standing.state == "active" else standing.state,
             "reason": standing.reason,
         }

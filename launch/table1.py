@@ -27,7 +27,7 @@ from ferdist.io import write_text
 from ferdist.models import model_names
 from ferdist.reporting.networks import load_networks
 from ferdist.reporting.table1 import group_by_data, networks_markdown
-from ferdist.runtime.experiment import Cell, Part
+from ferdist.runtime.experiment import Part, Trial
 from launch.backends import Options, settle
 from launch.command import Overrides, run_launcher
 from launch.estimate import estimate
@@ -65,7 +65,7 @@ def launch_grid(
 ) -> int:
     """Train every network on every data set, fold and seed."""
     options = settle(options)
-    parts, cells = read_grid(
+    parts, trials = read_grid(
         datasets.split(","), models.split(","), configs, overrides or (), seeds=options.seeds
     )
 
@@ -77,7 +77,7 @@ def launch_grid(
     return launch(
         options.out or Path("runs/table1"),
         parts,
-        cells,
+        trials,
         options,
         report,
         lambda experiment, finished, todo: estimate(experiment, finished, todo, options),
@@ -86,7 +86,7 @@ def launch_grid(
 
 def read_grid(
     datasets: Sequence[str], models: Sequence[str], configs: Path, overrides: Sequence[str], *, seeds: int
-) -> tuple[dict[str, Part], list[Cell]]:
+) -> tuple[dict[str, Part], list[Trial]]:
     """The configs of the grid by ``DATASET/NETWORK``, and its runs.
 
     Raises:
@@ -98,7 +98,7 @@ def read_grid(
             if override.startswith("data.path="):
                 raise ConfigError(f"{override}: each data set has a beton of its own: give one of --datasets")
     parts: dict[str, Part] = {}
-    cells = []
+    trials = []
     for dataset in datasets:
         for model in models:
             path, own = configs / dataset / f"{model}.yaml", []
@@ -110,8 +110,8 @@ def read_grid(
             name = f"{dataset}/{model}"
             parts[name] = Part(shared_config(config), beton.manifest.sha256)
             folds: list[int] | list[None] = folds_of(beton, config) or [None]
-            cells += [Cell(fold, config.seed + number, name) for number in range(seeds) for fold in folds]
-    return parts, cells
+            trials += [Trial(fold, config.seed + number, name) for number in range(seeds) for fold in folds]
+    return parts, trials
 
 
 main = partial(run_launcher, launch_grid)

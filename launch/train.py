@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from ferdist.runtime.experiment import Cell, Part
+from ferdist.runtime.experiment import Part, Trial
 from launch.backends import Options, settle
 from launch.command import ConfigFile, Overrides, run_launcher
 from launch.experiment import Experiment, Standing, default_folder, launch, read_config
@@ -24,12 +24,12 @@ def launch_seeds(config: ConfigFile, overrides: Overrides = None, *, options: Op
 
     def report(experiment: Experiment, standings: Sequence[Standing]) -> None:
         for standing in standings:
-            print(experiment.run_dir(standing.cell))
+            print(experiment.run_dir(standing.trial))
 
     return launch(
         options.out or default_folder(config, "seeds"),
         {"": Part(replace(common, seed=0, run_dir=""), beton.manifest.sha256)},
-        [Cell(None, common.seed + number) for number in range(options.seeds)],
+        [Trial(None, common.seed + number) for number in range(options.seeds)],
         options,
         report,
     )

@@ -133,17 +133,17 @@ def is_experiment(folder: Path) -> bool:
 def _of_experiment(folder: Path) -> Iterator[tuple[Path, Network]]:
     stored = read_experiment(folder)
     for name, part in stored.parts.items():
-        cells = [cell for cell in stored.cells if cell.part == name]
-        if part.config.data.fold is not None and any(cell.fold is not None for cell in cells):
+        trials = [trial for trial in stored.trials if trial.part == name]
+        if part.config.data.fold is not None and any(trial.fold is not None for trial in trials):
             raise RunError(f"{folder}: inner folds are for choosing settings: see its summary.md")
         finished, unfinished = [], []
-        for cell in cells:
-            run = RunFolder(folder / cell.name)
+        for trial in trials:
+            run = RunFolder(folder / trial.name)
             state = run.state() or "not started"
             if state == "finished" and run.results.exists():
                 finished.append(run.path)
             else:
-                unfinished.append(OpenRun(cell.name, state, run.stored_status().get("reason")))
+                unfinished.append(OpenRun(trial.name, state, run.stored_status().get("reason")))
         # An experiment of one config goes by its folder's name.
         network = _network(name.rpartition("/")[2] or folder.name, finished, unfinished, part.config)
         yield folder / name, network

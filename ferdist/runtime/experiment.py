@@ -15,7 +15,7 @@ FILE: Final = "experiment.json"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run of an experiment.
 
     Attributes:
@@ -40,7 +40,7 @@ class Part:
     """What some runs of an experiment share.
 
     Attributes:
-        config: with seed 0 and no run_dir (nor the fold that the cells hold out in turn).
+        config: with seed 0 and no run_dir (nor the fold that the trials hold out in turn).
         beton_sha256: checksum of the data.
     """
 
@@ -54,12 +54,12 @@ class StoredExperiment:
 
     Attributes:
         parts: the experiment's configs by name; an only one is called "".
-        cells: its runs.
+        trials: its runs.
         jobs: the jobs of each run by its name, the newest last.
     """
 
     parts: dict[str, Part]
-    cells: list[Cell]
+    trials: list[Trial]
     jobs: dict[str, list[dict[str, Any]]]
 
 
@@ -79,7 +79,7 @@ def read_experiment(folder: Path) -> StoredExperiment:
             # A file from before there were parts holds the only one's values itself.
             for name, part in stored.get("parts", {"": stored}).items()
         }
-        cells = [Cell(**cell) for cell in stored["cells"].values()]
-        return StoredExperiment(parts, cells, stored["jobs"])
+        trials = [Trial(**trial) for trial in stored["cells"].values()]
+        return StoredExperiment(parts, trials, stored["jobs"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path}: not an experiment that can be read: {error}") from None

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ferdist.data import prepare
-from tests.conftest import ROOT, start
+from tests.conftest import ROOT
 from tests.faults.processes import SMALL
 from tests.resting import REST, SECONDS
-
-Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
@@ -31,17 +28,6 @@ def command(launcher: str, beton: Path, out: Path, *arguments: str) -> list[str]
     config = str(ROOT / "configs" / "base.yaml")
     data = f"data.path={beton}"
     return [f"launch.{launcher}", config, "--out", str(out), "--cpus", "1", *SMALL, data, *arguments]
-
-
-@pytest.fixture
-def kfold(two_folds: Path, place: Path) -> Launch:
-    """Run `launch.kfold` on this host with the two folds: ``kfold("--retry")``."""
-
-    def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-        local = ("--cluster", "local", "--cpu", "1")
-        return start(*command("kfold", two_folds, place / "experiment", *local, *arguments))
-
-    return launch
 
 
 def begin(*arguments: str) -> subprocess.Popen[str]:

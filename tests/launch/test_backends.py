@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,20 +64,19 @@ def test_the_script_says_what_the_options_say(
     assert run.endswith(f"-m submitit.core._submit {tmp_path / 'x' / 'jobs'}")
 
 
-def test_the_defaults_are_one_gpu_and_what_the_cluster_gives(tmp_path: Path) -> None:
-    found = directives(BACKENDS["slurm"].script(Request([Config()], Options(cluster="slurm"), tmp_path, "x")))
-    assert (found["gpus-per-node"], found["ntasks-per-node"], found["nodes"]) == ("1", "1", "1")
-    assert (found["time"], found["signal"], found["cpus-per-task"]) == ("60", "USR2@90", "4")
-    assert not {"partition", "account", "qos", "constraint", "mem", "array"} & set(found)
-
-
-def test_ranks_without_gpus_ask_for_none_and_stay_on_the_cpu(tmp_path: Path) -> None:
-    options = Options(cluster="slurm", cpu=3)
-    found = directives(BACKENDS["slurm"].script(Request([Config()], options, tmp_path, "x")))
-    assert found["ntasks-per-node"] == "3"
-    assert "gpus-per-node" not in found
-    assert training_job(Config(), options).config["device"] == "cpu"
-    assert training_job(Config(), replace(options, cpu=None)).config["device"] == "auto"
+def test_by_default_a_job_asks_for_one_gpu_and_with_cpu_for_none(tmp_path: Path) -> None:
+    default, cpu = Options(cluster="slurm"), Options(cluster="slurm", cpu=3)
+    first, second = (
+        directives(options.backend.script(Request([Config()], options, tmp_path, "x")))
+        for options in (default, cpu)
+    )
+    assert (first["gpus-per-node"], first["ntasks-per-node"], first["nodes"]) == ("1", "1", "1")
+    assert (first["time"], first["signal"], first["cpus-per-task"]) == ("60", "USR2@90", "4")
+    assert not {"partition", "account", "qos", "constraint", "mem", "array"} & set(first)
+    assert second["ntasks-per-node"] == "3"
+    assert "gpus-per-node" not in second
+    assert training_job(Config(), default).config["device"] == "auto"
+    assert training_job(Config(), cpu).config["device"] == "cpu", "whatever the node has"
 
 
 @pytest.mark.parametrize(

@@ -7,84 +7,63 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from ferdist.data.beton import open_beton
 from ferdist.evaluation.pool import shared_config
-from ferdist.evaluation.predictions import Predictions
-from ferdist.runtime.experiment import Cell, Part
+from ferdist.runtime.experiment import Part, Trial
 from ferdist.runtime.folder import RunFolder
-from launch import experiment
 from launch import kfold as launcher
-from launch.experiment import Experiment, claim
+from launch.experiment import Experiment, claim, default_folder
 from tests.conftest import ROOT, start
 from tests.faults.processes import small_config, status_of
-from tests.launch.conftest import Launch, command
+from tests.launch.conftest import command
+
+LOCAL = ("--cluster", "local", "--cpu", "1")
 
 
 def content(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text()))
 
 
-def pooled_accuracy(beton_path: Path, folder: Path) -> float:
-    """Of the predictions of all folds together, counted by hand."""
-    beton = open_beton(beton_path)
-    right = np.full(beton.manifest.samples, -1)
-    for fold in (0, 1):
-        predictions = Predictions.load(
-            folder / f"fold-{fold:02d}-seed-0" / "predictions" / f"ckplus-val-fold{fold}-last.npz"
-        )
-        assert (right[predictions.index] == -1).all(), "a sample in two folds"
-        right[predictions.index] = predictions.probabilities.argmax(1) == beton.label[predictions.index]
-    assert (right >= 0).all(), "a sample in no fold"
-    return float(right.mean())
+def attempts(folder: Path) -> dict[str, int]:
+    """How often each run was submitted."""
+    return {name: len(jobs) for name, jobs in content(folder / "experiment.json")["jobs"].items()}
 
 
 @pytest.mark.slow
-def test_a_fold_that_fails_is_named_and_retried_alone(kfold: Launch, two_folds: Path, place: Path) -> None:
+def test_a_fold_that_fails_is_named_and_retried_alone(two_folds: Path, place: Path) -> None:
     folder = place / "experiment"
     other = RunFolder(folder / "fold-01-seed-0")
     other.path.mkdir(parents=True)
     other.write_config(small_config(two_folds, other.path, "train.lr=9"), {})
+    line = command("kfold", two_folds, folder, *LOCAL)
 
-    first = kfold()
+    first = start(*line)
     assert first.returncode == 1, first.stderr
     assert first.stdout == f"{folder}/summary.md\n"
     assert "ferdist: 1 of 2 runs failed; --retry submits them again\n" in first.stderr
-    jobs = content(folder / "experiment.json")["jobs"]
-    assert {name: len(attempts) for name, attempts in jobs.items()} == {
-        "fold-00-seed-0": 1,
-        "fold-01-seed-0": 1,
-    }
-    cells = {cell["name"]: cell for cell in content(folder / "summary.json")["cells"]}
-    assert cells["fold-00-seed-0"]["state"] == "finished"
-    assert cells["fold-01-seed-0"]["state"] == "failed"
-    reason = cells["fold-01-seed-0"]["reason"]
-    assert "its job ended before the training began" in reason
-    assert "belongs to another config" in reason
+    good, bad = content(folder / "summary.json")["cells"]
+    assert (good["state"], bad["state"]) == ("finished", "failed")
+    assert "its job ended before the training began" in bad["reason"]
+    assert "belongs to another config" in bad["reason"]
     text = (folder / "summary.md").read_text()
     assert "1 of 2 runs finished" in text
     assert "fold-01-seed-0: failed: `its job ended before the training began" in text
 
-    again = kfold()
-    assert again.returncode == 1
-    assert content(folder / "experiment.json")["jobs"] == jobs, "what failed waits for --retry"
+    assert start(*line).returncode == 1
+    assert attempts(folder) == {"fold-00-seed-0": 1, "fold-01-seed-0": 1}, "what failed waits for --retry"
 
     shutil.rmtree(other.path)
     trained = (folder / "fold-00-seed-0" / "metrics.jsonl").read_bytes()
-    retried = kfold("--retry")
+    retried = start(*line, "--retry")
     assert retried.returncode == 0, retried.stderr
-    after = content(folder / "experiment.json")["jobs"]
-    assert after["fold-00-seed-0"] == jobs["fold-00-seed-0"]
-    assert len(after["fold-01-seed-0"]) == 2
+    assert attempts(folder) == {"fold-00-seed-0": 1, "fold-01-seed-0": 2}
     assert (folder / "fold-00-seed-0" / "metrics.jsonl").read_bytes() == trained
-
     summary = content(folder / "summary.json")
-    assert [cell["state"] for cell in summary["cells"]] == ["finished", "finished"]
-    image = next(e for e in summary["evaluations"] if (e["unit"], e["subset"]) == ("image", "all"))
-    assert image["over_seeds"]["samples"] == open_beton(two_folds).manifest.samples
-    assert image["over_seeds"]["accuracy"]["mean"] == pytest.approx(pooled_accuracy(two_folds, folder))
+    assert [one["state"] for one in summary["cells"]] == ["finished", "finished"]
+    pooled = summary["evaluations"][0]["over_seeds"]
+    assert pooled["samples"] == open_beton(two_folds).manifest.samples
     assert "Runs that are not finished" not in (folder / "summary.md").read_text()
 
 
@@ -94,9 +73,9 @@ def finished(two_folds: Path, place: Path) -> Path:
     folder = place / "experiment"
     config = shared_config(small_config(two_folds, place))
     sha256 = open_beton(two_folds).manifest.sha256
-    one = Experiment(folder, {"": Part(config, sha256)}, [Cell(0, 0), Cell(1, 0)])
-    for cell in one.cells:
-        run = RunFolder(one.run_dir(cell))
+    one = Experiment(folder, {"": Part(config, sha256)}, [Trial(0, 0), Trial(1, 0)])
+    for trial in one.trials:
+        run = RunFolder(one.run_dir(trial))
         run.path.mkdir(parents=True)
         run.set_status("finished")
         run.results.write_text("{}")
@@ -105,8 +84,7 @@ def finished(two_folds: Path, place: Path) -> Path:
 
 
 def arguments_of(beton: Path, folder: Path, *arguments: str) -> list[str]:
-    local = ("--cluster", "local", "--cpu", "1")
-    return command("kfold", beton, folder, *local, *arguments)[1:]
+    return command("kfold", beton, folder, *LOCAL, *arguments)[1:]
 
 
 def test_what_a_finished_experiment_does_not_let_happen(
@@ -155,7 +133,7 @@ def test_inner_folds_leave_one_fold_out_of_every_run(
     assert "#SBATCH --array=0-8%" in capsys.readouterr().out, "ten folds but that one"
     config = shared_config(small_config(beton_path, place, "data.fold=3", "data.inner_fold=0"))
     assert (config.data.fold, config.data.inner_fold) == (3, None)
-    run = Experiment(place / "x", {"": Part(config, "0" * 64)}, [Cell(5, 1)]).run_config(Cell(5, 1))
+    run = Experiment(place / "x", {"": Part(config, "0" * 64)}, [Trial(5, 1)]).run_config(Trial(5, 1))
     assert (run.data.fold, run.data.inner_fold, run.seed) == (3, 5, 1)
     assert launcher.main(arguments_of(beton_path, place / "x", "--inner-of", "10")) == 1
     assert "there is no fold 10: it has 0 to 9" in capsys.readouterr().err
@@ -186,14 +164,14 @@ def test_what_cannot_be_launched_is_told_in_a_line(
 
 def test_where_an_experiment_goes_by_default() -> None:
     config = ROOT / "configs" / "ckplus" / "resnet18_cbam.yaml"
-    assert experiment.default_folder(config, "kfold") == Path("runs/ckplus/resnet18_cbam-kfold")
+    assert default_folder(config, "kfold") == Path("runs/ckplus/resnet18_cbam-kfold")
 
 
 def test_a_run_differs_from_the_experiment_in_fold_seed_and_folder(two_folds: Path, place: Path) -> None:
     config = small_config(two_folds, place)
-    one = Experiment(place / "x", {"": Part(config, "0" * 64)}, [Cell(1, 7), Cell(0, 7)])
-    assert [cell.name for cell in one.cells] == ["fold-00-seed-7", "fold-01-seed-7"]
-    run = one.run_config(Cell(1, 7))
+    one = Experiment(place / "x", {"": Part(config, "0" * 64)}, [Trial(1, 7), Trial(0, 7)])
+    assert [trial.name for trial in one.trials] == ["fold-00-seed-7", "fold-01-seed-7"]
+    run = one.run_config(Trial(1, 7))
     assert (run.data.fold, run.seed, run.run_dir) == (1, 7, str(place / "x" / "fold-01-seed-7"))
     assert run.train == config.train
 

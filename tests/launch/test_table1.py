@@ -11,7 +11,7 @@ import pytest
 from ferdist.config import load_config
 from ferdist.data.beton import open_beton
 from ferdist.evaluation.pool import shared_config
-from ferdist.runtime.experiment import Cell, Part
+from ferdist.runtime.experiment import Part, Trial
 from ferdist.runtime.folder import RunFolder
 from launch import table1 as launcher
 from launch.backends import Options
@@ -106,15 +106,15 @@ def experiment(configs: Path, tmp_path: Path) -> Experiment:
     """Two configs of the same data, two folds each, of which nothing was run."""
     config = load_config(configs / "ckplus" / "base.yaml", SMALL)
     part = Part(shared_config(config), open_beton(Path(config.data.path)).manifest.sha256)
-    cells = [Cell(fold, 0, name) for name in ("a", "b") for fold in (0, 1)]
-    return Experiment(tmp_path / "x", {"a": part, "b": part}, cells)
+    trials = [Trial(fold, 0, name) for name in ("a", "b") for fold in (0, 1)]
+    return Experiment(tmp_path / "x", {"a": part, "b": part}, trials)
 
 
-def finish(experiment: Experiment, cell: Cell, seconds: float, rate: float) -> Path:
+def finish(experiment: Experiment, trial: Trial, seconds: float, rate: float) -> Path:
     """Leave a run's files as if it had trained for so long and been evaluated for 4 seconds more."""
-    run = RunFolder(experiment.run_dir(cell))
+    run = RunFolder(experiment.run_dir(trial))
     run.path.mkdir(parents=True)
-    run.write_config(experiment.run_config(cell), {"date": "2026-01-01T00:00:00Z"})
+    run.write_config(experiment.run_config(trial), {"date": "2026-01-01T00:00:00Z"})
     run.results.write_text("{}")
     run.metrics.write_text(json.dumps({"step": 1, "time": seconds, "rate/images_per_second": rate}) + "\n")
     minutes, rest = divmod(round(seconds) + 4, 60)
@@ -124,16 +124,17 @@ def finish(experiment: Experiment, cell: Cell, seconds: float, rate: float) -> P
 
 
 def test_finished_runs_tell_the_cost_of_the_others(experiment: Experiment) -> None:
-    a, b = ([cell for cell in experiment.cells if cell.part == part] for part in ("a", "b"))
+    a, b = ([trial for trial in experiment.trials if trial.part == part] for part in ("a", "b"))
     runs = [
-        finish(experiment, cell, *figures) for cell, figures in zip(a, ((100, 50), (200, 40)), strict=True)
+        finish(experiment, trial, *measured)
+        for trial, measured in zip(a, ((100, 50), (200, 40)), strict=True)
     ]
     cost = cost_of_finished(runs, 5.0)
     assert cost.seconds == 159
     assert cost.images_per_second == 45
-    done = [replace(cell, part="b") for cell in a]
-    for cell in done[:1]:
-        finish(experiment, cell, 300, 10)
+    done = [replace(trial, part="b") for trial in a]
+    for trial in done[:1]:
+        finish(experiment, trial, 300, 10)
     options = Options(cluster="slurm", gpus=2, cpus=4, array_parallelism=1)
     text = estimate(experiment, done[:1], b[1:], options)
     line = rows_of(text)["b"]
@@ -149,9 +150,9 @@ def test_only_what_is_asked_for_is_submitted(experiment: Experiment) -> None:
     experiment.folder.mkdir()
     experiment.write()
     part = experiment.parts["a"]
-    later = Experiment(experiment.folder, {"a": part}, [Cell(0, 0, "a"), Cell(0, 1, "a")])
-    assert len(later.cells) == 5
-    assert [cell.name for cell in wanted(later, later.standings(), retry=False)] == [
+    later = Experiment(experiment.folder, {"a": part}, [Trial(0, 0, "a"), Trial(0, 1, "a")])
+    assert len(later.trials) == 5
+    assert [trial.name for trial in wanted(later, later.standings(), retry=False)] == [
         "a/fold-00-seed-0",
         "a/fold-00-seed-1",
     ]

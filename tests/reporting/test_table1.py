@@ -17,7 +17,7 @@ from ferdist.data import prepare
 from ferdist.data.beton import Beton, open_beton
 from ferdist.data.folds import Holdout
 from ferdist.errors import RunError
-from ferdist.evaluation.benchmark import Cell as Damage
+from ferdist.evaluation.benchmark import Cell
 from ferdist.evaluation.pool import shared_config
 from ferdist.evaluation.predictions import Predictions
 from ferdist.reporting import write_report
@@ -26,7 +26,7 @@ from ferdist.reporting.networks import Network, compare_pairs, load_networks
 from ferdist.reporting.pooled import pooled_run
 from ferdist.reporting.published import PUBLISHED
 from ferdist.reporting.table1 import group_by_data, networks_markdown, p_value
-from ferdist.runtime.experiment import Cell
+from ferdist.runtime.experiment import Trial
 from ferdist.runtime.folder import RunFolder
 from tests.conftest import ROOT
 from tests.reporting.conftest import measure
@@ -58,7 +58,7 @@ def write_run(
     beton: Beton,
     folder: Path,
     model: str,
-    cell: Cell,
+    cell: Trial,
     right: np.ndarray,
     *,
     splits: Sequence[str] = ("val",),
@@ -96,7 +96,7 @@ def write_run(
     return config
 
 
-def write_experiment(folder: Path, configs: dict[str, Config], beton: Beton, cells: Sequence[Cell]) -> Path:
+def write_experiment(folder: Path, configs: dict[str, Config], beton: Beton, cells: Sequence[Trial]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     sha256 = beton.manifest.sha256
     stored = {
@@ -125,7 +125,7 @@ def kfold(beton: Beton, tmp_path_factory: pytest.TempPathFactory) -> Path:
         part = f"synthetic/{model}"
         for seed, share in enumerate(shares):
             for fold in range(FOLDS):
-                cell = Cell(fold, seed, part)
+                cell = Trial(fold, seed, part)
                 cells.append(cell)
                 if (model, seed, fold) != ("resnet18", 1, 9):
                     right = right_of(beton, share, 10 * seed)
@@ -184,7 +184,7 @@ def test_networks_of_one_name_are_told_apart_by_their_paths(
     kfold: Path, beton: Beton, tmp_path: Path
 ) -> None:
     part = "synthetic/resnet18"
-    cells = [Cell(fold, 0, part) for fold in range(FOLDS)]
+    cells = [Trial(fold, 0, part) for fold in range(FOLDS)]
     for cell in cells:
         config = write_run(beton, tmp_path / "small" / cell.name, "resnet18", cell, right_of(beton, 0.5, 0))
     other = write_experiment(tmp_path / "small", {part: config}, beton, cells)
@@ -205,7 +205,7 @@ def test_what_is_published_stands_beside_what_the_paper_trains_only(
     }
     cells, configs = [], {}
     for name, (model, settings) in trained.items():
-        cell = Cell(None, 0, f"synthetic/{name}")
+        cell = Trial(None, 0, f"synthetic/{name}")
         right = right_of(beton, 0.9, 0)
         configs[cell.part] = write_run(beton, tmp_path / cell.name, model, cell, right, settings=settings)
         cells.append(cell)
@@ -231,14 +231,14 @@ def test_a_network_becomes_one_run_with_mean_curves(kfold: Path, beton: Beton) -
     assert run.curve("val/accuracy")[1] == pytest.approx([0.1, 0.2])
 
 
-def cover(beton: Beton, run: RunFolder, cell: Cell, right: np.ndarray) -> None:
+def cover(beton: Beton, run: RunFolder, cell: Trial, right: np.ndarray) -> None:
     """Add the benchmark's masks to a finished run, as `ferdist evaluate --occlusion` does for its fold."""
     found = predictions_for(beton, beton.indices("val", Holdout(cell.fold)), right)
     checksum = f"{cell.fold}" * 64  # the images of another fold are others
     grid = replace(
         found,
         probabilities=found.probabilities[None],
-        cells=(Damage("mask", 1, "drawn"),),
+        cells=(Cell("mask", 1, "drawn"),),
         checksums=(checksum,),
         cluster=beton.subject[found.index],
     )
@@ -261,7 +261,7 @@ def test_the_benchmark_is_pooled_over_folds_and_seeds(beton: Beton, tmp_path: Pa
         part = f"synthetic/{model}"
         for seed, share in enumerate(shares):
             for fold in range(FOLDS):
-                cell = Cell(fold, seed, part)
+                cell = Trial(fold, seed, part)
                 cells.append(cell)
                 folder = tmp_path / "x" / cell.name
                 right = right_of(beton, SHARES[model][seed], seed)
@@ -318,7 +318,7 @@ def seeds(beton: Beton, tmp_path: Path) -> dict[str, list[Path]]:
             times = 3 if (model, seed) == ("resnet18", 0) else 1
             right = right_of(beton, share, seed)
             splits = ("val", "test")
-            write_run(beton, folder, model, Cell(None, seed), right, splits=splits, scorings=times)
+            write_run(beton, folder, model, Trial(None, seed), right, splits=splits, scorings=times)
             runs.setdefault(model, []).append(folder)
     return runs
 
@@ -329,7 +329,7 @@ def test_a_second_scoring_of_test_is_marked(
     cells, configs = [], {}
     for model, folders in seeds.items():
         for seed, folder in enumerate(folders):
-            cell = Cell(None, seed, f"synthetic/{model}")
+            cell = Trial(None, seed, f"synthetic/{model}")
             (tmp_path / "x" / cell.name).parent.mkdir(parents=True, exist_ok=True)
             folder.rename(tmp_path / "x" / cell.name)
             cells.append(cell)
@@ -348,9 +348,9 @@ def test_a_second_scoring_of_test_is_marked(
 
 def test_val_never_stands_for_test(beton: Beton, tmp_path: Path) -> None:
     folder = tmp_path / "one"
-    config = write_run(beton, folder / "seed-0", "resnet18", Cell(None, 0), right_of(beton, 0.5, 0))
+    config = write_run(beton, folder / "seed-0", "resnet18", Trial(None, 0), right_of(beton, 0.5, 0))
     text = networks_markdown(
-        group_by_data(load_networks([write_experiment(folder, {"": config}, beton, [Cell(None, 0)])]))
+        group_by_data(load_networks([write_experiment(folder, {"": config}, beton, [Trial(None, 0)])]))
     )
     row = next(row for row in text.splitlines() if "(val)" in row)
     assert "val, on which the best of 60 epochs was picked: leans upward" in row
@@ -361,7 +361,7 @@ def test_val_never_stands_for_test(beton: Beton, tmp_path: Path) -> None:
 def test_an_experiment_without_a_finished_run_has_a_table_too(beton: Beton, tmp_path: Path) -> None:
     own = [f"data.path={beton.path}", "run_dir=x"]
     config = load_config(ROOT / "configs" / "base.yaml", own)
-    folder = write_experiment(tmp_path / "none", {"": config}, beton, [Cell(0, 0), Cell(1, 0)])
+    folder = write_experiment(tmp_path / "none", {"": config}, beton, [Trial(0, 0), Trial(1, 0)])
     page = write_report([folder], tmp_path / "report").read_text()
     assert "missing: 0 of 2 runs finished" in page
     assert "fold-01-seed-0: not started" in page
@@ -393,8 +393,8 @@ def test_different_data_of_one_name_are_refused_in_a_line(
 ) -> None:
     other = open_beton(prepare.synthetic(tmp_path, images=140, seed=5))
     right = right_of(other, 0.5, 0)
-    config = write_run(other, tmp_path / "other" / "seed-0", "resnet18", Cell(None, 0), right)
-    write_experiment(tmp_path / "other", {"": config}, other, [Cell(None, 0)])
+    config = write_run(other, tmp_path / "other" / "seed-0", "resnet18", Trial(None, 0), right)
+    write_experiment(tmp_path / "other", {"": config}, other, [Trial(None, 0)])
     with pytest.raises(RunError, match=r"cannot be compared: the betons of synthetic differ") as refused:
         write_report([kfold, tmp_path / "other"], tmp_path / "report")
     assert "\n" not in str(refused.value)

@@ -16,7 +16,7 @@ from pathlib import Path
 from ferdist.data import prepare
 from ferdist.data.beton import open_beton
 from ferdist.evaluation.pool import shared_config
-from ferdist.runtime.experiment import Cell, Part
+from ferdist.runtime.experiment import Part, Trial
 from launch.backends import Options
 from launch.experiment import Experiment
 from tests.conftest import ROOT
@@ -40,14 +40,14 @@ def main() -> None:
 
 
 def submission(faces: Path, folder: Path, jobs: int) -> float:
-    """Seconds from known cells to noted job numbers; the jobs never start."""
+    """Seconds from known trials to noted job numbers; the jobs never start."""
     beton = open_beton(faces)
-    cells = [Cell(number % 10, number // 10) for number in range(jobs)]
+    trials = [Trial(number % 10, number // 10) for number in range(jobs)]
     config = shared_config(small_config(faces, folder))
-    experiment = Experiment(folder, {"": Part(config, beton.manifest.sha256)}, cells)
+    experiment = Experiment(folder, {"": Part(config, beton.manifest.sha256)}, trials)
     folder.mkdir()
     begun = time.monotonic()
-    experiment.submit(cells, Options(cluster="slurm", cpu=1, cpus=1, sbatch=["hold"]))
+    experiment.submit(trials, Options(cluster="slurm", cpu=1, cpus=1, sbatch=["hold"]))
     seconds = time.monotonic() - begun
     subprocess.run(["scancel", f"--name={experiment.job_name}"], check=True)
     return seconds

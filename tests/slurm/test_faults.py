@@ -130,7 +130,7 @@ def test_a_cancelled_job_stays_away_until_it_is_retried(
     cancelled = train("--cancel")
     assert (cancelled.code, cancelled.errors) == (
         0,
-        "ferdist: cancelled 1 jobs; --retry resumes their runs\n",
+        "ferdist: cancelled 1 job; --retry resumes the runs\n",
     )
     launched = launcher.end()
     assert launched.code == 1

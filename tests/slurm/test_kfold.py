@@ -13,8 +13,7 @@ from submitit.slurm.slurm import SlurmJob
 from ferdist.data import prepare
 from ferdist.data.beton import open_beton
 from ferdist.evaluation.predictions import Predictions
-from ferdist.runtime.folder import RunFolder
-from tests.faults.processes import small_config, status_of, unequal
+from tests.faults.processes import status_of, unequal
 from tests.slurm.jobs import ask
 from tests.slurm.launchers import Launcher, has_begun, wait_for
 
@@ -90,27 +89,6 @@ def test_two_launchers_at_once_send_one_array(four: Launcher) -> None:
     )
     assert set(four.attempts().values()) == {1}
     assert set(four.standings().values()) == {"finished"}
-
-
-def test_a_fold_that_raises_is_named_and_retried_alone(four: Launcher, four_folds: Path) -> None:
-    bad = RunFolder(four.folder / "fold-02-seed-0")
-    bad.path.mkdir(parents=True)
-    bad.write_config(small_config(four_folds, bad.path, "train.lr=9"), {})
-    launched = four("--wait")
-    assert launched.code == 1
-    assert "ferdist: 1 of 4 runs failed; --retry submits them again" in launched.errors
-    assert sorted(four.standings().values()) == ["failed", "finished", "finished", "finished"]
-    reason = four.reason("fold-02-seed-0")
-    assert "belongs to another config" in reason
-    assert "fold-02-seed-0: failed: `" in (four.folder / "summary.md").read_text()
-
-    shutil.rmtree(bad.path)
-    assert four("--wait").code == 1, "what failed waits for --retry"
-    assert set(four.attempts().values()) == {1}
-    retried = four("--retry", "--wait")
-    assert retried.code == 0, retried.errors
-    assert four.attempts() == {f"fold-{fold:02d}-seed-0": 1 + (fold == 2) for fold in range(4)}
-    assert four.content("summary.json")["evaluations"][0]["over_seeds"] is not None
 
 
 def test_half_of_the_array_is_cancelled(four: Launcher) -> None:
