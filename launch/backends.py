@@ -79,13 +79,11 @@ class Options:
     """What a launcher was asked to do with its jobs; each field is an option on its command line."""
 
     seeds: Annotated[int, _count("Number of seeds, counted up from the config's.")] = 1
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The experiment's folder.")] = None
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder (default: one in runs/).")] = None
     retry: Annotated[bool, typer.Option("--retry", help="Submit failed runs again.")] = False
     cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the experiment's jobs.")] = False
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script, submit nothing.")] = False
-    wait: Annotated[bool, typer.Option("--wait", help="Show the jobs until they end (always if local).")] = (
-        False
-    )
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be submitted.")] = False
+    wait: Annotated[bool, typer.Option("--wait", help="Show the jobs until they end.")] = False
     cluster: Annotated[
         str,
         typer.Option(
@@ -103,7 +101,7 @@ class Options:
     ] = 60
     mem_gb: Annotated[float | None, typer.Option(metavar="GB", help="Memory of each node.")] = None
     cpus: Annotated[int | None, _count("Cores of each rank (default 4).")] = None
-    gpus: Annotated[int | None, _count("GPUs and ranks of each node.", "--gpus", "--gpus-per-node")] = None
+    gpus: Annotated[int | None, _count("GPUs of each node, a rank each.", "--gpus", "--gpus-per-node")] = None
     cpu: Annotated[int | None, _count("N ranks on each node, without GPUs.")] = None
     nodes: Annotated[int, _count("Nodes of each job.")] = 1
     array_parallelism: Annotated[int | None, _count("Jobs at the same time (default: all; local: 1).")] = None
