@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+import typer
+from PIL import Image
 
 from ferdist.augment import Augment, AugmentConfig, OcclusionConfig, kinds
 from ferdist.augment.occlusion import occluder_mask
 from ferdist.config import load_config
+from ferdist.data import prepare
+from ferdist.data.beton import open_beton
+from ferdist.errors import DataError
 from ferdist.evaluation import benchmark
 from ferdist.evaluation.benchmark import Benchmark, Cell, covered_fraction, grid, seen_in_training
 from ferdist.models import Task, build_model
@@ -20,12 +27,10 @@ from tests.conftest import ROOT, TINY
 from tests.faults.processes import status_of
 
 
-def example(heading: str) -> str:
-    """The first Python example under a heading."""
+def example(heading: str, number: int = 0) -> str:
+    """A Python example under a heading, the first by default."""
     text = (ROOT / "docs" / "extending.md").read_text().partition(f"\n## {heading}")[2]
-    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert found is not None
-    return found[1]
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)[number]
 
 
 def test_an_occlusion(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +60,29 @@ def test_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     config = load_config(ROOT / "configs" / "fer2013" / "base.yaml", ["model.name=extending_networks:small"])
     assert build_model(config.model, Task(1, 48, 48, 7))(torch.zeros(2, 1, 48, 48)).shape == (2, 7)
+
+
+def test_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = ModuleType("ferdist.data.jaffe")
+    exec(example("A data set"), reader.__dict__)
+    monkeypatch.setitem(sys.modules, reader.__name__, reader)
+    monkeypatch.setattr(prepare, "DATA_SETS", {})
+    exec(example("A data set", 1), prepare.__dict__)
+    monkeypatch.delattr(prepare, "jaffe")
+    command = typer.Typer()
+    command.command()(prepare.DATA_SETS["jaffe"])
+    for subject in ("KA", "KL", "KM"):
+        for number, shot in enumerate(("AN1", "HA1", "NE2")):
+            image = np.full((256, 256), 10 * number, dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / f"{subject}.{shot}.{number}.tiff")
+    command(
+        ["--source", str(tmp_path), "--out", str(tmp_path / "out"), "--folds", "3"], standalone_mode=False
+    )
+    beton = open_beton(tmp_path / "out" / "jaffe.beton")
+    assert beton.manifest.folds["0"]["per_class"] == [1, 0, 0, 1, 0, 0, 1]
+    (tmp_path / "odd.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"odd\.png: not named like KA\.AN1\.39\.tiff"):
+        reader.read_jaffe(tmp_path)
 
 
 @pytest.mark.slow

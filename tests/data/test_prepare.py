@@ -66,3 +66,8 @@ def test_the_folder_is_made_and_a_file_in_its_place_is_named(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot make this folder"):
         prepare.synthetic(tmp_path / "file", images=70)
+
+
+def test_every_data_set_stands_in_the_docs() -> None:
+    page = (ROOT / "docs" / "data.md").read_text()
+    assert [name for name in prepare.DATA_SETS if f"| `prepare {name}` |" not in page] == []
