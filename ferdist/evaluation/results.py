@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ferdist.evaluation import robustness
+from ferdist.augment.kinds import kind_label
 from ferdist.evaluation.records import SCHEMA, Evaluation, Results, conditions_of, read_results
-from ferdist.evaluation.robustness import benchmark_scores, fold_label
+from ferdist.evaluation.robustness import benchmark_scores
 from ferdist.io import write_json
+from ferdist.table import Table, count, percent, percent_interval, points, points_interval
 
 
 def add_evaluations(
@@ -54,24 +54,80 @@ def add_evaluations(
 
 
 def as_text(results: Results, split: str | None = None) -> str:
-    """The evaluations for people, of one split or all: a line each, a table for each occlusion benchmark."""
-
-    lines = [f"{'data':<12}{'split':<12}{'subset':<20}{'unit':<10}{'tta':<10}{'n':>7}  accuracy"]
-    for one in results.evaluations:
-        if one.occlusion is not None or split not in (None, one.split):
-            continue
-        low, high = one.interval or (math.nan, math.nan)
-        lines.append(
-            f"{one.data:<12}{one.split + fold_label(one.fold, one.inner_fold):<12}{one.subset:<20}"
-            f"{one.unit:<10}{one.tta:<10}{one.samples:>7}  "
-            f"{100 * (one.accuracy or 0):.2f} % (95 % {100 * low:.2f}-{100 * high:.2f}), {one.checkpoint}"
-        )
-    times = results.test_scorings
-    lines.append(f"test was scored {times} time{'' if times == 1 else 's'}")
+    """The evaluations of one split or all for a terminal, with tables of each occlusion benchmark."""
+    plain = [one for one in results.evaluations if not one.occlusion and split in (None, one.split)]
+    rows = [
+        {
+            "data": one.data,
+            "split": one.split + _fold_label(one.fold, one.inner_fold),
+            "subset": one.subset,
+            "unit": one.unit,
+            "views": one.tta,
+            "checkpoint": one.checkpoint,
+            "samples": count(one.samples),
+            "accuracy %": percent(one.accuracy, 2),
+            "95 % interval": percent_interval(one.interval, 2),
+        }
+        for one in plain
+    ]
+    parts = [Table.of("", rows).text()] if rows else []
+    parts.append(f"test was scored {count(results.test_scorings, 'time')}")
     for summary in results.content.get("robustness", []):
         if split in (None, summary["split"]):
-            lines += ["", robustness.as_text(summary)]
-            for comparison in results.content.get("comparisons", []):
-                if conditions_of(comparison) == conditions_of(summary):
-                    lines += ["", robustness.comparison_as_text(comparison)]
-    return "\n".join(lines)
+            parts.append(_benchmark_text(summary))
+            parts += [
+                _comparison_text(comparison)
+                for comparison in results.content.get("comparisons", [])
+                if conditions_of(comparison) == conditions_of(summary)
+            ]
+    return "\n\n".join(parts)
+
+
+def _benchmark_text(summary: Mapping[str, Any]) -> str:
+    """One of `benchmark_scores`: tables narrow enough for a phone, in percent."""
+    kinds = []
+    for name, kind in summary["kinds"].items():
+        at = dict(zip(kind["severities"], kind["by_severity"], strict=True))
+        severities = {str(severity): percent(at.get(severity)) for severity in range(1, 6)}
+        kinds.append({"kind": kind_label(name), **severities, "mean": percent(kind["accuracy"])})
+    means = {
+        "mean over the kinds": summary["accuracy"],
+        "relative to clean": summary["relative_robustness"],
+        "area under the curve": summary["area_under_curve"],
+        "macro-F1": summary["macro_f1"],
+        **{f"{name} ({part['cells']} cells)": part["accuracy"] for name, part in summary["seen"].items()},
+    }
+    place = summary["split"] + _fold_label(summary["fold"], summary.get("inner_fold"))
+    return "\n".join(
+        [
+            f"{summary['data']} {place}, {count(summary['samples'], 'image')}, {summary['checkpoint']}",
+            f"clean {percent(summary['clean_accuracy'])} %; accuracy in %, by severity:",
+            "",
+            Table.of("", kinds).text(),
+            "",
+            Table.of("", [{"score": name, "%": percent(value)} for name, value in means.items()]).text(),
+            f"images sha256 {summary['checksum'][:16]}...",
+        ]
+    )
+
+
+def _comparison_text(comparison: Mapping[str, Any]) -> str:
+    """One of `compare_benchmarks`, with the name of the ``reference``."""
+    mean = {**comparison, "corruption_error": comparison["mean_corruption_error"]}
+    rows = [
+        {
+            "kind": kind_label(name),
+            "CE %": percent(row["corruption_error"]),
+            "points": points(row["difference"]),
+            "95 % interval": points_interval(row["difference_ci95"]),
+        }
+        for name, row in (*comparison["kinds"].items(), ("mean", mean))
+    ]
+    head = f"against {comparison['reference']}, {count(comparison['cells'], 'cell')};\ndifference in points:"
+    return f"{head}\n\n{Table.of('', rows).text()}"
+
+
+def _fold_label(fold: int | None, inner_fold: int | None) -> str:
+    """What follows a split's name where folds are held out; empty where none is."""
+    inner = "" if inner_fold is None else f"/{inner_fold}"
+    return "" if fold is None else f" fold {fold}{inner}"

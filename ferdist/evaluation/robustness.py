@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from ferdist.augment.kinds import KINDS, SEEN, UNSEEN_KIND, UNSEEN_SIZE, kind_label
+from ferdist.augment.kinds import KINDS, SEEN, UNSEEN_KIND, UNSEEN_SIZE
 from ferdist.data.record import Integers
 from ferdist.errors import RunError
 from ferdist.evaluation.benchmark import Cell
@@ -207,61 +207,6 @@ def compare_benchmarks(owns: Sequence[Predictions], references: Sequence[Predict
     }
 
 
-def as_text(summary: Mapping[str, Any]) -> str:
-    """One of `benchmark_scores` for people: a Markdown table narrow enough for a phone, in percent."""
-    fold = fold_label(summary["fold"], summary.get("inner_fold"))
-    lines = [
-        f"{summary['data']} {summary['split']}{fold}, {summary['samples']:,} images, {summary['checkpoint']}",
-        f"clean {_percent(summary['clean_accuracy'])} %; accuracy in %, by severity:",
-        "",
-        f"|{'kind':<10}|{'1':>4}|{'2':>4}|{'3':>4}|{'4':>4}|{'5':>4}|{'mean':>4}|",
-        "|:---------|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name, kind in summary["kinds"].items():
-        at = dict(zip(kind["severities"], kind["by_severity"], strict=True))
-        cells = [_percent(at.get(severity)) for severity in range(1, 6)]
-        lines.append(
-            f"|{kind_label(name):<10}|"
-            + "".join(f"{cell:>4}|" for cell in [*cells, _percent(kind["accuracy"])])
-        )
-    lines += [
-        "",
-        f"mean over the kinds      {_percent(summary['accuracy']):>5} %",
-        f"relative to clean        {_percent(summary['relative_robustness']):>5} %",
-        f"area under the curve     {_percent(summary['area_under_curve']):>5} %",
-        f"macro-F1                 {_percent(summary['macro_f1']):>5} %",
-    ]
-    for name, part in summary["seen"].items():
-        said = f"{name} ({part['cells']} cells)"
-        lines.append(f"{said:<25}{_percent(part['accuracy']):>5} %")
-    lines.append(f"images sha256 {summary['checksum'][:16]}...")
-    return "\n".join(lines)
-
-
-def comparison_as_text(comparison: Mapping[str, Any]) -> str:
-    """What `compare_benchmarks` gave, with the name of the ``reference``, for people."""
-    lines = [
-        f"against {comparison['reference']} ({comparison['cells']} cells):",
-        f"mCE {_percent(comparison['mean_corruption_error'])} %; difference in points:",
-        "",
-        f"|{'kind':<10}|{'CE %':>5}|{'points':>6}|{'95 %':>13}|",
-        "|:---------|----:|-----:|------------:|",
-    ]
-    rows = [*comparison["kinds"].items(), ("mean", comparison)]
-    for name, row in rows:
-        error = _percent(row["corruption_error" if name != "mean" else "mean_corruption_error"])
-        points = f"{100 * row['difference']:+.1f}"
-        interval = " ".join(f"{100 * bound:+.1f}" for bound in row["difference_ci95"])
-        lines.append(f"|{kind_label(name):<10}|{error:>5}|{points:>6}|{interval:>13}|")
-    return "\n".join(lines)
-
-
-def fold_label(fold: int | None, inner_fold: int | None) -> str:
-    """What follows a split's name where folds are held out; empty where none is."""
-    inner = "" if inner_fold is None else f"/{inner_fold}"
-    return "" if fold is None else f" fold {fold}{inner}"
-
-
 def _cluster(predictions: Predictions) -> Integers:
     assert predictions.cluster is not None  # of predictions with cells
     return predictions.cluster
@@ -269,7 +214,3 @@ def _cluster(predictions: Predictions) -> Integers:
 
 def _mean(values: Iterable[float | None]) -> float:
     return float(np.mean(np.array(list(values), dtype=float)))
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ferdist.evaluation.pool import SCORES
 from ferdist.reporting.words import SUBSETS, TTA
 from ferdist.table import MISSING, Number, Table, count, percent, percent_interval
 
@@ -13,18 +14,18 @@ def kfold_markdown(summary: Mapping[str, Any]) -> str:
     """The summary for people.
 
     Args:
-        summary: what ``ferdist.evaluation.kfold.summarise`` gives, with ``cells``: name, state and reason of
+        summary: what `kfold_summary` gives, with ``cells``: name, state and reason of
             each run of the experiment.
 
     Returns:
-        Markdown: the pooled figures, a table per fold, and the runs that are not finished with their reason.
+        Markdown: the pooled scores, a table per fold, and the unfinished runs with their reasons.
     """
     folds, seeds, outer = summary["folds"], summary["seeds"], summary["inner_of"]
     finished = sum(cell["state"] == "finished" for cell in summary["cells"])
     lines = [
         f"# {summary['data']}, {len(folds)} folds{'' if outer is None else f' without fold {outer}'}",
         "",
-        *(() if outer is None else (f"For choosing settings: fold {outer} was read by no run.", "")),
+        *(() if outer is None else (f"For choosing settings: no run read fold {outer}.", "")),
         f"{finished} of {count(len(summary['cells']), 'run')} finished; "
         f"seeds {', '.join(map(str, seeds)) or MISSING}; beton {summary['beton_sha256'][:12]}.",
         "",
@@ -37,7 +38,7 @@ def kfold_markdown(summary: Mapping[str, Any]) -> str:
         lines += [_per_fold(main, seeds).markdown()]
     open_cells = [cell for cell in summary["cells"] if cell["state"] != "finished"]
     if open_cells:
-        lines += ["## Runs that are not finished", ""]
+        lines += ["## Unfinished runs", ""]
         lines += [f"- {cell['name']}: {_state(cell)}" for cell in open_cells]
         lines += [""]
     return "\n".join(lines)
@@ -49,74 +50,55 @@ def _state(cell: Mapping[str, Any]) -> str:
 
 
 def _pooled(evaluations: Sequence[Mapping[str, Any]]) -> Table:
-    return Table(
-        caption="Pooled over the folds, in percent",
-        head=(
-            "Views",
-            "Unit",
-            "Subset",
-            "Seeds",
-            "Samples",
-            "Accuracy",
-            "95 % interval",
-            "Balanced",
-            "Macro-F1",
-        ),
-        rows=tuple(row for entry in evaluations for row in _pooled_rows(entry)),
-    )
+    """A row over the complete seeds, and one for each seed that lacks folds."""
+    rows = []
+    for entry in evaluations:
+        place = {"Views": TTA[entry["tta"]], "Unit": entry["unit"], "Subset": SUBSETS[entry["subset"]]}
+        over = entry["over_seeds"]
+        if over is not None:
+            rows.append(place | _scores(str(len(over["seeds"])), over))
+        for pooled in entry["pooled"]:
+            if not pooled["complete"]:
+                seed = f"seed {pooled['seed']}, {count(pooled['folds'], 'fold')} only"
+                single = {name: {"mean": pooled[name], "sd": None} for name in SCORES}
+                rows.append(place | _scores(seed, pooled | single))
+    return Table.of("Pooled over the folds, in percent", rows)
 
 
-def _pooled_rows(entry: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """One row over the complete seeds, and one for each seed that lacks folds."""
-    place = (TTA[entry["tta"]], entry["unit"], SUBSETS[entry["subset"]])
-    over = entry["over_seeds"]
-    if over is not None:
-        yield (
-            *place,
-            Number(len(over["seeds"])),
-            count(over["samples"]),
-            _spread(over["accuracy"]),
-            percent_interval(tuple(over["accuracy_ci95"])),
-            _spread(over["balanced_accuracy"]),
-            _spread(over["macro_f1"]),
-        )
-    for pooled in entry["pooled"]:
-        if not pooled["complete"]:
-            yield (
-                *place,
-                f"seed {pooled['seed']}, {count(pooled['folds'], 'fold')} only",
-                count(pooled["samples"]),
-                percent(pooled["accuracy"]),
-                percent_interval(tuple(pooled["accuracy_ci95"])),
-                percent(pooled["balanced_accuracy"]),
-                percent(pooled["macro_f1"]),
-            )
+def _scores(seeds: str, scores: Mapping[str, Any]) -> dict[str, str]:
+    accuracy, balanced, macro_f1 = (_spread(scores[name]) for name in SCORES)
+    return {
+        "Seeds": Number(seeds),
+        "Samples": count(scores["samples"]),
+        "Accuracy": accuracy,
+        "95 % interval": percent_interval(scores["accuracy_ci95"]),
+        "Balanced": balanced,
+        "Macro-F1": macro_f1,
+    }
 
 
 def _per_fold(entry: Mapping[str, Any], seeds: Sequence[int]) -> Table:
-    cells = {(part["fold"], part["seed"]): part for part in entry["per_fold"]}
+    parts = {(part["fold"], part["seed"]): part for part in entry["per_fold"]}
     rows = []
-    for fold in sorted({fold for fold, _ in cells}):
-        any_seed = next(part for (number, _), part in cells.items() if number == fold)
-        subjects = any_seed["subjects"]
-        figures = [cells.get((fold, seed)) for seed in seeds]
+    for fold in sorted({fold for fold, _ in parts}):
+        of_fold = [parts.get((fold, seed)) for seed in seeds]
+        size = next(part for part in of_fold if part)
         rows.append(
-            (
-                Number(fold),
-                count(any_seed["samples"]),
-                MISSING if subjects is None else count(subjects),
-                *(percent(part["accuracy"] if part else None) for part in figures),
-            )
+            {
+                "Fold": Number(fold),
+                "Samples": count(size["samples"]),
+                "Subjects": Number(MISSING) if size["subjects"] is None else count(size["subjects"]),
+                **{
+                    f"Seed {seed}": percent(part["accuracy"] if part else None)
+                    for seed, part in zip(seeds, of_fold, strict=True)
+                },
+            }
         )
-    return Table(
-        caption="Accuracy per fold, in percent",
-        head=("Fold", "Samples", "Subjects", *(f"Seed {seed}" for seed in seeds)),
-        rows=tuple(rows),
-    )
+    return Table.of("Accuracy per fold, in percent", rows)
 
 
-def _spread(figure: Mapping[str, float | None]) -> Number:
-    mean, sd = percent(figure["mean"]), figure["sd"]
+def _spread(score: Mapping[str, float | None]) -> Number:
+    mean, sd = percent(score["mean"]), score["sd"]
     return mean if sd is None else Number(f"{mean} ± {percent(sd)}")
 
 
@@ -125,18 +107,18 @@ def _definitions(summary: Mapping[str, Any]) -> Iterator[str]:
         "Each sample is predicted once per seed, by the model that was trained without its fold; "
         "a seed's predictions are pooled and scored together."
     )
-    yield "± is the standard deviation of the pooled figure over the seeds."
+    yield "± is the standard deviation of the pooled score over the seeds."
     over = "subjects" if summary["interval_over"] == "subject" else "groups of exact copies"
     yield (
         f"The 95 % interval is that of the accuracy, or of its mean over the seeds: a bootstrap over {over}. "
-        "It knows nothing of what another seed would give."
+        "It does not cover the variation between seeds."
     )
     if summary["checkpoint"] == "last":
-        yield "The checkpoint is the last one of the schedule, chosen on no split."
+        yield "The checkpoint is the last of the schedule; no split was used to choose it."
     else:
-        yield "The checkpoint was chosen on the inner fold itself: the figures lean upward."
+        yield "The checkpoint was chosen on the inner fold itself: the scores are biased upward."
     shared = summary["subjects_in_several_folds"]
     if shared:
         yield f"The folds are not subject-independent: {count(shared, 'subject')} in several of them."
     elif summary["interval_over"] == "subject":
-        yield "No subject lies in two folds."
+        yield "No subject is in two folds."

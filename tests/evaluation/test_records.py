@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from ferdist.errors import RunError
-from ferdist.evaluation.benchmark import Cell
+from ferdist.evaluation.benchmark import Cell, grid
 from ferdist.evaluation.records import Evaluation, Results, read_results
 from ferdist.evaluation.results import add_evaluations, as_text
-from tests.evaluation.conftest import evaluation
+from ferdist.evaluation.robustness import compare_benchmarks
+from tests.evaluation.conftest import answers, evaluation
 
 SQUARE = Cell("square", 1, "zero")
 
@@ -76,10 +77,26 @@ def test_every_scoring_of_test_is_counted(path: Path) -> None:
 
 def test_the_text_of_a_split_leaves_out_the_others(path: Path) -> None:
     results = add(path, evaluation(0.8), evaluation(0.4, SQUARE), evaluation(0.6, split="test"))
-    assert "80.00 % (95 % 10.00-90.00)" in as_text(results)
-    assert "60.00 %" in as_text(results) and "|square" in as_text(results)
-    assert "80.00 %" not in as_text(results, "test") and "|square" not in as_text(results, "test")
-    assert "60.00 %" in as_text(results, "test")
+    assert "|80.00|10.00–90.00|" in as_text(results).replace(" ", "")
+    assert "60.00" in as_text(results) and "|square" in as_text(results)
+    assert "80.00" not in as_text(results, "test") and "|square" not in as_text(results, "test")
+    assert "60.00" in as_text(results, "test")
+
+
+def test_the_text_of_a_benchmark_is_narrow_and_complete(path: Path) -> None:
+    mask = (Cell("mask", 1, "drawn"),)
+    own, reference = (answers([hits], mask, [0, 1, 2, 3]) for hits in ([1, 1, 1, 0], [1, 0, 0, 0]))
+    comparison = compare_benchmarks([own], [reference]) | {"reference": "runs/plain"}
+    entries = [evaluation(0.8), *(evaluation(0.5, cell) for cell in grid())]
+    text = as_text(add(path, *entries, comparison=entries[0].conditions_json() | comparison))
+    tables = text[text.index("synthetic val") :]
+    assert max(map(len, tables.splitlines())) <= 46
+    cells = tables.replace(" ", "")
+    assert "|eyeband|50.0|–|–|–|–|50.0|" in cells
+    assert "|relativetoclean|62.5|" in cells
+    assert "|seen(74cells)|50.0|" in cells
+    assert "|mask|33.3|+50.0|+0.0to+100.0|" in cells
+    assert "|mean|33.3|" in cells
 
 
 @pytest.mark.parametrize(
