@@ -243,7 +243,7 @@ def test_the_module_and_the_script_are_the_same_command() -> None:
         done = start(module, "evaluate", "no-such-run")
         assert done.returncode == 1
         assert done.stdout == ""
-        assert done.stderr.startswith("ferdist: no-such-run: no run folder, no .safetensors file and no")
+        assert done.stderr.startswith("ferdist: no-such-run: no such run folder, .safetensors file or")
     done = start("ferdist.train", "no-such.yaml")
     assert (done.returncode, done.stderr) == (
         1,

@@ -89,7 +89,7 @@ def _scores(pool: Pool, beton: Beton) -> dict[str, Any]:
         together = join(parts)
         if len(together.index):  # else every sample has a copy in another fold
             scores = metrics.score(together, cluster_of(beton, together.index)).to_json()
-            complete = len(parts) == pool.folds
+            complete = len(parts) == pool.seed_runs
             pooled.append({"seed": seed, "folds": len(parts), "complete": complete, **scores})
     return {
         "per_fold": [_fold_scores(key, part, beton) for key, part in pool.parts.items() if len(part.index)],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +114,7 @@ def load_trained(
     folder = RunFolder(Path(model))
     if not folder.path.exists():
         raise RunError(
-            f"{model}: no run folder, no .safetensors file and no shipped weights ({weights.shipped_text()})"
+            f"{model}: no such run folder, .safetensors file or shipped weights ({weights.shipped_text()})"
         )
     stored = folder.stored_config()
     which = which or default_checkpoint(stored)
@@ -128,17 +130,13 @@ def load_trained(
     else:
         path = Path(which)
         state = checkpoint.load(path)
-    try:
+    with _readable(path):
         card = ModelCard.from_dict(state["card"], path)
-        network = build_model(card.config.model, card.task, trust_code=trust_code)
-        network.load_state_dict(state["ema"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"{path}: its content does not fit this version of ferdist: {reason}") from None
+        network = _network(card, state["ema"], device, trust_code)
     other = differences(stored, card.config)
     if other:
         raise RunError(f"{path}: the checkpoint of another run than {model} ({'; '.join(other[:3])})")
-    return TrainedModel(_ready(network, device), card, which, int(state["step"]))
+    return TrainedModel(network, card, which, int(state["step"]))
 
 
 def _load_exported(path: Path, device: torch.device, trust_code: bool) -> TrainedModel:
@@ -148,15 +146,25 @@ def _load_exported(path: Path, device: torch.device, trust_code: bool) -> Traine
             f"{path}: its metadata has no config, so `ferdist export` has not written it: "
             "it serves as model.pretrained only"
         )
-    try:
+    with _readable(path):
         card = ModelCard.from_dict(facts, path)
-        network = build_model(card.config.model, card.task, trust_code=trust_code)
-        network.load_state_dict(tensors)
-        return TrainedModel(_ready(network, device), card, facts["checkpoint"], facts["step"], path)
+        network = _network(card, tensors, device, trust_code)
+        return TrainedModel(network, card, facts["checkpoint"], facts["step"], path)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What a file holds that this version cannot use is an error in one line."""
+    try:
+        yield
     except (KeyError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise RunError(f"{path}: its content does not fit this version of ferdist: {reason}") from None
 
 
-def _ready(network: nn.Module, device: torch.device) -> nn.Module:
+def _network(
+    card: ModelCard, tensors: Mapping[str, torch.Tensor], device: torch.device, trust_code: bool
+) -> nn.Module:
+    network = build_model(card.config.model, card.task, trust_code=trust_code)
+    network.load_state_dict(tensors)
     return network.to(device).to(memory_format=torch.channels_last).eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,13 +37,13 @@ class SavedRun:
     config: Config
 
     @property
-    def key(self) -> SeedFold:
+    def seed_fold(self) -> SeedFold:
         """Its seed, and the fold that it is scored on."""
         return self.config.seed, self.config.data.holdout.scored_fold
 
-    def path(self, beton: Beton, split: str, tta: str) -> Path:
-        """Where the run's predictions for a split are, or would be."""
-        key = EvaluationKey(
+    def key(self, beton: Beton, split: str, tta: str) -> EvaluationKey:
+        """Of the run's evaluation on a split of its data."""
+        return EvaluationKey(
             data=beton.manifest.name,
             beton_sha256=beton.manifest.sha256,
             split=split,
@@ -52,45 +52,40 @@ class SavedRun:
             tta=tta,
             checkpoint=default_checkpoint(self.config),
         )
+
+    def path(self, key: EvaluationKey) -> Path:
+        """Where the run's predictions are, or would be."""
         return self.folder.predictions / key.predictions_name(own_data=True)
 
-    def predictions(self, beton: Beton, split: str, tta: str) -> Predictions:
+    def predictions(self, beton: Beton, key: EvaluationKey) -> Predictions:
         """The saved predictions for a split, which is the fold's samples where a fold is held out.
 
         Raises:
             RunError: if they are missing, or not one for each sample.
         """
-        path = self.path(beton, split, tta)
+        path, data = self.path(key), self.config.data
         found = Predictions.load(path)
-        data = self.config.data
-        expected = labels_of(beton, data.labels).scorable(beton.indices(split, data.holdout))
-        if not np.array_equal(found.index, expected) or found.beton_sha256 != beton.manifest.sha256:
-            part = split if self.key[1] is None else f"fold {self.key[1]}"
+        expected = labels_of(beton, data.labels).scorable(beton.indices(key.split, data.holdout))
+        if not np.array_equal(found.index, expected) or found.beton_sha256 != key.beton_sha256:
+            _, fold = self.seed_fold
+            part = key.split if fold is None else f"fold {fold}"
             raise RunError(f"{path}: not the predictions for {part} of {beton.path}: train it again")
         return found
 
 
-@dataclass(frozen=True)
-class Pool:
-    """What the runs of one config say of the same samples.
+@dataclass(frozen=True, kw_only=True)
+class Pool(EvaluationKey):
+    """What the runs of one config say of the same samples, pooled over the folds that are held out.
 
     Attributes:
-        split: ``val`` (the held-out folds, where there are folds) or ``test``.
-        tta: views of each image.
-        subset: ``all`` or ``no_copies``.
-        unit: ``image`` or ``sequence``.
         parts: the predictions of each run.
-        folds: how many runs a seed has when it is complete.
+        seed_runs: how many runs a seed has when it is complete.
         scores: of the complete seeds, see `over_seeds`; None where no seed is complete.
     """
 
-    split: str
-    tta: str
-    subset: str
-    unit: str
-    parts: Mapping[SeedFold, Predictions]
-    folds: int
-    scores: dict[str, Any] | None = None
+    parts: Mapping[SeedFold, Predictions] = field(compare=False)
+    seed_runs: int
+    scores: dict[str, Any] | None = field(default=None, compare=False)
 
     def by_seed(self) -> dict[int, list[Predictions]]:
         """The predictions of each seed's runs."""
@@ -101,7 +96,7 @@ class Pool:
 
     def complete(self) -> dict[int, Predictions]:
         """The pooled predictions of each seed that has all its runs."""
-        pooled = {seed: join(parts) for seed, parts in self.by_seed().items() if len(parts) == self.folds}
+        pooled = {seed: join(parts) for seed, parts in self.by_seed().items() if len(parts) == self.seed_runs}
         return {seed: whole for seed, whole in pooled.items() if len(whole.index)}
 
 
@@ -134,14 +129,14 @@ def read_runs(runs: Sequence[Path], beton: Beton) -> list[SavedRun]:
         run = SavedRun(folder, folder.stored_config())
         if folder.stored_environment().get("beton_sha256") != beton.manifest.sha256:
             raise RunError(f"{path}: this run was trained on other data than {beton.path}")
-        known = read.setdefault(run.key, run)
+        known = read.setdefault(run.seed_fold, run)
         if known is not run:
-            seed, fold = run.key
+            seed, fold = run.seed_fold
             part = "the run" if fold is None else f"fold {fold}"
             raise RunError(f"{path}: {part} with seed {seed} is in {known.folder.path} too")
         first = next(iter(read.values()))
         different = differences(shared_config(first.config), shared_config(run.config))
-        if (first.key[1] is None) != (run.key[1] is None):
+        if (first.seed_fold[1] is None) != (run.seed_fold[1] is None):
             different.append("one of them holds a fold out")
         if different:
             raise RunError(f"{path}: its config is not that of {first.folder.path} ({'; '.join(different)})")
@@ -159,18 +154,24 @@ def pools(runs: Sequence[SavedRun], beton: Beton, split: str, tta: str) -> Itera
     """
     if not runs:
         return
-    whole = {run.key: run.predictions(beton, split, tta) for run in runs}
-    copied = {run.key: has_copy(beton, whole[run.key].index, split, run.config.data.holdout) for run in runs}
+    whole = {run.seed_fold: run.predictions(beton, run.key(beton, split, tta)) for run in runs}
+    copied = {
+        run.seed_fold: has_copy(beton, whole[run.seed_fold].index, split, run.config.data.holdout)
+        for run in runs
+    }
     subsets = {"all": whole}
     if any(flags.any() for flags in copied.values()):
-        subsets["no_copies"] = {key: part.select(~copied[key]) for key, part in whole.items()}
+        subsets["no_copies"] = {number: part.select(~copied[number]) for number, part in whole.items()}
     units: dict[str, Callable[[Predictions], Predictions]] = {"image": lambda part: part}
     if all((beton.sequence[part.index] >= 0).all() for part in whole.values()):
         units["sequence"] = lambda part: by_sequence(part, beton.sequence[part.index])
-    folds = len(folds_of(beton, runs[0].config)) or 1
+    together = replace(runs[0].key(beton, split, tta), fold=None, inner_fold=None)
     for subset, unit in itertools.product(subsets, units):
-        parts = {key: units[unit](part) for key, part in subsets[subset].items()}
-        pool = Pool(split, tta, subset, unit, parts, folds)
+        pool = Pool(
+            **vars(replace(together, subset=subset, unit=unit)),
+            parts={number: units[unit](part) for number, part in subsets[subset].items()},
+            seed_runs=len(folds_of(beton, runs[0].config)) or 1,
+        )
         yield replace(pool, scores=over_seeds(pool.complete(), beton))
 
 

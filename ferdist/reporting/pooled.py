@@ -10,7 +10,6 @@ import numpy as np
 
 from ferdist.errors import RunError
 from ferdist.evaluation import metrics
-from ferdist.evaluation.model import default_checkpoint
 from ferdist.evaluation.predictions import Predictions, join, side_by_side
 from ferdist.evaluation.records import OCCLUSION, Evaluation
 from ferdist.evaluation.robustness import correct_share
@@ -63,13 +62,7 @@ def _plain(network: Network, number: int) -> tuple[Evaluation, tuple[Predictions
     scores = metrics.quick_score(together)
     confusion = metrics.confusion(together)
     evaluation = Evaluation(
-        data=network.data,
-        beton_sha256=network.beton.manifest.sha256,
-        split=pool.split,
-        subset=pool.subset,
-        unit=pool.unit,
-        tta=pool.tta,
-        checkpoint=default_checkpoint(network.runs[0].config),
+        **vars(pool.key),
         samples=len(together.index) // len(seeds),
         accuracy=scores["accuracy"],
         interval=None if pool.scores is None else tuple(pool.scores["accuracy_ci95"]),

@@ -210,11 +210,11 @@ def _score_rows(network: Network, pool: Pool) -> Iterator[tuple[str, ...]]:
         )
     for seed, parts in pool.by_seed().items():
         together = join(parts)
-        if len(parts) < pool.folds and len(together.index):
+        if len(parts) < pool.seed_runs and len(together.index):
             partial = quick_score(together)
             yield (
                 *start,
-                f"seed {seed}, {len(parts)} of {count(pool.folds, 'fold')}",
+                f"seed {seed}, {len(parts)} of {count(pool.seed_runs, 'fold')}",
                 count(len(together.index)),
                 percent(partial["accuracy"], DIGITS),
                 MISSING,

@@ -64,7 +64,7 @@ def test_a_fold_that_fails_is_named_and_retried_alone(two_folds: Path, place: Pa
     assert [one["state"] for one in summary["cells"]] == ["finished", "finished"]
     pooled = summary["evaluations"][0]["over_seeds"]
     assert pooled["samples"] == open_beton(two_folds).manifest.samples
-    assert "Runs that are not finished" not in (folder / "summary.md").read_text()
+    assert "Unfinished runs" not in (folder / "summary.md").read_text()
 
 
 @pytest.fixture
