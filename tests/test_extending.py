@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from ferdist.errors import DataError
 from ferdist.evaluation import benchmark
 from ferdist.evaluation.benchmark import Benchmark, Cell, covered_fraction, grid, seen_in_training
 from ferdist.models import Task, build_model
+from ferdist.reporting import sections, write_report
 from launch import backends, train
 from tests.conftest import ROOT, TINY
 from tests.faults.processes import status_of
@@ -83,6 +85,15 @@ def test_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "odd.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"odd\.png: not named like KA\.AN1\.39\.tiff"):
         reader.read_jaffe(tmp_path)
+
+
+def test_a_figure(evaluated_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: dict[str, Any] = {}
+    exec(example("A figure"), names)
+    monkeypatch.setattr(sections, "SECTIONS", (*sections.SECTIONS, names["coverage"]))
+    page = write_report([evaluated_run], tmp_path / "report", faces=False)
+    assert "Selective prediction" in page.read_text()
+    assert (tmp_path / "report" / "figures" / "coverage.svg").is_file()
 
 
 @pytest.mark.slow
