@@ -150,21 +150,16 @@ def test_occlusion_draws() -> None:
         assert _has_share(fill[drawn] == code, 1 / 3)
 
 
-@pytest.mark.parametrize("name", ["rectangle", "circle"])
-def test_one_shape_only(name: str) -> None:
-    config = OcclusionConfig(shape=name)
-    assert [shape.trained for shape in config.shapes()] == [name]
-    shape = _only(occlusion=config).draw(500, SHAPE, _generator()).shape
-    assert shape is not None and (shape == 0).all()
-
-
-@pytest.mark.parametrize("name", ["constant", "mean", "noise"])
-def test_one_fill_only(name: str) -> None:
-    config = OcclusionConfig(fill=name)
-    assert [fill.trained for fill in config.fills()] == [name]
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [*(("shape", n) for n in ("rectangle", "circle")), *(("fill", n) for n in ("constant", "mean", "noise"))],
+)
+def test_one_shape_or_fill_only(key: str, name: str) -> None:
+    config = OcclusionConfig(**{key: name})
+    assert [one.trained for one in getattr(config, f"{key}s")()] == [name]
     draws = _only(occlusion=config).draw(500, SHAPE, _generator())
-    assert draws.fill is not None and (draws.fill == 0).all()
-    assert (draws.texture is not None) == (name == "noise")
+    assert (getattr(draws, key) == 0).all()
+    assert (draws.texture is not None) == (key == "shape" or name == "noise")
 
 
 def test_noise_draws() -> None:
@@ -239,28 +234,20 @@ def test_a_sample_is_not_touched_by_its_neighbours() -> None:
     assert not torch.equal(augment(images, draws)[1], augment(others_changed, draws)[1])
 
 
-def test_input_and_draws_stay_as_they_were() -> None:
+def test_only_the_result_has_another_dtype() -> None:
+    """Autocast and torch's default dtype change nothing either, and images and draws stay as they were."""
     augment, images = _augment(**FULL), _images()
     draws = augment.draw(8, SHAPE, _generator())
     images_before, draws_before = images.clone(), [None if f is None else f.clone() for f in draws]
-    first = augment(images, draws)
+    expected = augment(images, draws)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        result = augment(images, draws, dtype)
+        assert result.dtype == dtype
+        assert torch.equal(result, expected.to(dtype))
     assert torch.equal(images, images_before)
     assert all(a is None or torch.equal(a, b) for a, b in zip(draws, draws_before, strict=True))
-    assert torch.equal(augment(images, draws), first)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_dtypes_are_the_float32_result_rounded(dtype: torch.dtype) -> None:
-    augment, images = _augment(**FULL), _images()
-    draws = augment.draw(8, SHAPE, _generator())
-    result = augment(images, draws, dtype)
-    assert result.dtype == dtype
-    assert torch.equal(result, augment(images, draws).to(dtype))
-
-
-def test_the_default_dtype_of_torch_does_not_matter() -> None:
-    augment, images = _augment(**FULL), _images()
-    expected = augment(images, augment.draw(8, SHAPE, _generator()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(augment(images, augment.draw(8, SHAPE, _generator())), expected)
     torch.set_default_dtype(torch.float64)
     try:
         result = augment(images, augment.draw(8, SHAPE, _generator()))
@@ -268,14 +255,6 @@ def test_the_default_dtype_of_torch_does_not_matter() -> None:
         torch.set_default_dtype(torch.float32)
     assert result.dtype == torch.float32
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
-
-
-def test_autocast_does_not_round_anything() -> None:
-    augment, images = _augment(**FULL), _images()
-    expected = augment(images, augment.draw(8, SHAPE, _generator()))
-    with torch.autocast("cpu", torch.bfloat16):
-        result = augment(images, augment.draw(8, SHAPE, _generator()))
-    assert torch.equal(result, expected)
 
 
 def test_memory_format_does_not_matter() -> None:
@@ -319,24 +298,17 @@ def test_one_sample_one_pixel_and_no_sample() -> None:
         assert augment(_images(count, shape), draws).shape == (count, *shape)
 
 
-def test_images_must_be_bytes() -> None:
+def test_wrong_images_draws_and_statistics_are_refused() -> None:
     augment = _augment()
     with pytest.raises(ValueError, match=r"images must be uint8, not torch\.float32"):
         augment(_images() / 255, augment.draw(8, SHAPE, _generator()))
     with pytest.raises(ValueError, match="must be uint8"):
         normalise(_images().long(), [0.5], [0.25])
-
-
-def test_draws_of_another_batch_are_refused() -> None:
-    augment = _augment()
     with pytest.raises(ValueError, match="draws for 1 samples do not fit a batch of 8"):
         augment(_images(8), augment.draw(1, SHAPE, _generator()))
-
-
-@pytest.mark.parametrize(("mean", "std"), [([0.5], [0.0]), ([0.5], [0.2, 0.2]), ([0.5], [float("nan")])])
-def test_bad_statistics_are_refused(mean: list[float], std: list[float]) -> None:
-    with pytest.raises(DataError, match="std above 0"):
-        Augment(AugmentConfig(), mean, std)
+    for mean, std in (([0.5], [0.0]), ([0.5], [0.2, 0.2]), ([0.5], [float("nan")])):
+        with pytest.raises(DataError, match="std above 0"):
+            Augment(AugmentConfig(), mean, std)
 
 
 def test_pixels_never_ask_the_device_for_a_value() -> None:
