@@ -63,7 +63,7 @@ def test_a_grid_is_estimated_run_once_and_reported(configs: Path, tmp_path: Path
     text = (out / "table1.md").read_text()
     assert "| resnet18 | – |" in text
     assert "2 folds by subject, last of 2 epochs |" in text
-    assert "val, on which the best of 2 epochs was picked: leans upward |" in text
+    assert "val, which also picked the best of 2 epochs: biased upward |" in text
 
     again = start(*grid(configs, out))
     assert again.returncode == 0, again.stderr

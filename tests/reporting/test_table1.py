@@ -343,7 +343,7 @@ def test_a_second_scoring_of_test_is_marked(
     assert row[2] == f"{100 * expected:.2f}"
     assert row[8] == "test, best of 60 epochs on val; scored once"
     assert cells_of(text, "resnet18")[8].endswith("SCORED 3 TIMES: not independent")
-    assert "Test was scored more than once by a run of resnet18 (3 times): not independent any more." in text
+    assert "Test was scored more than once by a run of resnet18 (3 times): no longer independent." in text
 
 
 def test_val_never_stands_for_test(beton: Beton, tmp_path: Path) -> None:
@@ -353,9 +353,9 @@ def test_val_never_stands_for_test(beton: Beton, tmp_path: Path) -> None:
         group_by_data(load_networks([write_experiment(folder, {"": config}, beton, [Trial(None, 0)])]))
     )
     row = next(row for row in text.splitlines() if "(val)" in row)
-    assert "val, on which the best of 60 epochs was picked: leans upward" in row
+    assert "val, which also picked the best of 60 epochs: biased upward" in row
     assert row.startswith("| one |"), "an experiment of one config goes by its folder's name"
-    assert "Test was scored by no run." in text
+    assert "Test was not scored by any run." in text
 
 
 def test_an_experiment_without_a_finished_run_has_a_table_too(beton: Beton, tmp_path: Path) -> None:

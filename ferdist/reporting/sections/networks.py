@@ -15,7 +15,7 @@ def table1_section(group: table1.DataGroup) -> Section:
         f"table1-{group.data}",
         f"Table 1: {group.data}",
         tables=(table1.published_table(group), table1.pair_table(group.pairs)),
-        folded_tables=(table1.figures_table(group.networks),),
+        folded_tables=(table1.scores_table(group.networks),),
         points=(
             *table1.protocol_sentences(group),
             *table1.pair_sentences(group.pairs),
