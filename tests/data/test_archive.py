@@ -40,14 +40,11 @@ def test_a_folder_and_its_zip_read_the_same(tmp_path: Path) -> None:
         assert archive.names() == ["a/one.txt", "b/two.txt"]
         assert archive.folders() == ["a", "b"]
         assert archive.read("b/two.txt") == b"two"
-
-
-def test_empty_folders_are_listed(tmp_path: Path) -> None:
-    (tmp_path / "data" / "empty").mkdir(parents=True)
-    assert open_archive(tmp_path / "data").folders() == ["empty"]
-    with zipfile.ZipFile(tmp_path / "data.zip", "w") as target:
+    (tmp_path / "data" / "empty").mkdir()
+    assert "empty" in folder.folders()
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as target:
         target.mkdir("empty")
-    assert open_archive(tmp_path / "data.zip").folders() == ["empty"]
+    assert open_archive(tmp_path / "empty.zip").folders() == ["empty"]
 
 
 def test_checksum_of_a_folder_depends_on_what_was_read_not_on_the_order(tmp_path: Path) -> None:
@@ -156,12 +153,9 @@ def test_names_that_break_a_line_are_refused(tmp_path: Path, name: str) -> None:
     assert str(caught.value).isprintable()
 
 
-def test_names_in_any_language_are_read(tmp_path: Path) -> None:
+def test_names_in_any_language_and_with_backslashes_are_read(tmp_path: Path) -> None:
     name = "中文/9.41\u202fAM é.png"  # macOS puts narrow no-break spaces into names of screenshots
     assert open_archive(write_folder(tmp_path / "data", {name: b"x"})).names() == [name]
-
-
-def test_backslashes_separate_folders(tmp_path: Path) -> None:
     assert open_archive(write_zip(tmp_path / "data.zip", {"a\\b.txt": b"x"})).names() == ["a/b.txt"]
 
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from ferdist.data.audit import audit
 from ferdist.data.ckplus import read_ckplus
-from ferdist.data.record import FaceDataset, no_values
+from ferdist.data.record import FaceDataset
 from ferdist.data.synthetic import synthesize
 
 
@@ -17,19 +17,10 @@ def make_dataset(
     kinds: list[int], labels: list[int], split: list[int], fold: list[int] | None = None
 ) -> FaceDataset:
     """Samples of the same kind have the same pixels."""
-    samples = len(kinds)
     pictures = np.random.default_rng(0).integers(0, 256, (max(kinds) + 1, 1, 6, 6), dtype=np.uint8)
-    return FaceDataset(
-        name="mine",
-        images=pictures[kinds],
-        labels=np.array(labels),
-        split=np.array(split),
-        subject=no_values(samples),
-        sequence=no_values(samples),
-        fold=no_values(samples) if fold is None else np.array(fold),
-        source_id=[str(i) for i in range(samples)],
-        classes=("a", "b"),
-    )
+    names = [str(row) for row in range(len(kinds))]
+    dataset = FaceDataset.of("mine", pictures[kinds], labels, ("a", "b"), names, split=split)
+    return dataset if fold is None else replace(dataset, fold=np.array(fold))
 
 
 def test_copies_conflicts_and_leaks_between_splits() -> None:

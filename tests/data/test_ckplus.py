@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import zipfile
+import shutil
 from pathlib import Path
 
 import h5py
@@ -62,17 +62,6 @@ def test_ck48(tmp_path: Path) -> None:
     assert dataset.source_id[0] == "anger/S005_001_00000009.png"
     assert (dataset.images[0, 0] == random_image(3)).all()
     assert set(dataset.split) == set(dataset.fold) == {-1}
-
-
-def test_ck48_zip_reads_the_same(tmp_path: Path) -> None:
-    root = write_ck48(tmp_path / "CK+48")
-    with zipfile.ZipFile(tmp_path / "ck.zip", "w") as target:
-        for file in root.rglob("*.png"):
-            target.write(file, file.relative_to(tmp_path))
-    folder, packed = read_ckplus(root), read_ckplus(tmp_path / "ck.zip")
-    assert (folder.images == packed.images).all()
-    assert folder.subject.tolist() == packed.subject.tolist()
-    assert folder.labels.tolist() == packed.labels.tolist()
 
 
 @pytest.mark.parametrize(
@@ -198,13 +187,13 @@ def test_bad_h5_files(tmp_path: Path) -> None:
 LANDMARKS = np.array([[20.0, 30.0], [80.0, 35.0], [50.0, 90.0]])
 
 
-def write_original(root: Path) -> Path:
+def write_original(root: Path, *, blank: bool = False) -> Path:
     """Two labelled sequences of five frames, one without a label."""
     for number, (sequence, emotion) in enumerate({"S005/001": 3, "S010/002": 2, "S010/003": None}.items()):
         stem = sequence.replace("/", "_")
         for frame in range(1, 6):
             name = f"{stem}_{frame:08}"
-            image = random_image(10 * number + frame, 120, 160)
+            image = random_image(10 * number + frame, 120, 160) * np.uint8(not blank)
             save(root / "cohn-kanade-images" / sequence / f"{name}.png", image)
             points = root / "Landmarks" / sequence / f"{name}_landmarks.txt"
             points.parent.mkdir(parents=True, exist_ok=True)
@@ -228,11 +217,15 @@ def test_original_tree(tmp_path: Path) -> None:
 
 
 def test_original_tree_with_neutral(tmp_path: Path) -> None:
-    dataset = read_ckplus(write_original(tmp_path / "CK+"), classes=8)
+    root = write_original(tmp_path / "CK+")
+    dataset = read_ckplus(root, classes=8)
     assert dataset.classes == CKPLUS8_CLASSES
     names = [dataset.classes[label] for label in dataset.labels]
     assert names == ["neutral", *["disgust"] * 3, "neutral", *["contempt"] * 3]
     assert dataset.source_id[0].endswith("S005_001_00000001.png")
+    (root / "Emotion").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="put the Emotion folder beside"):
+        read_ckplus(root)
 
 
 @pytest.mark.parametrize(
@@ -265,13 +258,6 @@ def test_original_tree_with_a_wrong_file(tmp_path: Path, file: str, text: str | 
         read_ckplus(root)
 
 
-def test_original_tree_without_emotions(tmp_path: Path) -> None:
-    root = write_original(tmp_path / "CK+")
-    (root / "Emotion").rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match="put the Emotion folder beside"):
-        read_ckplus(root)
-
-
 # Real data
 
 
@@ -281,13 +267,6 @@ def test_real_ck48(real_data: Path) -> None:
     assert dict(zip(dataset.classes, counts.tolist(), strict=True)) == REAL_COUNTS
     assert (len(dataset), len(dataset.sequence_names), len(dataset.subject_names)) == (981, 327, 118)
     assert (np.bincount(dataset.sequence) == 3).all()
-
-
-def test_real_h5_is_the_same_images(real_data: Path) -> None:
-    ck48 = read_ckplus(real_data / "ckplus48.zip")
-    h5 = read_ckplus(real_data / "CK_data.h5", subjects_from=real_data / "ckplus48.zip")
-    for name in ("images", "labels", "subject", "sequence"):
-        assert np.array_equal(getattr(h5, name), getattr(ck48, name)), name
 
 
 def _photograph(face: Images) -> Images:
@@ -322,12 +301,7 @@ def test_without_landmarks_a_detector_frames_faces_as_ckplus48_does(tmp_path: Pa
 
 
 def test_a_frame_without_a_face_is_named(tmp_path: Path) -> None:
-    folder = tmp_path / "cohn-kanade-images" / "S001" / "001"
-    folder.mkdir(parents=True)
-    for frame in range(3):
-        Image.new("L", (640, 490), 90).save(folder / f"S001_001_{frame + 1:08d}.png")
-    emotion = tmp_path / "Emotion" / "S001" / "001"
-    emotion.mkdir(parents=True)
-    (emotion / "S001_001_00000003_emotion.txt").write_text("   1.0000000e+00\n")
-    with pytest.raises(DataError, match=r"S001_001_00000001\.png: the detector finds no face"):
-        read_ckplus(tmp_path)
+    root = write_original(tmp_path / "CK+", blank=True)
+    shutil.rmtree(root / "Landmarks")
+    with pytest.raises(DataError, match=r"S005_001_00000003\.png: the detector finds no face"):
+        read_ckplus(root)

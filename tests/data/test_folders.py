@@ -54,14 +54,6 @@ def test_split_folders(tmp_path: Path, val: str, packed: bool) -> None:
     assert dataset.images.shape == (6, 1, 48, 48)
 
 
-def test_zip_with_only_a_train_folder(tmp_path: Path) -> None:
-    for class_name in ("a", "b"):
-        save(tmp_path / "data" / "train" / class_name / "x.png")
-    dataset = read_folders(pack(tmp_path / "data", prefix="outer/"), "mine")
-    assert dataset.classes == ("a", "b")
-    assert dataset.split.tolist() == [0, 0]
-
-
 def test_one_colour_image_makes_the_data_set_colour(tmp_path: Path) -> None:
     save(tmp_path / "data/a/gray.png", Image.new("L", (8, 8), 7))
     save(tmp_path / "data/b/rgb.png", Image.new("RGB", (8, 8), (7, 7, 7)))

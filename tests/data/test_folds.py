@@ -8,24 +8,19 @@ import pytest
 
 from ferdist.data.ckplus import read_ckplus
 from ferdist.data.folds import assign_folds, check_folds, fold_evenness, unevenness
-from ferdist.data.record import FaceDataset, Integers, no_values
+from ferdist.data.record import FaceDataset, Integers
 from ferdist.errors import DataError
 
 
 def make_dataset(subjects: int = 30, per_subject: int = 7, *, with_subjects: bool = True) -> FaceDataset:
     samples = subjects * per_subject
-    subject = np.repeat(np.arange(subjects), per_subject) if with_subjects else no_values(samples)
-    return FaceDataset(
-        name="mine",
-        images=np.zeros((samples, 1, 2, 2), dtype=np.uint8),
-        labels=np.random.default_rng(0).integers(0, 3, samples),
-        split=no_values(samples),
-        subject=subject,
-        sequence=no_values(samples),
-        fold=no_values(samples),
-        source_id=[str(i) for i in range(samples)],
-        classes=("a", "b", "c"),
-        subject_names=tuple(f"S{i}" for i in range(subjects)),
+    return FaceDataset.of(
+        "mine",
+        np.zeros((samples, 1, 2, 2), dtype=np.uint8),
+        np.random.default_rng(0).integers(0, 3, samples),
+        ("a", "b", "c"),
+        [str(row) for row in range(samples)],
+        subjects=[f"S{row // per_subject:02d}" if with_subjects else "" for row in range(samples)],
     )
 
 

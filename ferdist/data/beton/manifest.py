@@ -17,19 +17,19 @@ from ferdist.data.record import NAME, NAME_RULE, SPLITS, FaceDataset, Images, In
 from ferdist.errors import DataError
 
 SCHEMA: Final = 1
-SAMPLE_COLUMNS: Final = (
-    "index",
-    "source_id",
-    "label",
-    "class",
-    "split",
-    "subject",
-    "sequence",
-    "fold",
-    "copy_group",
-)
-_TEXT_COLUMNS: Final = ("source_id", "class", "split", "subject", "sequence")
-_NUMBER_COLUMNS: Final = ("index", "label", "copy_group")
+SAMPLE_COLUMNS: Final = {
+    "index": "int64",
+    "source_id": "str",
+    "label": "int64",
+    "class": "str",
+    "split": "str",
+    "subject": "str",
+    "sequence": "str",
+    "fold": "Int64",
+    "copy_group": "int64",
+}
+"""Columns of ``X.samples.csv`` with their types in pandas; where there is none, text is "" and a fold NA."""
+
 _AGAIN: Final = "run `ferdist prepare` again"
 
 
@@ -144,43 +144,20 @@ class Manifest:
 
 
 def count_splits(label: Integers, split: Integers, classes: int) -> dict[str, SplitCounts]:
-    """Count samples and classes per split.
-
-    Args:
-        label: int64 (N,), 0 to classes - 1.
-        split: int64 (N,), index into ``SPLITS`` or -1.
-        classes: number of classes.
-
-    Returns:
-        Counts by name of each split that has samples.
-    """
-    return {
-        name: _count(label[split == code], classes)
-        for code, name in enumerate(SPLITS)
-        if (split == code).any()
-    }
+    """Counts by name of each split that has samples, from ``label`` and ``split``, int64 (N,)."""
+    parts = {name: split == code for code, name in enumerate(SPLITS)}
+    return {name: _count(label[part], classes) for name, part in parts.items() if part.any()}
 
 
 def count_folds(
     label: Integers, fold: Integers, subjects: npt.NDArray[np.object_], classes: int
 ) -> dict[str, FoldCounts]:
-    """Count samples and classes per fold, and list each fold's subjects.
-
-    Args:
-        label: int64 (N,), 0 to classes - 1.
-        fold: int64 (N,), fold number or -1.
-        subjects: str (N,), the subject's name or "".
-        classes: number of classes.
-
-    Returns:
-        Counts by fold number as text; subjects sorted, without the empty name.
-    """
-    counts: dict[str, FoldCounts] = {}
-    for number in np.unique(fold[fold >= 0]):
-        held_out = fold == number
-        names = sorted(set(subjects[held_out].tolist()) - {""})
-        counts[str(number)] = {**_count(label[held_out], classes), "subjects": names}
-    return counts
+    """Counts by fold number, from ``label`` and ``fold``, int64 (N,), and subjects by name, "" for none."""
+    parts = {str(number): fold == number for number in np.unique(fold[fold >= 0])}
+    return {
+        number: {**_count(label[part], classes), "subjects": sorted(set(subjects[part].tolist()) - {""})}
+        for number, part in parts.items()
+    }
 
 
 def pixel_statistics(images: Images, split: Integers, fold: Integers) -> dict[str, Any]:
@@ -259,37 +236,23 @@ def samples_table(
         raise DataError(
             f"{dataset.name}: {len(extra_columns)} rows of extra columns for {len(table)} samples"
         )
-    clash = sorted(set(map(str, extra_columns.columns)) & set(SAMPLE_COLUMNS))
-    if clash:
-        raise DataError(f"{dataset.name}: the extra column {clash[0]!r} is one of the table's own; rename it")
     return pd.concat([table, extra_columns.reset_index(drop=True)], axis="columns")
 
 
 def read_samples(path: Path) -> pd.DataFrame:
-    """Read ``X.samples.csv``.
-
-    Args:
-        path: the csv file.
-
-    Returns:
-        index, label and copy_group as int64; source_id, class, split, subject and sequence as str ("" for
-        none); fold as Int64 (NA for none); extra columns as pandas infers them.
+    """Read ``X.samples.csv``: ``SAMPLE_COLUMNS``, then extra columns as pandas infers them.
 
     Raises:
-        DataError: if the file cannot be read, lacks a column, or holds something other than whole numbers in
-            a number column.
+        DataError: if the file cannot be read, lacks a column, or holds something other than integers in a
+            number column.
     """
     try:
         columns = pd.read_csv(path, nrows=0).columns
         table = pd.read_csv(
             path,
-            dtype={
-                **dict.fromkeys(_TEXT_COLUMNS, "str"),
-                **dict.fromkeys(_NUMBER_COLUMNS, "int64"),
-                "fold": "Int64",
-            },
+            dtype=SAMPLE_COLUMNS,
             keep_default_na=False,  # a subject may be called NA
-            na_values={column: [""] for column in columns if column not in _TEXT_COLUMNS},
+            na_values={column: [""] for column in columns if SAMPLE_COLUMNS.get(column) != "str"},
         )
     except OSError as error:
         raise DataError(f"{path}: cannot read the table of samples: {error.strerror}; {_AGAIN}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from ferdist.data.audit import audit
 from ferdist.data.beton import write_beton
-from ferdist.data.record import FaceDataset, no_values
+from ferdist.data.record import FaceDataset
 
 CLASSES = ("angry", "happy", "sad")
 
@@ -20,37 +21,26 @@ def _faces(samples: int = 60, *, shape: tuple[int, int, int] = (1, 12, 10), seed
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (samples, *shape), dtype=np.uint8)
     images[-1] = images[0]  # a copy
-    return FaceDataset(
-        name="faces",
-        images=images,
-        labels=generator.integers(0, len(CLASSES), samples),
-        split=np.array([0, 0, 1, 2])[np.arange(samples) % 4],
-        subject=no_values(samples),
-        sequence=no_values(samples),
-        fold=no_values(samples),
-        source_id=[str(row) for row in range(samples)],
-        classes=CLASSES,
-        sources={"faces.csv": "0" * 64},
-    )
+    split = np.array([0, 0, 1, 2])[np.arange(samples) % 4]
+    labels, names = generator.integers(0, len(CLASSES), samples), [str(row) for row in range(samples)]
+    sources = {"faces.csv": "0" * 64}
+    return FaceDataset.of("faces", images, labels, CLASSES, names, split=split, sources=sources)
 
 
 def _videos(samples: int = 60, *, folds: int = 4, seed: int = 0) -> FaceDataset:
     """Random images of ten subjects in folds, without splits; sequences of three frames."""
     generator = np.random.default_rng(seed)
     subject = np.arange(samples) // 3 % 10
-    return FaceDataset(
-        name="videos",
-        images=generator.integers(0, 256, (samples, 3, 6, 8), dtype=np.uint8),
-        labels=generator.integers(0, len(CLASSES), samples),
-        split=no_values(samples),
-        subject=subject,
-        sequence=np.arange(samples) // 3,
-        fold=subject % folds,
-        source_id=[f'S{row},"{row}".png' for row in range(samples)],
-        classes=CLASSES,
-        subject_names=("NA", *(f"S{number:03d}" for number in range(1, 10))),
-        sequence_names=tuple(f"Q{number}" for number in range(-(-samples // 3))),
+    dataset = FaceDataset.of(
+        "videos",
+        generator.integers(0, 256, (samples, 3, 6, 8), dtype=np.uint8),
+        generator.integers(0, len(CLASSES), samples),
+        CLASSES,
+        [f'S{row},"{row}".png' for row in range(samples)],
+        subjects=[f"S{number:03d}" if number else "NA" for number in subject],
+        sequences=[f"Q{row // 3:02d}" for row in range(samples)],
     )
+    return replace(dataset, fold=subject % folds)
 
 
 @pytest.fixture
