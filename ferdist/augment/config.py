@@ -10,33 +10,22 @@ occlusion and noise.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeGuard
 
 from ferdist.augment.kinds import FILLS, Fill, Shape, trained_shapes
 from ferdist.errors import ConfigError
 
-Bounds = tuple[float, float]
 
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_numbers(part: str, config: object, **allowed: Bounds) -> None:
-    for key, (low, high) in allowed.items():
-        value = getattr(config, key)
-        if not (_is_number(value) and low <= value <= high):
-            raise ConfigError(f"augment.{part}.{key} is {value!r}: give a number from {low:g} to {high:g}")
-
-
-def _check_ranges(part: str, config: object, **allowed: Bounds) -> None:
-    for key, (low, high) in allowed.items():
-        value = getattr(config, key)
-        is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
-        if not (is_pair and low <= value[0] <= value[1] <= high):
-            raise ConfigError(
-                f"augment.{part}.{key} is {value!r}: give [low, high] with {low:g} <= low <= high <= {high:g}"
-            )
+def _check(part: str, config: object, **allowed: tuple[float, float] | list[float]) -> None:
+    """Refuse numbers outside of (low, high), and ranges that do not lie within [low, high]."""
+    for key, bounds in allowed.items():
+        value, (low, high) = getattr(config, key), bounds
+        is_range = isinstance(bounds, list)
+        numbers = value if is_range and isinstance(value, list | tuple) else [value]
+        known = all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
+        if not (known and len(numbers) == 1 + is_range and low <= numbers[0] <= numbers[-1] <= high):
+            within = f"[low, high] with {low:g} <= low <= high <= {high:g}"
+            wanted = within if is_range else f"a number from {low:g} to {high:g}"
+            raise ConfigError(f"augment.{part}.{key} is {value!r}: give {wanted}")
 
 
 def _check_choice(key: str, value: str, choices: list[str]) -> None:
@@ -63,9 +52,8 @@ class GeometryConfig:
     translate: float = 0.1
 
     def __post_init__(self) -> None:
-        bounds = {"flip": (0, 1), "probability": (0, 1), "rotate": (0, 180), "translate": (0, 1)}
-        _check_numbers("geometry", self, **bounds)
-        _check_ranges("geometry", self, scale=(0.1, 10))
+        _check("geometry", self, flip=(0, 1), probability=(0, 1), rotate=(0, 180))
+        _check("geometry", self, scale=[0.1, 10], translate=(0, 1))
 
 
 @dataclass
@@ -83,7 +71,7 @@ class PhotometricConfig:
     contrast: float = 0.25
 
     def __post_init__(self) -> None:
-        _check_numbers("photometric", self, probability=(0, 1), brightness=(0, 1), contrast=(0, 1))
+        _check("photometric", self, probability=(0, 1), brightness=(0, 1), contrast=(0, 1))
 
 
 @dataclass
@@ -109,9 +97,8 @@ class OcclusionConfig:
     value: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_numbers("occlusion", self, probability=(0, 1), value=(0, 1))
+        _check("occlusion", self, probability=(0, 1), area=[0, 1], aspect=[0.01, 100], value=(0, 1))
         _check_choice("occlusion.shape", self.shape, [*trained_shapes(), "both"])
-        _check_ranges("occlusion", self, area=(0, 1), aspect=(0.01, 100))
         _check_choice("occlusion.fill", self.fill, [*(fill.trained for fill in FILLS), "random"])
 
     def shapes(self) -> tuple[Shape, ...]:
@@ -137,8 +124,7 @@ class NoiseConfig:
     sigma: list[float] = field(default_factory=lambda: [0.0, 0.1])
 
     def __post_init__(self) -> None:
-        _check_numbers("noise", self, probability=(0, 1))
-        _check_ranges("noise", self, sigma=(0, 1))
+        _check("noise", self, probability=(0, 1), sigma=[0, 1])
 
 
 @dataclass
@@ -154,7 +140,7 @@ class MixupConfig:
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_numbers("mixup", self, probability=(0, 1), alpha=(0.01, 100))
+        _check("mixup", self, probability=(0, 1), alpha=(0.01, 100))
 
 
 @dataclass

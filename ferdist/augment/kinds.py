@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri
 from torch import Tensor
 
+from ferdist.augment.noise import normal_quantiles
 from ferdist.data.record import Images, Integers
 from ferdist.errors import ConfigError, DataError
 
@@ -143,7 +143,7 @@ class Occlusion(ABC):
 
     Attributes:
         name: in results.json and of ``--kinds``.
-        number: its place in the benchmark and part of its streams' keys: unique, and never changed.
+        number: part of its random streams' keys: unique, and never changed.
         severities: how many it has.
         fills: what it can be filled with.
         graded: whether its severities are covered areas, so that accuracy has a curve over them.
@@ -205,7 +205,7 @@ class Occlusion(ABC):
 
 
 KINDS: Final[dict[str, Occlusion]] = {}
-"""All kinds by name, in the order of their numbers."""
+"""All kinds by name, in the order of the benchmark."""
 Kind = TypeVar("Kind", bound=type[Occlusion])
 
 
@@ -218,9 +218,7 @@ def register(kind: Kind) -> Kind:
     for other in KINDS.values():
         if kind.name == other.name or kind.number == other.number:
             raise ConfigError(f"{kind.__name__}: {other.name!r} already has the name or the number")
-    kinds = sorted([*KINDS.values(), kind()], key=lambda one: one.number)
-    KINDS.clear()
-    KINDS.update((one.name, one) for one in kinds)
+    KINDS[kind.name] = kind()
     return kind
 
 
@@ -489,8 +487,7 @@ class GaussianNoise(Noise):
     amounts = (0.08, 0.12, 0.18, 0.26, 0.38)
 
     def cover(self, images: Images, fill: Fill, stream: Stream, faces: Faces) -> Images:
-        # 65,536 equally likely levels, rounded to whole gray levels: finer than the 256 of an image.
-        quantiles = ndtri((np.arange(2**16) + 0.5) / 2**16)
+        quantiles = normal_quantiles().numpy()
         levels = np.rint(255 * self.amounts[stream.severity - 1] * quantiles).astype(np.int16)
         noisy = images + levels[self.halfwords(images, stream)]
         return np.asarray(noisy.clip(0, 255), dtype=np.uint8)

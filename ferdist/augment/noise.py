@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-_LEVELS = 2**16
+LEVELS = 2**16
 
 
 def _random_words(size: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -24,11 +24,14 @@ def _random_words(size: int, dtype: torch.dtype, generator: torch.Generator) -> 
 
 
 @cache
-def _normal_quantiles(device: torch.device) -> Tensor:
-    """float32 (65536,): the normal quantiles at the middles of 65,536 equally likely intervals."""
-    middles = (torch.arange(_LEVELS, dtype=torch.float64) + 0.5) / _LEVELS
+def normal_quantiles(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> Tensor:
+    """The normal quantiles at the middles of 65,536 equally likely intervals: (65536,), not to be changed.
+
+    They reach to +-4.3 and are finer than the 256 gray levels that they are added to.
+    """
+    middles = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
     quantiles: Tensor = torch.special.ndtri(middles)
-    return quantiles.to(device, torch.float32)
+    return quantiles.to(device, dtype)
 
 
 def uniform_bytes(shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -39,11 +42,10 @@ def uniform_bytes(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 def standard_normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """float32 Gaussian noise of the given shape, mean 0, standard deviation 1.
 
-    By the inverse of the distribution function at 16 bits: 65,536 equally likely values up to +-4.3, finer
-    than the 256 gray levels that it is added to, at half the cost of `torch.randn` on a CPU.
+    One of `normal_quantiles` for each value, at half the cost of `torch.randn` on a CPU.
     """
-    index = _random_words(math.prod(shape), torch.int16, generator).to(torch.int32).add_(_LEVELS // 2)
-    return _normal_quantiles(generator.device).index_select(0, index).view(*shape)
+    index = _random_words(math.prod(shape), torch.int16, generator).to(torch.int32).add_(LEVELS // 2)
+    return normal_quantiles(generator.device, torch.float32).index_select(0, index).view(*shape)
 
 
 def add_noise_(images: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

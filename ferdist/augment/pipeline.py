@@ -10,7 +10,7 @@ The order of operations, all in float32 where black is 0 and white 1:
 2. Flip, rotation, scale and translation, in one resampling: interpolating twice would blur twice. A flip
    alone moves pixels and interpolates nothing.
 3. Brightness and contrast: the light on the face, after the pose and before anything that lies in front.
-4. Occlusion, so that the occluder keeps sharp edges and exactly the fill that was asked for.
+4. Occlusion, so that the occluder keeps its sharp edges and exactly its fill.
 5. Gaussian noise: the camera sees the occluder too.
 6. Normalisation last, so that every number of the configuration is in units of white, whatever the data's
    mean and standard deviation; the fill `mean` becomes exactly 0.
@@ -77,7 +77,7 @@ class Augment:
     Args:
         config: what to do.
         mean: per channel, of the training data, in [0, 1].
-        std: likewise, above 0.
+        std: per channel, above 0.
 
     Raises:
         DataError: if mean and std differ in length or a std is not above 0.
@@ -237,7 +237,7 @@ def normalise(
 
 
 def denormalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """The inverse of `normalise`, to look at: float (B, C, H, W) back to float32 in [0, 1], clamped."""
+    """The inverse of `normalise`, for display: float (B, C, H, W) back to float32 in [0, 1], clamped."""
     pixels = images.to(torch.float32)
     return (pixels * _per_channel(std, pixels) + _per_channel(mean, pixels)).clamp_(0, 1)
 
