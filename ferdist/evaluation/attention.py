@@ -96,7 +96,7 @@ def _look(network: nn.Module, images: Images, mean: Sequence[float], std: Sequen
         fine = COARSEST * output.shape[2] >= height and COARSEST * output.shape[3] >= width
         if isinstance(module, SpatialAttention):
             gates[(output.shape[2], output.shape[3])] = output.detach()[:, 0].float().cpu().numpy()
-        elif fine and output.requires_grad and output.shape[1] > 1:  # a gate of one channel is no features
+        elif fine and output.requires_grad and output.shape[1] > 1:  # a gate of one channel does not count
             features[:] = [output]
 
     # What CAM explains is the network's use of the pixels: they carry the gradient, frozen weights or not.
@@ -108,7 +108,7 @@ def _look(network: nn.Module, images: Images, mean: Sequence[float], std: Sequen
             predicted = scores.argmax(1)
             if not features:
                 raise RunError(
-                    f"no features with a pixel for each {COARSEST} of the image: there is no Grad-CAM"
+                    f"no Grad-CAM: the network has no features with a pixel for every {COARSEST} of the image"
                 )
             (gradient,) = torch.autograd.grad(scores.gather(1, predicted[:, None]).sum(), features)
     finally:

@@ -44,7 +44,7 @@ def show_benchmark(
                 board.add_image(tag, sheet, dataformats="HWC")
                 board.add_text(tag, _legend(looked, classes))
     except OSError as error:
-        _log.warning("%s: not written, TensorBoard lacks the benchmark: %s", folder, error.strerror)
+        _log.warning("%s: not written, so TensorBoard lacks the benchmark: %s", folder, error.strerror)
 
 
 def _legend(watched: Watched, classes: Sequence[str]) -> str:
@@ -57,5 +57,5 @@ def _legend(watched: Watched, classes: Sequence[str]) -> str:
             for rows in (looks.probabilities for looks in watched.looks)
         ]
         true = classes[watched.label[row]]
-        lines.append(f"- sample {index}, {true}: taken for {said[0]}, covered for {said[1]}")
+        lines.append(f"- sample {index}, {true}: predicted {said[0]}, when covered {said[1]}")
     return "\n".join(lines)

@@ -88,11 +88,11 @@ def evaluate(
     if plan.reference is not None and not plan.cells:
         raise ConfigError("--reference compares under occlusion: give --occlusion too")
     if plan.lists and split != "test":
-        raise ConfigError("the published lists name images of test: give --split test")
+        raise ConfigError("the published lists name test images: give --split test")
     with join_world(device) as world:
         trained = load_trained(model, checkpoint, world.device, trust_code=trust_code)
         if data is None and trained.weights is not None:
-            raise ConfigError(f"{model}: exported weights come without data: give --data FILE.beton")
+            raise ConfigError(f"{model}: exported weights do not name their data: give --data FILE.beton")
         beton = open_beton(data or Path(trained.card.config.data.path), checksum=True)
         folder = RunFolder(Path(model)) if trained.weights is None else _folder_of_weights(trained)
         return evaluate_trained(trained, beton, world, folder, split=split, plan=plan, tta=tta)
@@ -113,7 +113,7 @@ def _folder_of_weights(trained: TrainedModel) -> RunFolder:
     }
     if folder.config.exists() and folder.stored_environment() != record:
         raise RunError(
-            f"{folder.path}: the evaluations there are of other weights than {trained.weights}: "
+            f"{folder.path}: holds evaluations of weights other than {trained.weights}: "
             "move the folder away or rename the weights"
         )
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -365,11 +365,11 @@ def check_fit(card: ModelCard, beton: Beton, labels: Labels) -> None:
     shape = (image["channels"], image["height"], image["width"])
     wanted = (card.task.channels, card.task.height, card.task.width)
     if shape != wanted:
-        raise DataError(f"{beton.path}: images are {shape} (C, H, W), but the model takes {wanted}")
+        raise DataError(f"{beton.path}: images are {shape} (C, H, W), but the model expects {wanted}")
     if labels.classes != card.classes:
         raise DataError(
             f"{beton.path}: classes are {', '.join(labels.classes)}, "
-            f"but the model knows {', '.join(card.classes)}"
+            f"but the model's are {', '.join(card.classes)}"
         )
 
 

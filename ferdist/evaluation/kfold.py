@@ -50,7 +50,7 @@ def kfold_summary(runs: Sequence[Path], beton: Beton) -> dict[str, Any]:
     for run in read:
         if run.config.data.fold is None:
             raise RunError(
-                f"{run.folder.path}: this run holds no fold out: train it with data.fold=0 and so on"
+                f"{run.folder.path}: this run does not hold out a fold: train it with data.fold=0 and so on"
             )
     subjects = beton.subject >= 0
     held = np.unique(np.column_stack([beton.subject, beton.fold])[subjects & (beton.fold >= 0)], axis=0)

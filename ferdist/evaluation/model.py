@@ -109,7 +109,9 @@ def load_trained(
     exported = weights.find(model)
     if exported is not None:
         if which is not None:
-            raise ConfigError(f"--checkpoint is {which}, but {exported} holds one only: leave it out")
+            raise ConfigError(
+                f"--checkpoint is {which}, but {exported} holds a single checkpoint: leave the option out"
+            )
         return _load_exported(exported, device, trust_code)
     folder = RunFolder(Path(model))
     if not folder.path.exists():
@@ -125,7 +127,7 @@ def load_trained(
         path = folder.checkpoints
         newest = checkpoint.load_newest(path)
         if newest is None:
-            raise RunError(f"{path}: there is no checkpoint that can be read: train the run first")
+            raise RunError(f"{path}: no readable checkpoint: train the run first")
         state = newest
     else:
         path = Path(which)
@@ -135,7 +137,7 @@ def load_trained(
         network = _network(card, state["ema"], device, trust_code)
     other = differences(stored, card.config)
     if other:
-        raise RunError(f"{path}: the checkpoint of another run than {model} ({'; '.join(other[:3])})")
+        raise RunError(f"{path}: not a checkpoint of {model} ({'; '.join(other[:3])})")
     return TrainedModel(network, card, which, int(state["step"]))
 
 
@@ -143,8 +145,8 @@ def _load_exported(path: Path, device: torch.device, trust_code: bool) -> Traine
     tensors, facts = weights.read(path)
     if "config" not in facts:
         raise RunError(
-            f"{path}: its metadata has no config, so `ferdist export` has not written it: "
-            "it serves as model.pretrained only"
+            f"{path}: its metadata has no config, so `ferdist export` did not write it: "
+            "it can only serve as model.pretrained"
         )
     with _readable(path):
         card = ModelCard.from_dict(facts, path)

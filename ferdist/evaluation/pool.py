@@ -128,18 +128,20 @@ def read_runs(runs: Sequence[Path], beton: Beton) -> list[SavedRun]:
         folder = RunFolder(path)
         run = SavedRun(folder, folder.stored_config())
         if folder.stored_environment().get("beton_sha256") != beton.manifest.sha256:
-            raise RunError(f"{path}: this run was trained on other data than {beton.path}")
+            raise RunError(f"{path}: this run was not trained on {beton.path}")
         known = read.setdefault(run.seed_fold, run)
         if known is not run:
             seed, fold = run.seed_fold
             part = "the run" if fold is None else f"fold {fold}"
-            raise RunError(f"{path}: {part} with seed {seed} is in {known.folder.path} too")
+            raise RunError(f"{path}: {part} with seed {seed} is also in {known.folder.path}")
         first = next(iter(read.values()))
         different = differences(shared_config(first.config), shared_config(run.config))
         if (first.seed_fold[1] is None) != (run.seed_fold[1] is None):
-            different.append("one of them holds a fold out")
+            different.append("only one of them holds out a fold")
         if different:
-            raise RunError(f"{path}: its config is not that of {first.folder.path} ({'; '.join(different)})")
+            raise RunError(
+                f"{path}: its config differs from that of {first.folder.path} ({'; '.join(different)})"
+            )
     return [run for _, run in sorted(read.items(), key=lambda item: (item[0][0], item[0][1] or 0))]
 
 

@@ -24,7 +24,7 @@ def listed_samples(beton: Beton, path: Path, labels: Labels) -> tuple[Integers, 
         beton: FER2013, prepared with --ferplus.
         path: ``occlusion_ferplus_list.txt`` or ``pose_30_ferplus_list.txt``.
         labels: the model's. FER2013's seven classes stay FER2013's labels. For FER+'s eight classes the
-            list's own labels are taken, as in the published figures: a few of them are not the majority.
+            list's own labels are taken, as for the published scores: a few of them are not the majority.
 
     Returns:
         int64 (M,) sample numbers, ascending, and labels in which no other sample can be scored.
@@ -44,7 +44,7 @@ def listed_samples(beton: Beton, path: Path, labels: Labels) -> tuple[Integers, 
     for listed in read_name_list(path):
         if listed.image_name not in number:
             raise DataError(
-                f"{path}: {listed.image_name} is no image of test in {beton.path}: give the published list "
+                f"{path}: {listed.image_name} is not a test image of {beton.path}: give the published list "
                 "and the original fer2013.csv and fer2013new.csv"
             )
         sample = number[listed.image_name]

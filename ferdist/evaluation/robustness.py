@@ -31,9 +31,7 @@ def correct_share(seeds: Sequence[Predictions]) -> npt.NDArray[np.float64]:
     for seed in seeds[1:]:
         check_same_samples(first, seed)
         if (seed.cells, seed.checksums) != (first.cells, first.checksums):
-            raise RunError(
-                "the seeds were not evaluated under the same occlusion: evaluate all of them alike"
-            )
+            raise RunError("the seeds were evaluated under different occlusion: evaluate all of them alike")
     return np.asarray(np.mean([seed.correct() for seed in seeds], axis=0, dtype=float))
 
 
@@ -173,7 +171,9 @@ def compare_benchmarks(owns: Sequence[Predictions], references: Sequence[Predict
         if cell in reference.cells
     ]
     if not pairs:
-        raise RunError("the two runs have no cell of the benchmark in common")
+        raise RunError(
+            "the two runs share no cell of the benchmark: evaluate both with the same --kinds and --fills"
+        )
     for mine, theirs in pairs:
         if own.checksums[mine] != reference.checksums[theirs]:
             cell = own.cells[mine]

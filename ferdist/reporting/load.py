@@ -106,7 +106,7 @@ class Run:
 
         The run's own data before others, test before val, all samples before subsets, images before
         sequences, one view before several, the checkpoint that the configuration selects before others: so
-        that no figure is picked for being the highest. Never an occluded one.
+        that no score is picked for being the highest. Never an occluded one.
         """
         clean = [evaluation for evaluation in self.evaluations if evaluation.occlusion is None]
         return min(clean, key=self._precedence, default=None)
@@ -172,7 +172,7 @@ def load_run(folder: Path) -> Run:
     classes, evaluations = results.classes, results.evaluations
     if not classes:
         classes = tuple(str(label) for label in range(len(evaluations[0].confusion) if evaluations else 0))
-        remarks.append("results.json does not name the classes: they are shown by their numbers.")
+        remarks.append("results.json does not name the classes, so they are shown by number.")
     run = Run(
         folder=folder,
         name=folder.name,
@@ -241,7 +241,7 @@ def telling_ends(folders: Sequence[Path]) -> list[str]:
 def _read_history(path: Path, remarks: list[str]) -> tuple[Mapping[str, Any], ...]:
     """The lines of metrics.jsonl; the last one may be half written, as a killed run leaves it."""
     if not path.is_file():
-        remarks.append("metrics.jsonl is missing: there are no learning curves.")
+        remarks.append("metrics.jsonl is missing, so there are no learning curves.")
         return ()
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     history: list[Mapping[str, Any]] = []
@@ -261,13 +261,13 @@ def _read_history(path: Path, remarks: list[str]) -> tuple[Mapping[str, Any], ..
                 f"{path}: line {number}: not a JSON object with an epoch; remove that line or train again"
             )
     if not history:
-        remarks.append("metrics.jsonl is empty: there are no learning curves.")
+        remarks.append("metrics.jsonl is empty, so there are no learning curves.")
     return tuple(history)
 
 
 def _read_status(path: Path, remarks: list[str]) -> Mapping[str, Any]:
     if not path.is_file():
-        remarks.append("status.json is missing: whether training finished is unknown.")
+        remarks.append("status.json is missing, so it is unknown whether training finished.")
         return {}
     status = read_json(path)
     if not isinstance(status, dict):
@@ -279,9 +279,7 @@ def _read_config(folder: Path, remarks: list[str]) -> str | None:
     try:
         return (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        remarks.append(
-            "config.yaml is missing: the configuration shown is the one that results.json repeats."
-        )
+        remarks.append("config.yaml is missing: the configuration shown is the copy in results.json.")
         return None
 
 
@@ -299,14 +297,14 @@ def _read_predictions(folder: Path, remarks: list[str]) -> dict[str, tuple[Predi
 def _read_manifest(run: Run, remarks: list[str]) -> Mapping[str, Any] | None:
     path = run.option("data.path")
     if not path:
-        remarks.append("The configuration has no data.path: the data are not described.")
+        remarks.append("The configuration has no data.path, so the data are not described.")
         return None
     try:
         manifest = json.loads(Path(str(path)).with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         manifest = None
     if not isinstance(manifest, dict) or "samples" not in manifest:
-        remarks.append(f"The manifest beside {path} cannot be read: the data are not described.")
+        remarks.append(f"The manifest beside {path} cannot be read, so the data are not described.")
         return None
     checksums = {seeds[0].beton_sha256 for seeds in run.predictions.values()}
     if checksums and manifest.get("sha256") not in checksums:

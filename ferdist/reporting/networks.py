@@ -135,7 +135,7 @@ def _of_experiment(folder: Path) -> Iterator[tuple[Path, Network]]:
     for name, part in stored.parts.items():
         trials = [trial for trial in stored.trials if trial.part == name]
         if part.config.data.fold is not None and any(trial.fold is not None for trial in trials):
-            raise RunError(f"{folder}: inner folds are for choosing settings: see its summary.md")
+            raise RunError(f"{folder}: inner folds are only for choosing settings: see its summary.md")
         finished, unfinished = [], []
         for trial in trials:
             run = RunFolder(folder / trial.name)
@@ -177,7 +177,7 @@ def _network(
     read = read_runs(runs, beton)
     for run in read:
         if run.config.data.inner_fold is not None:
-            raise RunError(f"{run.folder.path}: a run on an inner fold is for choosing settings only")
+            raise RunError(f"{run.folder.path}: a run on an inner fold is only for choosing settings")
     if not name:
         seeds = len({run.config.seed for run in read})
         name = runs[0].name if len(runs) == 1 else f"{config.model.name}, {count(seeds, 'seed')}"
@@ -265,7 +265,7 @@ def compare_runs(folders: Sequence[Path]) -> tuple[list[Pair], list[str]]:
         except FerdistError as error:
             remarks.append(f"{group[0].name}: not compared: {error}.")
     remarks += [
-        f"{network.name}: not compared: no seed of it has all {network.folds} folds."
+        f"{network.name}: not compared: none of its seeds has all {network.folds} folds."
         for network in networks
         if network.main is None
     ]
@@ -274,7 +274,7 @@ def compare_runs(folders: Sequence[Path]) -> tuple[list[Pair], list[str]]:
     if len(names) > 1:
         remarks.append(f"Runs on different data are not compared: {', '.join(names)}.")
     if len(groups) == 1:
-        remarks.append("The runs differ in fold and seed only, so they are one network.")
+        remarks.append("The runs differ only in fold and seed, so they are one network.")
     return pairs, remarks + refused
 
 
@@ -282,7 +282,7 @@ def _pair(first: Network, second: Network) -> Pair:
     splits = [{pool.split for pool in network.measured if pool.scores} for network in (first, second)]
     common = sorted(splits[0] & splits[1])  # test before val
     if not common:
-        raise RunError("cannot be compared: scored on different splits: evaluate both on the same one")
+        raise RunError("cannot be compared: scored on different splits: evaluate both on the same split")
     seeds = [_plain(network, common[0]) for network in (first, second)]
     models = [list(of_one.values()) for of_one in seeds]
     index = models[0][0].index
@@ -299,4 +299,6 @@ def _plain(network: Network, split: str) -> dict[int, Predictions]:
     for pool in network.measured:
         if (pool.split, pool.tta, pool.subset, pool.unit) == (split, "none", "all", "image"):
             return pool.complete()
-    raise RunError("cannot be compared: one of them lacks the predictions of one view: evaluate it again")
+    raise RunError(
+        "cannot be compared: one of them has no predictions without test-time augmentation: evaluate it again"
+    )

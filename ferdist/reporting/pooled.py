@@ -31,7 +31,7 @@ def pooled_run(network: Network) -> Run | None:
     remarks = dict.fromkeys(remark for run in runs for remark in run.remarks)
     if network.open_runs:
         total = len(runs) + len(network.open_runs)
-        remarks[f"{len(network.open_runs)} of {total} runs are not finished and left out."] = None
+        remarks[f"{len(network.open_runs)} of {total} runs are unfinished and left out."] = None
     if len(runs) == 1 and not network.folds:
         return replace(runs[0], name=network.name, remarks=tuple(remarks))
     plain = [_plain(network, number) for number in range(len(network.measured))]

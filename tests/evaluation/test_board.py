@@ -33,7 +33,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(
     with caplog.at_level(logging.WARNING):
         show_benchmark(tmp_path / "tb" / "val", [evaluation(0.6, Cell("square", 1, "zero"))], [], [])
     (message,) = caplog.messages
-    assert "not written, TensorBoard lacks the benchmark" in message
+    assert "not written, so TensorBoard lacks the benchmark" in message
 
 
 def test_an_evaluation_under_occlusion_shows_curves_and_attention(evaluated_run: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_case_worked_out_by_hand() -> None:
     assert permutation_p(np.array([2, -2]), np.array([0, 1])) == 1.0, "the observed sum is 0"
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(4))
 def test_it_is_the_enumeration_of_all_signs(seed: int) -> None:
     drawn = np.random.default_rng(seed)
     clusters = int(drawn.integers(1, 13))

@@ -146,7 +146,7 @@ def test_inner_folds_are_pooled_without_the_fold_that_was_left_out(beton: Beton,
     assert (summary["inner_of"], summary["folds"]) == (4, [0, 1, 2, 3, 5, 6, 7, 8, 9])
     over = entry_of(summary, "image")["over_seeds"]
     assert over["samples"] == (beton.fold != 4).sum()
-    with pytest.raises(RunError, match="its config is not that of"):
+    with pytest.raises(RunError, match="its config differs from that of"):
         kfold_summary([*runs, write_run(beton, tmp_path, 4, 0)], beton)
 
 
@@ -172,18 +172,18 @@ def test_the_runs_own_views_are_summarised_too(beton: Beton, tmp_path: Path) -> 
 
 def test_what_does_not_belong_together_is_refused(beton: Beton, tmp_path: Path) -> None:
     runs = write_runs(beton, tmp_path, [0], range(2))
-    with pytest.raises(RunError, match=r"fold 1 with seed 0 is in .*fold-01-seed-0 too"):
+    with pytest.raises(RunError, match=r"fold 1 with seed 0 is also in .*fold-01-seed-0"):
         kfold_summary([*runs, write_run(beton, tmp_path / "again", 1, 0)], beton)
-    with pytest.raises(RunError, match=r"its config is not that of .* \(train.lr: 0.1 -> 0.2\)"):
+    with pytest.raises(RunError, match=r"its config differs from that of .* \(train.lr: 0.1 -> 0.2\)"):
         kfold_summary([*runs, write_run(beton, tmp_path, 2, 0, "train.lr=0.2")], beton)
     other = replace(beton, manifest=replace(beton.manifest, sha256="0" * 64))
-    with pytest.raises(RunError, match="trained on other data"):
+    with pytest.raises(RunError, match="was not trained on"):
         kfold_summary(runs, other)
     (plain,) = write_runs(beton, tmp_path / "plain", [0], [0])
     RunFolder(plain).write_config(
         load_config(ROOT / "configs" / "base.yaml"), {"beton_sha256": beton.manifest.sha256}
     )
-    with pytest.raises(RunError, match="holds no fold out"):
+    with pytest.raises(RunError, match="does not hold out a fold"):
         kfold_summary([plain], beton)
 
 

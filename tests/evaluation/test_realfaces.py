@@ -140,7 +140,7 @@ def test_lists_that_do_not_fit(pair: Pair, beton_path: Path, tmp_path: Path) -> 
     labels = labels_of(beton, "own")
     wrong = tmp_path / "wrong.txt"
     wrong.write_text("1/fer0000003.jpg\n")  # row 0, which is in train
-    with pytest.raises(DataError, match=r"fer0000003\.png is no image of test in .*fer2013\.beton: give"):
+    with pytest.raises(DataError, match=r"fer0000003\.png is not a test image of .*fer2013\.beton: give"):
         listed_samples(beton, wrong, labels)
     drawn = open_beton(beton_path)
     with pytest.raises(

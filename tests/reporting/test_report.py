@@ -159,7 +159,7 @@ def test_missing_pieces_are_said_to_be_missing(make_run: MakeRun, tmp_path: Path
     for sentence in (
         "results.json has no evaluation on test.",
         "Training is not finished: its state is failed (the loss is not finite).",
-        "metrics.jsonl is empty: there are no learning curves.",
+        "metrics.jsonl is empty, so there are no learning curves.",
         "results.json has no evaluation under occlusion: run `ferdist evaluate RUN --occlusion`.",
         "The predictions of the main evaluation are missing.",
         "metrics.jsonl has no line: there are no curves.",

@@ -299,7 +299,7 @@ def test_the_report_of_an_experiment(kfold: Path, tmp_path: Path) -> None:
     page = write_report([kfold], tmp_path / "report").read_text()
     assert "Table 1: synthetic" in page
     assert "resnet18_cbam <strong>85.0\u00a0%</strong> (10 folds pooled, mean of 2 seeds)" in page
-    assert "1 of 20 runs are not finished and left out." in page
+    assert "1 of 20 runs are unfinished and left out." in page
     assert "and the count over all seeds below it" in page
     figures = {path.name for path in (tmp_path / "report" / "figures").glob("*.svg")}
     assert {"recall.svg", "confusion-1.svg", "confusion-2.svg", "calibration.svg", "loss.svg"} <= figures
@@ -379,7 +379,7 @@ def test_runs_are_compared_by_config_and_seeds_are_averaged(
     write_report(seeds["resnet18"], tmp_path / "same")
     text = (tmp_path / "same" / "table1.md").read_text()
     assert (
-        "\n\n## Paired comparisons\n\n- The runs differ in fold and seed only, so they are one network."
+        "\n\n## Paired comparisons\n\n- The runs differ only in fold and seed, so they are one network."
         in text
     )
     write_report([seeds["resnet18"][0], seeds["resnet18_cbam"][0]], tmp_path / "report")
@@ -410,7 +410,7 @@ def test_a_fold_alone_is_no_network(kfold: Path, tmp_path: Path) -> None:
     folds = [kfold / "synthetic" / model / "fold-00-seed-0" for model in SHARES]
     write_report(folds, tmp_path / "report")
     text = (tmp_path / "report" / "table1.md").read_text()
-    assert text.count("not compared: no seed of it has all 10 folds.") == 2
+    assert text.count("not compared: none of its seeds has all 10 folds.") == 2
 
 
 def test_p_values_show_two_digits() -> None:

@@ -93,7 +93,7 @@ def test_exported_weights_are_evaluated_like_the_run(
     weights.write(Path(other), tensors, {**facts, "step": 1})
     capsys.readouterr()
     assert main(["evaluate", str(other), *call[2:]]) == 1
-    assert "of other weights" in capsys.readouterr().err
+    assert "of weights other than" in capsys.readouterr().err
     assert main([*call, "--checkpoint", "best"]) == 1
     assert "leave it out" in capsys.readouterr().err
 
