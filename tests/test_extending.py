@@ -19,7 +19,7 @@ from ferdist.augment.occlusion import occluder_mask
 from ferdist.config import load_config
 from ferdist.data import prepare
 from ferdist.data.beton import open_beton
-from ferdist.errors import DataError
+from ferdist.errors import ConfigError, DataError
 from ferdist.evaluation import benchmark
 from ferdist.evaluation.benchmark import Benchmark, Cell, covered_fraction, grid, seen_in_training
 from ferdist.models import Task, build_model
@@ -40,6 +40,8 @@ def test_an_occlusion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kinds, "KINDS", {**before})
     exec(example("An occlusion"), {"__name__": "example"})
     assert [*kinds.KINDS] == [*before, "diamond"]
+    with pytest.raises(ConfigError, match="'diamond' already has the name or the number"):
+        exec(example("An occlusion"), {"__name__": "example"})
     monkeypatch.setattr(benchmark, "KINDS", kinds.KINDS)
     faces = np.full((300, 1, 48, 48), 255, dtype=np.uint8)
     maker = Benchmark((130,), np.arange(300), np.arange(2), faces[:2])

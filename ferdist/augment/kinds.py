@@ -241,7 +241,10 @@ class Shape(Occlusion):
     In the benchmark it lies wholly inside the image; in training its centre is uniform over the image, so it
     may reach over the edge (a hand or a scarf does), and then covers less than its area.
 
+    Training calls `size` and `edges` with tensors, the benchmark with arrays: use what both know.
+
     Attributes:
+        filled: share of its bounding box that it covers.
         stretches: whether training draws its aspect.
         whole_pixels: whether the benchmark rounds size and place to whole pixels.
         draws: random numbers that the benchmark draws for a sample; the first two say where.
@@ -249,16 +252,15 @@ class Shape(Occlusion):
 
     severities = 5
     graded = True
+    filled: ClassVar[float] = 1.0
     stretches: ClassVar[bool] = False
     whole_pixels: ClassVar[bool] = False
     draws: ClassVar[int] = 2
 
-    @abstractmethod
     def size(self, pixels: Array, aspect: Array) -> tuple[Array, Array]:
-        """Height and width in pixels, for an area in pixels and a height / width.
-
-        Training calls this and `edges` with tensors and the benchmark with arrays: use what both know.
-        """
+        """Height and width in pixels, for an area in pixels and a height / width."""
+        tall, wide = (pixels * aspect, pixels / aspect) if self.stretches else (pixels, pixels)
+        return 2 * (tall / (4 * self.filled)) ** 0.5, 2 * (wide / (4 * self.filled)) ** 0.5
 
     @abstractmethod
     def edges(self, y: Array, x: Array, half_height: Array, half_width: Array) -> tuple[Array, Array]:
@@ -299,9 +301,6 @@ class Square(Shape):
     name, number, trained = "square", 0, "rectangle"
     stretches = whole_pixels = True
 
-    def size(self, pixels: Array, aspect: Array) -> tuple[Array, Array]:
-        return (pixels * aspect) ** 0.5, (pixels / aspect) ** 0.5
-
     def edges(self, y: Array, x: Array, half_height: Array, half_width: Array) -> tuple[Array, Array]:
         return y**2 >= half_height**2, x**2 < half_width**2  # false < true: not outside, and inside
 
@@ -311,10 +310,7 @@ class Circle(Shape):
     """A circle of the same area, likewise."""
 
     name, number, trained = "circle", 1, "circle"
-
-    def size(self, pixels: Array, aspect: Array) -> tuple[Array, Array]:
-        diameter = 2 * (pixels / math.pi) ** 0.5
-        return diameter, diameter
+    filled = math.pi / 4
 
     def edges(self, y: Array, x: Array, half_height: Array, half_width: Array) -> tuple[Array, Array]:
         return y**2, half_height**2 - x**2

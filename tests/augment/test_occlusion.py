@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -67,15 +65,6 @@ def test_covered_area_is_the_analytic_area(name: str, aspect: float) -> None:
     assert (covered - expected).abs().max() < 0.12 * expected  # at most about the outline's pixels
     ratio = aspect if shapes[0].stretches else 1.0
     torch.testing.assert_close(size[:, 0] / size[:, 1], torch.full((count,), ratio))
-
-
-def test_size_has_the_area_and_the_aspect() -> None:
-    area, aspect = torch.tensor([0.02, 0.33, 1.0, 0.2]), torch.tensor([0.3, 3.3, 1.0, 2.0])
-    size = occluder_size(SHAPES, torch.tensor([0, 0, 0, 1]), area, aspect, 48, 32)
-    torch.testing.assert_close(size[:3].prod(1), area[:3] * 48 * 32)
-    torch.testing.assert_close(size[:3, 0] / size[:3, 1], aspect[:3])
-    assert size[3, 0] == size[3, 1]
-    torch.testing.assert_close(math.pi / 4 * size[3, 0] ** 2, area[3] * 48 * 32)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
