@@ -1,8 +1,7 @@
 # `make demo` runs the main job on data that it makes itself. `make test` runs the quick tests, `make test-all` also
 # those with many processes, faults, compilers and a browser, and `make test-slurm` those that need a SLURM, which
 # they start (as root).
-# All set up .venv first; a second run finds it as it should be and goes on at once. `make wheelhouse` gathers what a
-# host without internet needs.
+# All set up .venv first, which a second run reuses. `make wheelhouse` gathers what a host without internet access needs.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.ready

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ferdist.errors import FerdistError, Preempted, tell
+from ferdist.errors import RunError, exit_code, tell
 from launch.backends import Options
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
@@ -35,47 +35,27 @@ def run_launcher(launch: Callable[..., int], argv: Sequence[str] | None = None) 
     hints = {**get_type_hints(launch, include_extras=True), **get_type_hints(Options, include_extras=True)}
     own = [one for one in inspect.signature(launch).parameters.values() if one.name != "options"]
     shared = inspect.signature(Options).parameters.values()
-    names = {field.name for field in fields(Options)}
 
     def command(**values: Any) -> None:
-        def body() -> int:
-            options = Options(**{name: values.pop(name) for name in names})
-            return launch(**values, options=options)
+        options = Options(**{field.name: values.pop(field.name) for field in fields(Options)})
+        try:
+            raise typer.Exit(launch(**values, options=options))
+        except OSError as error:
+            raise RunError(f"{error.filename or 'unexpected'}: {error.strerror or error}") from None
+        except KeyboardInterrupt:
+            tell("ferdist: interrupted; jobs on a cluster continue: run the same command to see them")
+            raise typer.Exit(130) from None
 
-        raise typer.Exit(_speak(body))
-
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            one.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[one.name])
-            for one in (*own, *shared)
-        ]
-    )
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [one.replace(kind=keyword, annotation=hints[one.name]) for one in (*own, *shared)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = hints
     command.__doc__ = launch.__doc__
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(command)
-    try:
-        app(argv, prog_name=f"python -m launch.{Path(inspect.getfile(launch)).stem}")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
-
-
-def _speak(body: Callable[[], int]) -> int:
-    """An exit code, with one line on stderr where the launcher cannot continue."""
+    app.command(epilog="--debug, anywhere on the line, shows the traceback of an error.")(command)
     # submitit's messages go to stdout, which is for results; its errors arrive here as exceptions.
     logging.getLogger("submitit").setLevel(logging.CRITICAL)
-    try:
-        return body()
-    except Preempted as error:
-        tell(f"ferdist: {error}")
-        return os.EX_TEMPFAIL
-    except FerdistError as error:
-        tell(f"ferdist: {error}")
-        return 1
-    except OSError as error:
-        tell(f"ferdist: {error.filename or 'unexpected'}: {error.strerror or error}")
-        return 1
-    except KeyboardInterrupt:
-        tell("ferdist: interrupted; jobs on a cluster continue: run the same command to see them")
-        return 130
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = f"python -m launch.{Path(inspect.getfile(launch)).stem}"
+    rest = [argument for argument in arguments if argument != "--debug"]
+    return exit_code(lambda: app(rest, prog_name=name), debug=len(rest) < len(arguments))
