@@ -3,13 +3,13 @@
 What is kept, by what ends the job (`docs/cluster.md` has the table for users):
 
 - SIGUSR2, which SLURM sends ``signal_delay_s`` before a time limit and, where it is set up so, on preemption:
-  all ranks stop at the same step, a checkpoint is written, rank 0 requeues the job, and it goes on from that
-  step. Nothing is lost. A job is requeued only if this start wrote a checkpoint: one that gets nowhere ends.
+  all ranks stop at the same step, a checkpoint is written, rank 0 requeues the job, and it resumes at that
+  step. Nothing is lost. A job is requeued only if this start wrote a checkpoint: one without progress ends.
 - SIGUSR2 before the training has begun: submitit's own handler requeues; nothing was computed yet.
-- SIGUSR2 in the evaluation after the last step: the evaluation goes on. If it does not end in time, the last
-  checkpoint is whole and starting the run again only evaluates.
+- SIGUSR2 in the evaluation after the last step: the evaluation continues. If it does not end in time, the last
+  checkpoint is complete and starting the run again only evaluates.
 - SIGTERM alone, with which scancel, ``scontrol requeue`` and preemption begin: a checkpoint and an end, if
-  SLURM leaves the time (KillWait, or the partition's GraceTime). Who wants the job again, requeues it.
+  SLURM leaves the time (KillWait, or the partition's GraceTime). Requeue it by hand to run it again.
 - SIGKILL, a lost node, a killed rank: the newest checkpoint counts, so ``train.checkpoint_seconds`` bounds
   the loss. srun's ``--kill-on-bad-exit`` ends the other ranks. After a lost node SLURM requeues by itself.
 """
@@ -52,9 +52,9 @@ class TrainingJob(Checkpointable):
         self.config, self.threads = config, threads
 
     def __call__(self) -> str:
-        """Train, or go on training, as one rank; the path of the run's results.json.
+        """Train, or resume training, as one rank; the path of the run's results.json.
 
-        A stop after which the job is to go on, or that SLURM ends itself, ends the process without a result:
+        A stop after which the job is to resume, or that SLURM ends itself, ends the process without a result:
         to submitit it is not done.
         """
         job = JobEnvironment()

@@ -234,7 +234,7 @@ class Cluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def kill_controller(self) -> None:
-        """SIGKILL to slurmctld, as a crash would; jobs go on."""
+        """SIGKILL to slurmctld, as a crash would; jobs continue."""
         pid = self._pid("slurmctld")
         if pid is None:
             raise ClusterError(f"{self.folder}: its slurmctld does not run")

@@ -32,7 +32,7 @@ def is_preempted(folder: Path) -> bool:
 def stop_and_come_back(job: Job, folder: Path, stop: Callable[[], object]) -> None:
     """Stop a job that trains: it must write a checkpoint, come back and resume from there to a good end.
 
-    A turn that began anew would leave other times in the lines before the stop.
+    A run that started over would have other times in the lines before the stop.
     """
     job.wait_until(lambda: lines(folder))
     stop()
