@@ -6,8 +6,8 @@ What is kept, by what ends the job (`docs/cluster.md` has the table for users):
   all ranks stop at the same step, a checkpoint is written, rank 0 requeues the job, and it resumes at that
   step. Nothing is lost. A job is requeued only if this start wrote a checkpoint: one without progress ends.
 - SIGUSR2 before the training has begun: submitit's own handler requeues; nothing was computed yet.
-- SIGUSR2 in the evaluation after the last step: the evaluation continues. If it does not end in time, the last
-  checkpoint is complete and starting the run again only evaluates.
+- SIGUSR2 in the evaluation after the last step: the evaluation continues. If it does not end in time, the
+  last checkpoint is complete and starting the run again only evaluates.
 - SIGTERM alone, with which scancel, ``scontrol requeue`` and preemption begin: a checkpoint and an end, if
   SLURM leaves the time (KillWait, or the partition's GraceTime). Requeue it by hand to run it again.
 - SIGKILL, a lost node, a killed rank: the newest checkpoint counts, so ``train.checkpoint_seconds`` bounds
