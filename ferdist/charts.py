@@ -43,7 +43,6 @@ THEME: Final = {
 """Colours in light and in dark surroundings by their role; the light ones differ, so each tells its role."""
 
 INK, MUTED, GRID, PAPER, CELL, IN_CELL, ON_CELL, *SERIES = (light for light, _ in THEME.values())
-DASHES: Final = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 """One more than there are colours, so that the pair tells 42 series apart."""
 WIDTH: Final = 4.5
@@ -120,9 +119,8 @@ class Line:
         x, y: float64 (P,), P points; NaN in y breaks the line.
         low, high: float64 (P,), bounds of an interval around y, NaN where there is none; or None.
         colour: number of the colour in ``SERIES`` and of the mark in ``MARKERS``, from 0 and taken round.
-        dash: number of the line style in ``DASHES``, taken round.
         marks: whether the points are marked.
-        faint: whether the line stands in the background.
+        faint: whether the line stands in the background, thin and dashed.
     """
 
     label: str
@@ -131,7 +129,6 @@ class Line:
     low: Floats | None = None
     high: Floats | None = None
     colour: int = 0
-    dash: int = 0
     marks: bool = True
     faint: bool = False
 
@@ -165,7 +162,7 @@ def line_chart(
                 line.x,
                 line.y,
                 color=colour,
-                linestyle=DASHES[line.dash % len(DASHES)],
+                linestyle=(0, (5, 2)) if line.faint else "-",
                 linewidth=1.0 if line.faint else 1.7,
                 alpha=0.75 if line.faint else 1.0,
                 marker=MARKERS[line.colour % len(MARKERS)] if line.marks else None,

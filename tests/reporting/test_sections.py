@@ -13,7 +13,7 @@ from ferdist.evaluation.predictions import Predictions
 from ferdist.reporting.album import Album, Tile, tile_chart
 from ferdist.reporting.load import load_run, load_runs
 from ferdist.reporting.report import table1_markdown
-from ferdist.reporting.sections.calibration import calibrate, reliability_chart
+from ferdist.reporting.sections.calibration import EDGES, calibrate, reliability_chart
 from ferdist.reporting.sections.classes import recall_chart, recall_table, worst_confusions
 from ferdist.reporting.sections.comparison import comparison
 from ferdist.reporting.sections.data import audit_table, parts_table
@@ -178,12 +178,11 @@ def test_calibration_agrees_with_the_calibration_error() -> None:
     probabilities = generator.dirichlet(np.full(7, 0.3), size=2000).astype(np.float32)
     probabilities[0] = np.eye(7, dtype=np.float32)[0] * np.float32(1.0000001)  # as a mean of views may be
     label = generator.integers(0, 7, size=2000)
-    groups = calibrate(Predictions(np.arange(2000), label, probabilities, ""))
-    filled = np.flatnonzero(groups.count)
-    assert groups.count.sum() == 2000
-    assert (groups.confidence > groups.edges[filled]).all()
-    assert (groups.confidence <= groups.edges[filled + 1]).all()
-    gap = np.abs(groups.confidence - groups.accuracy) * groups.count[filled] / 2000
+    bins = calibrate(Predictions(np.arange(2000), label, probabilities, ""))
+    assert bins.count.sum() == 2000
+    assert (bins.confidence > EDGES[bins.number]).all()
+    assert (bins.confidence <= EDGES[bins.number + 1]).all()
+    gap = np.abs(bins.confidence - bins.accuracy) * bins.count / 2000
     assert gap.sum() == pytest.approx(expected_calibration_error(probabilities, label), abs=1e-6)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,35 +19,32 @@ from ferdist.reporting.load import Run, predictions_of
 from ferdist.reporting.page import Chart, Section
 from ferdist.table import Table, count, percent, percent_interval
 
+EDGES: Final = np.linspace(0.0, 1.0, ECE_BINS + 1)
 
-@dataclass(frozen=True)
-class Calibration:
-    """Samples grouped by the probability of the predicted class, in B bins of equal width from 0 to 1.
 
-    Attributes:
-        count: int64 (B,), samples in each bin; a bin holds its upper bound.
-        confidence: float64 (F,), their mean probability of the predicted class, F bins that are not empty.
-        accuracy: float64 (F,), fraction of them that is right.
+class Bins(NamedTuple):
+    """Samples by the probability of the predicted class: the bins of the calibration error that hold any.
+
+    A bin holds its upper bound. Guo et al., On calibration of modern neural networks, ICML 2017, section 2.
     """
 
+    number: Integers
+    """int64 (F,): from 0 to ``ECE_BINS`` - 1."""
     count: Integers
+    """int64 (F,): of samples."""
     confidence: Floats
+    """float64 (F,): mean probability of the predicted class."""
     accuracy: Floats
-
-    @property
-    def edges(self) -> Floats:
-        """Bounds of the bins, float64 (B + 1,)."""
-        return np.linspace(0.0, 1.0, len(self.count) + 1)
+    """float64 (F,): fraction that is right."""
 
 
-def calibrate(predictions: Predictions) -> Calibration:
-    """Group predictions by confidence (Guo et al., ICML 2017, section 2), over the bins of the ECE."""
+def calibrate(predictions: Predictions) -> Bins:
+    """Group predictions by confidence."""
     confidence = predictions.probabilities.max(axis=1).clip(max=1)  # a mean of float32 may be just above
     right = predictions.probabilities.argmax(axis=1) == predictions.label
     accuracy, mean = calibration_curve(right, confidence, pos_label=True, n_bins=ECE_BINS)
-    edges = np.linspace(0.0, 1.0, ECE_BINS + 1)
-    number = np.bincount(np.searchsorted(edges[1:-1], confidence), minlength=ECE_BINS)
-    return Calibration(number, mean, accuracy)
+    number, count = np.unique(np.searchsorted(EDGES[1:-1], confidence), return_counts=True)
+    return Bins(number, count, mean, accuracy)
 
 
 def calibration(runs: Sequence[Run], album: Album) -> Section:
@@ -75,13 +72,13 @@ def calibration(runs: Sequence[Run], album: Album) -> Section:
             (
                 {
                     "Run": name if several else None,
-                    "Confidence %": percent_interval(groups.edges[place : place + 2]),
-                    "Samples": count(int(groups.count[place])),
-                    "Mean confidence %": percent(groups.confidence[row]),
-                    "Accuracy %": percent(groups.accuracy[row]),
+                    "Confidence %": percent_interval(EDGES[number : number + 2]),
+                    "Samples": count(int(samples)),
+                    "Mean confidence %": percent(confidence),
+                    "Accuracy %": percent(accuracy),
                 }
-                for name, groups in found.items()
-                for row, place in enumerate(np.flatnonzero(groups.count))
+                for name, bins in found.items()
+                for number, samples, confidence, accuracy in zip(*bins, strict=True)
             ),
         ),
     )
@@ -89,18 +86,25 @@ def calibration(runs: Sequence[Run], album: Album) -> Section:
     return Section("calibration", "Calibration", text=(text,), charts=(chart,), missing=missing)
 
 
-def reliability_chart(labels: Sequence[str], calibrations: Sequence[Calibration]) -> Figure:
+def reliability_chart(labels: Sequence[str], calibrations: Sequence[Bins]) -> Figure:
     """Accuracy against confidence of each run, with the share of samples in each bin below."""
     several = len(labels) > 1
     shown = [*map(label_of, labels)]
     with panel(4.4, shown, ratios=(4, 1)) as (figure, (upper, lower)):
         upper.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
-        for number, (label, groups) in enumerate(zip(shown, calibrations, strict=True)):
+        for number, (label, bins) in enumerate(zip(shown, calibrations, strict=True)):
             colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)] + "-"
-            at = groups.confidence, groups.accuracy
-            upper.plot(*at, marker, color=colour, linewidth=1.3, label=label, clip_on=False)
-            share = groups.count / max(groups.count.sum(), 1)
-            lower.stairs(share, groups.edges, color=colour, fill=not several, alpha=0.9 if several else 0.6)
+            upper.plot(
+                bins.confidence,
+                bins.accuracy,
+                marker,
+                color=colour,
+                linewidth=1.3,
+                label=label,
+                clip_on=False,
+            )
+            share = np.bincount(bins.number, bins.count, ECE_BINS) / bins.count.sum()
+            lower.stairs(share, EDGES, color=colour, fill=not several, alpha=0.9 if several else 0.6)
         upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         lower.set(ylim=(0, None), xlabel="confidence (probability of the predicted class)", ylabel="samples")
         for axes in (upper, lower):

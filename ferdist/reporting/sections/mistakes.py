@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -20,21 +19,17 @@ from ferdist.table import Number, Table, count, percent
 MISTAKES: Final = 12
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """A sample that was not recognised.
-
-    Attributes:
-        index: its number in the beton.
-        true, predicted: classes.
-        probability, of_true: of the predicted and of the true class.
-    """
+class Mistake(NamedTuple):
+    """A sample that was not recognised."""
 
     index: int
+    """Its number in the beton."""
     true: int
     predicted: int
     probability: float
+    """Of the predicted class."""
     of_true: float
+    """Probability of the true class."""
 
 
 def confident_mistakes(predictions: Predictions, most: int = MISTAKES) -> list[Mistake]:
@@ -51,12 +46,8 @@ def confident_mistakes(predictions: Predictions, most: int = MISTAKES) -> list[M
     label, predicted = predictions.label[first], rows.argmax(axis=1)
     wrong = np.flatnonzero(predicted != label)
     order = wrong[np.argsort(-rows[wrong].max(axis=1), kind="stable")][:most]
-    return [
-        Mistake(
-            int(index[n]), int(label[n]), int(predicted[n]), float(rows[n].max()), float(rows[n, label[n]])
-        )
-        for n in order
-    ]
+    columns = index, label, predicted, rows.max(axis=1), rows[np.arange(len(rows)), label]
+    return [Mistake(*(column[row].item() for column in columns)) for row in order]
 
 
 def mistakes(runs: Sequence[Run], album: Album) -> Section:

@@ -65,7 +65,6 @@ def _lines(runs: Sequence[Run], key: str, *, several_keys: bool) -> list[Line]:
                 x=_thin(epochs) if train else epochs,
                 y=_thin(values) if train else values,
                 colour=number if several else int(not train),
-                dash=1 if behind and several else 0,
                 marks=not train and len(epochs) <= 40,
                 faint=behind,
             )
