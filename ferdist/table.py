@@ -18,6 +18,10 @@ class Number(str):
     __slots__ = ()
 
 
+Cells = Mapping[str, str | None]
+"""Of a row, by the names of their columns."""
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of text.
@@ -33,18 +37,13 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
     @classmethod
-    def of(cls, caption: str, records: Iterable[Mapping[str, str | None]]) -> Table:
-        """A table of rows that hold their cells by the names of the columns.
-
-        Where a row has None or nothing, a dash is shown; a column without any cell is left out.
-        """
-        records = list(records)
-        named = dict.fromkeys(name for record in records for name in record)
-        head = [name for name in named if any(record.get(name) is not None for record in records)]
-        cells = [[record.get(name) for name in head] for record in records]
-        return cls(
-            caption, tuple(head), tuple(tuple(MISSING if c is None else c for c in row) for row in cells)
-        )
+    def of(cls, caption: str, rows: Iterable[Cells]) -> Table:
+        """A table of rows by column: None shows a dash, and a column without any cell is left out."""
+        rows = list(rows)
+        named = dict.fromkeys(name for row in rows for name in row)
+        head = tuple(name for name in named if any(row.get(name) is not None for row in rows))
+        cells = ((row.get(name) for name in head) for row in rows)
+        return cls(caption, head, tuple(tuple(MISSING if c is None else c for c in row) for row in cells))
 
     @property
     def align(self) -> str:

@@ -26,7 +26,7 @@ MOST_RUNS: Final = 3
 
 
 @dataclass(frozen=True)
-class Faces:
+class ScoredData:
     """The data that a run was scored on.
 
     Attributes:
@@ -63,7 +63,7 @@ class Album:
     shown: bool = True
     _betons: dict[Path, Beton] = field(default_factory=dict)
 
-    def faces(self, run: Run, evaluation: Evaluation) -> Faces:
+    def faces(self, run: Run, evaluation: Evaluation) -> ScoredData:
         """The data that an evaluation of a run was made on; for runs that are pooled, those of the first one.
 
         Raises:
@@ -83,7 +83,7 @@ class Album:
         if beton.manifest.sha256 != trained_on:
             raise DataError(f"{path}: not the data that the run was trained on: the checksums differ")
         holdout = config.data.holdout
-        return Faces(
+        return ScoredData(
             beton,
             labels_of(beton, config.data.labels),
             beton.indices(evaluation.split, holdout),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ferdist.reporting.load import Evaluation, Run
-from ferdist.table import MISSING, Number, Table, count, percent, percent_interval
+from ferdist.table import MISSING, Cells, Number, Table, count, percent, percent_interval
 
 TTA: Final = {"none": "one view", "flip": "image and mirror image", "ten-crop": "ten crops"}
 SUBSETS: Final = {
@@ -67,12 +67,8 @@ def selection(run: Run, evaluation: Evaluation) -> str:
     return "how the checkpoint was chosen is not recorded"
 
 
-def scores(evaluation: Evaluation | None) -> dict[str, str | None]:
+def scores(evaluation: Evaluation) -> Cells:
     """The cells of an evaluation's scores, in percent but for the number of samples."""
-    if evaluation is None:
-        return dict.fromkeys(
-            ("Accuracy", "95 % interval", "Balanced", "Macro-F1", "ECE", "Samples"), Number(MISSING)
-        )
     return {
         "Accuracy": percent(evaluation.accuracy),
         "95 % interval": percent_interval(evaluation.interval),
@@ -98,7 +94,7 @@ def main_table(runs: Sequence[Run], *, protocol: bool = False) -> Table:
             "Model": run.model,
             "Data": data_of(run, main) if main else run.data,
             "Split": place(main) if main else "not evaluated",
-            **scores(main),
+            **(scores(main) if main else {}),
         }
         if protocol:
             record["Seed"] = Number(run.option("seed", MISSING))

@@ -168,9 +168,8 @@ def test_other_data_than_the_runs_are_not_shown(evaluated_run: Path, tmp_path: P
         ("  path: .*", f"  path: {tmp_path}/gone.beton", "there is no such file"),
     ):
         (damaged / "config.yaml").write_text(re.sub(pattern, value, config))
-        write_report([damaged], tmp_path / "report")
+        text = Page(write_report([damaged], tmp_path / "report")).text
         assert shown(tmp_path / "report") == set()
-        text = Page(tmp_path / "report" / "report.html").text
         assert text.count(sentence) == 3, sentence
         assert text.count("The faces are left out: ") == 2
 
@@ -237,14 +236,14 @@ def test_colours_other_sizes_and_networks_without_gates(in_colour: Config, tmp_p
 def test_the_most_confident_mistakes_come_first() -> None:
     rows = np.array([[0.6, 0.4], [0.1, 0.9], [0.2, 0.8], [0.45, 0.55]], np.float32)
     single = Predictions(np.array([3, 5, 8, 9]), np.array([0, 0, 0, 1]), rows, "")
-    assert [(m.index, m.true, m.predicted) for m in confident_mistakes(single)] == [(5, 0, 1), (8, 0, 1)]
+    assert [(m.sample, m.true, m.predicted) for m in confident_mistakes(single)] == [(5, 0, 1), (8, 0, 1)]
     first = confident_mistakes(single, most=1)[0]
     assert (first.probability, first.of_true) == pytest.approx((0.9, 0.1))
     # A second seed is right about sample 5, and of two minds with the first about sample 8.
     again = np.array([[0.6, 0.4], [0.95, 0.05], [0.3, 0.7], [0.45, 0.55]], np.float32)
     both = Predictions(np.tile(single.index, 2), np.tile(single.label, 2), np.concatenate([rows, again]), "")
     (mistake,) = confident_mistakes(both)
-    assert (mistake.index, mistake.probability) == (8, pytest.approx(0.75))
+    assert (mistake.sample, mistake.probability) == (8, pytest.approx(0.75))
 
 
 def test_confusions_are_ordered_by_their_number(report: Path, evaluated_run: Path) -> None:

@@ -179,10 +179,10 @@ def test_calibration_agrees_with_the_calibration_error() -> None:
     probabilities[0] = np.eye(7, dtype=np.float32)[0] * np.float32(1.0000001)  # as a mean of views may be
     label = generator.integers(0, 7, size=2000)
     bins = calibrate(Predictions(np.arange(2000), label, probabilities, ""))
-    assert bins.count.sum() == 2000
+    assert bins.samples.sum() == 2000
     assert (bins.confidence > EDGES[bins.number]).all()
     assert (bins.confidence <= EDGES[bins.number + 1]).all()
-    gap = np.abs(bins.confidence - bins.accuracy) * bins.count / 2000
+    gap = np.abs(bins.confidence - bins.accuracy) * bins.samples / 2000
     assert gap.sum() == pytest.approx(expected_calibration_error(probabilities, label), abs=1e-6)
 
 

@@ -20,7 +20,7 @@ from ferdist.evaluation.model import load_trained
 from ferdist.reporting.album import HIDDEN, MOST_RUNS, Album, Tile, tile_chart
 from ferdist.reporting.load import Run
 from ferdist.reporting.page import Chart, Section
-from ferdist.table import Number, Table, count, percent
+from ferdist.table import Cells, Number, Table, count, percent
 from ferdist.training.liveness import DEAD, by_gate
 
 PER_CLASS: Final = 8
@@ -29,8 +29,6 @@ MOST_ROWS: Final = 8
 """Faces in a chart."""
 PICTURED: Final = ("eye_band", "mask")
 """Kinds of ``CELLS`` that there are pictures of, each of other faces."""
-
-Records = Iterator[dict[str, str | None]]
 
 
 @dataclass(frozen=True)
@@ -167,10 +165,10 @@ def _answers(looked: _Looked, watched: Watched, row: int) -> list[tuple[str, flo
 def _faces_table(looked: _Looked, watched: Watched, rows: range) -> Table:
     """The faces of a chart: answers, and how much of the evidence lies on the covered part."""
     inside, gate = watched.evidence_inside(), watched.gate_inside()
-    records = []
+    cells = []
     for row in rows:
         (plain, p_plain), (covered, p_covered) = _answers(looked, watched, row)
-        records.append(
+        cells.append(
             {
                 "Sample": Number(watched.index[row]),
                 "True class": looked.classes[watched.label[row]],
@@ -183,16 +181,16 @@ def _faces_table(looked: _Looked, watched: Watched, rows: range) -> Table:
                 **_ratios(None if gate is None else gate[:, row]),
             }
         )
-    return Table.of(f"{looked.run.name}, {kind_label(watched.cell.kind)}: the faces shown", records)
+    return Table.of(f"{looked.run.name}, {kind_label(watched.cell.kind)}: the faces shown", cells)
 
 
-def _ratios(gate: npt.NDArray[np.float32] | None) -> dict[str, str | None]:
+def _ratios(gate: npt.NDArray[np.float32] | None) -> Cells:
     """A gate on the covered part over its mean everywhere, float32 (2,): original and covered."""
     cells = (None, None) if gate is None else (Number(f"{ratio:.3f}") for ratio in gate)
     return dict(zip(("Gate ratio", "Covered: gate ratio"), cells, strict=True))
 
 
-def _shares(looked: Sequence[_Looked]) -> Records:
+def _shares(looked: Sequence[_Looked]) -> Iterator[Cells]:
     """Means over all faces looked at: how much of what the network relies on lies on the covered part."""
     for part in looked:
         for one in part.watched:
@@ -214,7 +212,7 @@ def _mean(values: npt.NDArray[np.float32]) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
-def _gates(looked: Sequence[_Looked]) -> Records:
+def _gates(looked: Sequence[_Looked]) -> Iterator[Cells]:
     """How much the spatial gates differ within a face, by the size of the features."""
     for part in looked:
         for (height, width), gate in part.watched[0].looks[0].gates.items():
@@ -226,7 +224,7 @@ def _gates(looked: Sequence[_Looked]) -> Records:
             }
 
 
-def _lives(looked: Sequence[_Looked]) -> Records:
+def _lives(looked: Sequence[_Looked]) -> Iterator[Cells]:
     """What each gate did with images of val at the end of the training, by the run's metrics.jsonl."""
     names = ("Mean", "SD over channels or pixels", "SD across images")
     for one in looked:

@@ -30,8 +30,8 @@ class Bins(NamedTuple):
 
     number: Integers
     """int64 (F,): from 0 to ``ECE_BINS`` - 1."""
-    count: Integers
-    """int64 (F,): of samples."""
+    samples: Integers
+    """int64 (F,): how many."""
     confidence: Floats
     """float64 (F,): mean probability of the predicted class."""
     accuracy: Floats
@@ -43,8 +43,8 @@ def calibrate(predictions: Predictions) -> Bins:
     confidence = predictions.probabilities.max(axis=1).clip(max=1)  # a mean of float32 may be just above
     right = predictions.probabilities.argmax(axis=1) == predictions.label
     accuracy, mean = calibration_curve(right, confidence, pos_label=True, n_bins=ECE_BINS)
-    number, count = np.unique(np.searchsorted(EDGES[1:-1], confidence), return_counts=True)
-    return Bins(number, count, mean, accuracy)
+    number, samples = np.unique(np.searchsorted(EDGES[1:-1], confidence), return_counts=True)
+    return Bins(number, samples, mean, accuracy)
 
 
 def calibration(runs: Sequence[Run], album: Album) -> Section:
@@ -103,7 +103,7 @@ def reliability_chart(labels: Sequence[str], calibrations: Sequence[Bins]) -> Fi
                 label=label,
                 clip_on=False,
             )
-            share = np.bincount(bins.number, bins.count, ECE_BINS) / bins.count.sum()
+            share = np.bincount(bins.number, bins.samples, ECE_BINS) / bins.samples.sum()
             lower.stairs(share, EDGES, color=colour, fill=not several, alpha=0.9 if several else 0.6)
         upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         lower.set(ylim=(0, None), xlabel="confidence (probability of the predicted class)", ylabel="samples")

@@ -11,7 +11,7 @@ from ferdist.augment.kinds import KINDS, fill_label, kind_label
 from ferdist.errors import FerdistError
 from ferdist.evaluation.attention import choose_faces
 from ferdist.evaluation.benchmark import Cell, covered_fraction, grid
-from ferdist.reporting.album import HIDDEN, Album, Faces, Tile, in_rows, left_out, pixels_of, tile_chart
+from ferdist.reporting.album import HIDDEN, Album, ScoredData, Tile, in_rows, left_out, pixels_of, tile_chart
 from ferdist.reporting.load import Evaluation, Run, occluded_entries
 from ferdist.reporting.page import Chart, Section
 from ferdist.table import Number, Table, count, percent
@@ -42,7 +42,7 @@ def gallery(runs: Sequence[Run], album: Album) -> Section | None:
     return Section("gallery", title, text=text if charts else (), missing=missing, charts=charts)
 
 
-def _charts(entries: Sequence[Evaluation], faces: Faces) -> Iterator[Chart]:
+def _charts(entries: Sequence[Evaluation], faces: ScoredData) -> Iterator[Chart]:
     """One face under the kinds that have severities, another under those that have none."""
     scored = [o.cell for entry in entries if (o := entry.occlusion) is not None]
     cells = [cell for cell in grid() if cell in scored]  # cells of other versions cannot be made here
@@ -56,7 +56,7 @@ def _charts(entries: Sequence[Evaluation], faces: Faces) -> Iterator[Chart]:
             yield _chart(sample, chosen, faces, graded=graded)
 
 
-def _chart(sample: int, cells: Sequence[Cell], faces: Faces, *, graded: bool) -> Chart:
+def _chart(sample: int, cells: Sequence[Cell], faces: ScoredData, *, graded: bool) -> Chart:
     index = np.array([sample])
     face, benchmark = faces.images(index), faces.benchmark(cells)
     plain = Tile(pixels_of(face)[0], "original")

@@ -14,7 +14,7 @@ from ferdist.reporting.album import HIDDEN, MOST_RUNS, Album, Tile, in_rows, lef
 from ferdist.reporting.load import Evaluation, Run, predictions_of
 from ferdist.reporting.page import Chart, Section
 from ferdist.reporting.words import place
-from ferdist.table import Number, Table, count, percent
+from ferdist.table import Cells, Number, Table, count, percent
 
 MISTAKES: Final = 12
 
@@ -22,7 +22,7 @@ MISTAKES: Final = 12
 class Mistake(NamedTuple):
     """A sample that was not recognised."""
 
-    index: int
+    sample: int
     """Its number in the beton."""
     true: int
     predicted: int
@@ -93,7 +93,7 @@ def mistakes(runs: Sequence[Run], album: Album) -> Section:
 def _mistakes_chart(
     run: Run, main: Evaluation, mistakes: Sequence[Mistake], album: Album, table: Table
 ) -> Chart:
-    images = album.faces(run, main).images(np.array([mistake.index for mistake in mistakes]))
+    images = album.faces(run, main).images(np.array([mistake.sample for mistake in mistakes]))
     names = [short(name, 12) for name in run.classes]
     tiles = [
         Tile(pixels, f"{names[m.true]}, said\n{names[m.predicted]} {percent(m.probability, 0)} %")
@@ -110,9 +110,7 @@ def _mistakes_chart(
     )
 
 
-def _confusions(
-    evaluated: Sequence[tuple[Run, Evaluation]], *, several: bool
-) -> Iterator[dict[str, str | None]]:
+def _confusions(evaluated: Sequence[tuple[Run, Evaluation]], *, several: bool) -> Iterator[Cells]:
     for run, main in evaluated:
         confusion = main.confusion - np.diag(np.diag(main.confusion))
         for cell in np.argsort(-confusion, axis=None, kind="stable")[: 5 if several else 10]:
@@ -132,7 +130,7 @@ def _mistakes_table(run: Run, mistakes: Sequence[Mistake]) -> Table:
         f"{run.name}: mistakes with the highest probability",
         (
             {
-                "Sample": Number(mistake.index),
+                "Sample": Number(mistake.sample),
                 "True class": run.classes[mistake.true],
                 "Mistaken for": run.classes[mistake.predicted],
                 "Probability %": percent(mistake.probability),

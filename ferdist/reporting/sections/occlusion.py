@@ -17,11 +17,20 @@ from ferdist.reporting.load import Evaluation, Run, grids_of, occluded_entries, 
 from ferdist.reporting.page import Chart, Section
 from ferdist.reporting.sections.evaluations import evaluation_table
 from ferdist.reporting.words import TTA, data_of, place
-from ferdist.table import MISSING, Number, Table, count, percent, percent_interval, points, points_interval
+from ferdist.table import (
+    MISSING,
+    Cells,
+    Number,
+    Table,
+    count,
+    percent,
+    percent_interval,
+    points,
+    points_interval,
+)
 
 Covered = Sequence[tuple[Run, Sequence[Evaluation]]]
 """Runs with their evaluations under occlusion."""
-Records = Iterator[dict[str, str | None]]
 
 
 def occlusion(runs: Sequence[Run], album: Album) -> Section:
@@ -147,7 +156,7 @@ def _cells(entries: Sequence[Evaluation]) -> tuple[Cell, ...]:
     return tuple(o.cell for entry in entries if (o := entry.occlusion) is not None)
 
 
-def _by_kind(covered: Covered, several: bool) -> Records:
+def _by_kind(covered: Covered, several: bool) -> Iterator[Cells]:
     """One row per kind and run, and one for the mean over the kinds."""
     known = [(run, summary) for run, entries in covered if (summary := robustness_of(run, entries[0]))]
     severities = ("Severity 1", "2", "3", "4", "5")
@@ -183,11 +192,11 @@ def _unlike_cells(covered: Covered) -> list[str]:
     ]
 
 
-def _differences(covered: Covered) -> tuple[list[dict[str, str | None]], list[str]]:
+def _differences(covered: Covered) -> tuple[list[Cells], list[str]]:
     """Paired differences of all runs to the first, and why there is none for some."""
     (reference, entries), *others = covered
     first = grids_of(reference, entries)
-    records: list[dict[str, str | None]] = []
+    rows: list[Cells] = []
     missing = []
     for run, own_entries in others:
         own = grids_of(run, own_entries)
@@ -203,7 +212,7 @@ def _differences(covered: Covered) -> tuple[list[dict[str, str | None]], list[st
             continue
         for kind, found in (*comparison["kinds"].items(), ("mean", comparison)):
             error_name = "mean_corruption_error" if kind == "mean" else "corruption_error"
-            records.append(
+            rows.append(
                 {
                     "Run": run.name,
                     "Kind": kind_label(kind),
@@ -212,4 +221,4 @@ def _differences(covered: Covered) -> tuple[list[dict[str, str | None]], list[st
                     "Corruption error %": percent(found[error_name]),
                 }
             )
-    return records, missing
+    return rows, missing
