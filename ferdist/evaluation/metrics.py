@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from ferdist.evaluation.predictions import Predictions, Probabilities
 ECE_BINS = 15
 BOOTSTRAP_RESAMPLES = 10_000
 BOOTSTRAP_BATCH = 100
+_JSON_NAMES = {"interval": "accuracy_ci95", "recall": "per_class_recall"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +46,8 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """As in results.json and summary.json."""
-        return {
-            "samples": self.samples,
-            "accuracy": self.accuracy,
-            "accuracy_ci95": None if self.interval is None else list(self.interval),
-            "balanced_accuracy": self.balanced_accuracy,
-            "macro_f1": self.macro_f1,
-            "per_class_recall": list(self.recall),
-            "confusion": self.confusion.tolist(),
-            "ece": self.ece,
-            "loss": self.loss,
-        }
+        values = {_JSON_NAMES.get(one.name, one.name): getattr(self, one.name) for one in fields(Scores)}
+        return values | {"confusion": self.confusion.tolist()}
 
 
 def accuracy_interval(

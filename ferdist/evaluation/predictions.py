@@ -172,7 +172,7 @@ def join(parts: Sequence[Predictions]) -> Predictions:
     Raises:
         RunError: if cells or data differ or a sample occurs twice.
     """
-    parts = sorted(parts, key=lambda part: int(part.index.min(initial=0)))
+    parts = sorted(parts, key=lambda part: part.index[:1].tolist())
     first = parts[0]
     if any((part.cells, part.beton_sha256) != (first.cells, first.beton_sha256) for part in parts):
         raise RunError("predictions for different cells or data cannot be pooled: evaluate all parts alike")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Final
 
 import torch
 
-from ferdist.config import Config, differences
+from ferdist.config import Config, to_dict
 from ferdist.data.beton import Beton, labels_of, open_beton
 from ferdist.errors import ConfigError, FerdistError, RunError
 from ferdist.evaluation.compare import Difference, McNemar, compare_networks, holm, mcnemar
@@ -113,15 +114,11 @@ def load_networks(folders: Sequence[Path]) -> list[Network]:
         else:
             single.append(folder)
     found += [(group[0], _network("", group, ())) for group in _groups(single)]
-    alike: dict[tuple[str, str], list[int]] = {}
-    for number, (_, network) in enumerate(found):
-        alike.setdefault((network.data, network.name), []).append(number)
-    networks = [network for _, network in found]
-    for numbers in alike.values():
-        if len(numbers) > 1:
-            names = telling_ends([found[number][0] for number in numbers])
-            for number, name in zip(numbers, names, strict=True):
-                networks[number] = replace(networks[number], name=name)
+    networks = []
+    for folder, network in found:
+        alike = [other for other, its in found if (its.data, its.name) == (network.data, network.name)]
+        name = network.name if len(alike) == 1 else telling_ends(alike)[alike.index(folder)]
+        networks.append(replace(network, name=name))
     return networks
 
 
@@ -151,20 +148,13 @@ def _of_experiment(folder: Path) -> Iterator[tuple[Path, Network]]:
 
 def _groups(runs: Sequence[Path]) -> list[list[Path]]:
     """Runs that share config and data, each group in the order given."""
-    groups: list[list[Path]] = []
-    known: list[tuple[str, Config]] = []
+    groups: dict[str, list[Path]] = {}
     for path in runs:
         folder = RunFolder(path)
-        config = shared_config(folder.stored_config())
-        sha256 = str(folder.stored_environment().get("beton_sha256"))
-        for number, (data, other) in enumerate(known):
-            if data == sha256 and not differences(other, config):
-                groups[number].append(path)
-                break
-        else:
-            known.append((sha256, config))
-            groups.append([path])
-    return groups
+        shared = to_dict(shared_config(folder.stored_config()))
+        data = folder.stored_environment().get("beton_sha256")
+        groups.setdefault(json.dumps([data, shared], sort_keys=True), []).append(path)
+    return list(groups.values())
 
 
 def _network(

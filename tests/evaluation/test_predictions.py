@@ -12,7 +12,7 @@ import pytest
 
 from ferdist.errors import RunError
 from ferdist.evaluation.benchmark import Cell
-from ferdist.evaluation.predictions import Predictions, by_sequence, join
+from ferdist.evaluation.predictions import Predictions, by_sequence, join, joined_checksum
 from tests.evaluation.conftest import answers
 
 
@@ -83,8 +83,9 @@ def test_folds_are_pooled() -> None:
     def part(rows: list[int]) -> Predictions:
         return whole.select(np.array(rows))
 
-    folds = [part([1, 3]), part([0, 2])]
+    folds = [replace(part([1, 3]), checksums=("b", "d")), replace(part([0, 2]), checksums=("a", "c"))]
     pooled = join(folds)
+    assert pooled.checksums == (joined_checksum(["a", "b"]), joined_checksum(["c", "d"]))
     assert np.array_equal(pooled.index, whole.index)
     assert np.array_equal(pooled.cluster, whole.cluster)
     assert np.array_equal(pooled.correct(), whole.correct())

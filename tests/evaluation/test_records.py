@@ -34,7 +34,8 @@ def test_what_is_written_comes_back(path: Path) -> None:
     written = [evaluation(0.5, predictions="x.npz"), evaluation(0.4, SQUARE, fold=3, inner_fold=1)]
     results = add(path, written[0], replace(written[1], predictions="y.npz"))
     assert results.evaluations == (written[0], replace(written[1], predictions="y.npz"))
-    assert [one.to_json() for one in results.evaluations] == results.content["evaluations"]
+    again = json.loads(json.dumps([one.to_json() for one in results.evaluations]))
+    assert again == results.content["evaluations"]
     assert results.evaluations[1].occlusion is not None
     assert results.evaluations[1].occlusion.checksum == f"sum of {SQUARE}"
     assert (results.classes, results.config["seed"], results.environment) == (("a", "b"), 0, {"torch": "2"})
