@@ -17,7 +17,8 @@ from ferdist.data.record import Images, Integers
 from ferdist.errors import DataError, FerdistError
 from ferdist.evaluation.benchmark import Benchmark, Cell
 from ferdist.evaluation.evaluate import benchmark_on, read_images
-from ferdist.reporting.load import Evaluation, Run
+from ferdist.evaluation.records import Evaluation
+from ferdist.reporting.load import Run
 from ferdist.runtime.folder import RunFolder
 
 HIDDEN: Final = "The pictures of faces are left out, as requested by --no-faces."

@@ -14,10 +14,8 @@ import numpy.typing as npt
 
 from ferdist.errors import RunError
 from ferdist.evaluation.predictions import Predictions, side_by_side
-from ferdist.evaluation.records import Evaluation, Occlusion, read_json, read_results
+from ferdist.evaluation.records import Evaluation, read_json, read_results
 from ferdist.evaluation.robustness import benchmark_scores
-
-__all__ = ["Evaluation", "Floats", "Integers", "Occlusion", "Run", "load_run", "load_runs"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

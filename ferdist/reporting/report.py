@@ -14,9 +14,10 @@ from markupsafe import Markup
 
 from ferdist.charts import inline_svg, png_bytes, svg_bytes
 from ferdist.errors import RunError
+from ferdist.evaluation.records import Evaluation
 from ferdist.reporting import table1
 from ferdist.reporting.album import Album
-from ferdist.reporting.load import Evaluation, Run, load_runs
+from ferdist.reporting.load import Run, load_runs
 from ferdist.reporting.networks import compare_runs, is_experiment, load_networks
 from ferdist.reporting.page import Content, Section, render
 from ferdist.reporting.pooled import pooled_run

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from ferdist.reporting.load import Evaluation, Run
+from ferdist.evaluation.records import Evaluation
+from ferdist.reporting.load import Run
 from ferdist.table import MISSING, Cells, Number, Table, count, percent, percent_interval
 
 TTA: Final = {"none": "one view", "flip": "image and mirror image", "ten-crop": "ten crops"}

@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 
 from ferdist.errors import RunError
-from ferdist.reporting.load import (
-    Occlusion,
-    load_run,
-    load_runs,
-    occluded_entries,
-    predictions_of,
-    robustness_of,
-)
+from ferdist.evaluation.records import Occlusion
+from ferdist.reporting.load import load_run, load_runs, occluded_entries, predictions_of, robustness_of
 
 MakeRun = Callable[..., Path]
 

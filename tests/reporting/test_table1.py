@@ -63,13 +63,12 @@ def write_run(
     *,
     splits: Sequence[str] = ("val",),
     scorings: int = 0,
-    settings: Sequence[str] = (),
 ) -> Config:
     """A finished run as a training leaves it, with what a report reads of it; its config."""
     run = RunFolder(folder)
     fold = "null" if cell.fold is None else str(cell.fold)
     own = [f"data.path={beton.path}", f"run_dir={folder}", f"data.fold={fold}", f"seed={cell.seed}"]
-    own += [f"model.name={model}", "model.width=8", *settings]
+    own += [f"model.name={model}", "model.width=8"]
     config = load_config(ROOT / "configs" / "base.yaml", own)
     folder.mkdir(parents=True)
     run.write_config(config, {"beton_sha256": beton.manifest.sha256})

@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ferdist.charts import GRID, MARKERS, PERCENT, SERIES, confusion_chart, label_of, panel, short
+from ferdist.evaluation.records import Evaluation
 from ferdist.reporting.album import Album
-from ferdist.reporting.load import Evaluation, Run
+from ferdist.reporting.load import Run
 from ferdist.reporting.page import Chart, Section
 from ferdist.reporting.words import place
 from ferdist.table import Table, count, percent

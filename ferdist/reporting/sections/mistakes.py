@@ -10,8 +10,9 @@ import numpy as np
 from ferdist.charts import short
 from ferdist.errors import FerdistError
 from ferdist.evaluation.predictions import Predictions
+from ferdist.evaluation.records import Evaluation
 from ferdist.reporting.album import HIDDEN, MOST_RUNS, Album, Tile, in_rows, left_out, pixels_of, tile_chart
-from ferdist.reporting.load import Evaluation, Run, predictions_of
+from ferdist.reporting.load import Run, predictions_of
 from ferdist.reporting.page import Chart, Section
 from ferdist.reporting.words import place
 from ferdist.table import Cells, Number, Table, count, percent

@@ -11,9 +11,10 @@ from ferdist.augment.kinds import fill_label, kind_label
 from ferdist.charts import Line, line_chart
 from ferdist.errors import RunError
 from ferdist.evaluation.benchmark import Cell
+from ferdist.evaluation.records import Evaluation
 from ferdist.evaluation.robustness import compare_benchmarks, mean_intervals
 from ferdist.reporting.album import Album
-from ferdist.reporting.load import Evaluation, Run, grids_of, occluded_entries, robustness_of
+from ferdist.reporting.load import Run, grids_of, occluded_entries, robustness_of
 from ferdist.reporting.page import Chart, Section
 from ferdist.reporting.sections.evaluations import evaluation_table
 from ferdist.reporting.words import TTA, data_of, place
