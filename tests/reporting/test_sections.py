@@ -18,6 +18,7 @@ from ferdist.reporting.sections.classes import recall_chart, recall_table, worst
 from ferdist.reporting.sections.comparison import comparison
 from ferdist.reporting.sections.data import audit_table, parts_table
 from ferdist.reporting.sections.evaluations import evaluation_table
+from ferdist.reporting.sections.mistakes import most_confused
 from ferdist.reporting.sections.protocol import protocol
 from ferdist.reporting.sections.training import history_table
 from ferdist.reporting.words import scorings, value_text
@@ -93,6 +94,8 @@ def test_recall_and_precision_follow_the_confusion_matrix(make_run: MakeRun) -> 
     assert rows[0] == ("angry", "80.0", "100.0", "5")
     assert rows[1] == ("disgust", "100.0", "80.0", "4")
     assert rows[6] == ("neutral", MISSING, MISSING, "0")
+    (row,) = most_confused([(run, evaluation)], several=False)
+    assert list(row.values())[1:] == ["angry", "disgust", "1", "20.0"]
     assert worst_confusions(evaluation, run.classes) == ["angry mistaken for disgust (20 %, 1 of 5)"]
 
 

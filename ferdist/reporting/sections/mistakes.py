@@ -86,7 +86,7 @@ def mistakes(runs: Sequence[Run], album: Album) -> Section:
         ),
         missing=missing,
         charts=charts,
-        tables=(Table.of("Most frequent confusions", _confusions(evaluated, several=len(runs) > 1)),),
+        tables=(Table.of("Most frequent confusions", most_confused(evaluated, several=len(runs) > 1)),),
         folded_tables=folded,
     )
 
@@ -111,7 +111,8 @@ def _mistakes_chart(
     )
 
 
-def _confusions(evaluated: Sequence[tuple[Run, Evaluation]], *, several: bool) -> Iterator[Cells]:
+def most_confused(evaluated: Sequence[tuple[Run, Evaluation]], *, several: bool) -> Iterator[Cells]:
+    """The pairs of classes that were confused most often, a row each, most frequent first in each run."""
     for run, main in evaluated:
         confusion = main.confusion - np.diag(np.diag(main.confusion))
         for cell in np.argsort(-confusion, axis=None, kind="stable")[: 5 if several else 10]:
