@@ -22,7 +22,7 @@ EQUALISED: Final = (0.9, 0.05)
 of them have deciles within this of equal parts of that range. Of FER2013's own images 16 % span it, and half
 have deciles within 0.24; of an equalised copy all of them, and half within 0.012."""
 EQUALISED_TEXT: Final = (
-    "the images look histogram-equalised: this copy is not what published figures are about; get the original"
+    "the images look histogram-equalised: published scores are not about this copy; get the original"
 )
 _SAMPLED: Final = 2000
 

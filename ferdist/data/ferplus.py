@@ -78,7 +78,7 @@ def read_ferplus(path: Path, dataset: FaceDataset) -> pd.DataFrame:
 
     Raises:
         DataError: if the data set does not come from a csv, the numbers of rows differ, a Usage differs,
-            votes are not whole numbers that sum to 1 to 10 in a row, or the most voted of FER2013's classes
+            votes are not integers that sum to 1 to 10 in a row, or the most voted of FER2013's classes
             is FER2013's label for less than half of all rows or a third of a block.
     """
     if dataset.classes != FER2013_CLASSES or not all(name.startswith("line ") for name in dataset.source_id):
@@ -181,7 +181,7 @@ def ferplus_labels(samples: pd.DataFrame) -> FerPlusLabels:
       the next. None where they then hold half of the votes or fewer, or are more than three.
 
     So there is a distribution wherever there is a majority, and for some images besides. The published
-    validation and test figures are for the images with a majority.
+    validation and test scores are for the images with a majority.
 
     Args:
         samples: a table with the ``votes_`` columns, as ``read_ferplus`` or samples.csv gives them.

@@ -329,19 +329,6 @@ def test_real_votes(real_pair: tuple[Path, FaceDataset]) -> None:
     assert counts.tolist() == [11012, 9045, 3960, 3749, 2660, 161, 677, 148]
 
 
-def test_real_votes_refuse_rows_in_another_order(real_pair: tuple[Path, FaceDataset]) -> None:
-    path, dataset = real_pair
-    shuffled = np.random.default_rng(0).permutation(len(dataset))
-    by_split = shuffled[np.argsort(dataset.split[shuffled], kind="stable")]
-    with pytest.raises(DataError, match=r"rows 1 to 35887 .* for 2\d\.\d%, not for at least 50%"):
-        read_ferplus(path, make_dataset(dataset.labels[by_split], dataset.split))
-    with pytest.raises(DataError, match="Usage of row"):
-        read_ferplus(path, make_dataset(dataset.labels[shuffled], dataset.split[shuffled]))
-    public = dataset.split < 2
-    with pytest.raises(DataError, match=r"35887 rows, but fer2013\.csv has 32298"):
-        read_ferplus(path, make_dataset(dataset.labels[public], dataset.split[public]))
-
-
 @pytest.mark.parametrize(
     ("name", "images", "agreeing"),
     [("occlusion_ferplus_list.txt", 605, 594), ("pose_30_ferplus_list.txt", 1170, 1163)],

@@ -1,4 +1,4 @@
-"""FFCV's file format (version 2), as far as images of one size and whole numbers need it.
+"""FFCV's file format (version 2), as far as images of one size and integers need it.
 
 Written and read here by hand: FFCV's writer hands samples to worker processes and waits forever if one dies,
 and FFCV's reader checks neither pointers nor sizes, so with a wrong one it reads outside the file and the

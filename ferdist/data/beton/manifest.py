@@ -125,9 +125,6 @@ class Manifest:
     def load(cls, path: Path) -> Manifest:
         """Read and validate a manifest.
 
-        Args:
-            path: the JSON file.
-
         Raises:
             DataError: if the file cannot be read, is not JSON, has another schema version, lacks a key, or
                 holds a value of the wrong type.
@@ -179,13 +176,9 @@ def pixel_statistics(images: Images, split: Integers, fold: Integers) -> dict[st
 
     def moments(chosen: npt.NDArray[np.bool_]) -> Moments:
         count = int(chosen.sum()) * pixels
-        mean: list[float] = []
-        std: list[float] = []
-        for channel in range(sums.shape[1]):
-            total, total_squares = int(sums[chosen, channel].sum()), int(squares[chosen, channel].sum())
-            mean.append(total / (255 * count))
-            std.append(math.sqrt(count * total_squares - total**2) / (255 * count))
-        return {"mean": mean, "std": std}
+        total, square = (part[chosen].sum(axis=0).tolist() for part in (sums, squares))
+        deviation = [math.sqrt(count * q - t**2) for t, q in zip(total, square, strict=True)]
+        return {"mean": [t / (255 * count) for t in total], "std": [d / (255 * count) for d in deviation]}
 
     statistics: dict[str, Any] = {}
     if (split < 0).all():
@@ -201,11 +194,6 @@ def samples_table(
     dataset: FaceDataset, copy_group: Integers, extra_columns: pd.DataFrame | None
 ) -> pd.DataFrame:
     """The rows of ``X.samples.csv``: codes as names, -1 as an empty cell.
-
-    Args:
-        dataset: the samples.
-        copy_group: int64 (N,), smallest index with the same pixels.
-        extra_columns: further columns, one row per sample, or None.
 
     Raises:
         DataError: if the extra columns do not fit, or two subjects or sequences have one name, or none.
@@ -318,6 +306,8 @@ def _faults(content: object) -> Iterator[str]:
         if not right(value):
             yield f"{key!r} must be {kind}, not {value!r:.80}"
     statistics, channels = content["statistics"], content["image"]["channels"]
+    if len(content["folds"]) > 1 and set(statistics["without_fold"]) != set(content["folds"]):
+        yield "'statistics.without_fold' must have the folds of 'folds'"
     named = {key: statistics[key] for key in ("train", "all") if key in statistics}
     named |= {f"without_fold.{fold}": moments for fold, moments in statistics["without_fold"].items()}
     for key, moments in named.items():

@@ -85,5 +85,5 @@ def _copy_file(origin: Path, copy: Path, digest: str) -> None:
         if sha256(temporary) != digest:
             raise DataError(
                 f"{origin}: this, or its copy in {copy.parent}, is damaged: the copy's sha256 is wrong: "
-                "look with `ferdist inspect`"
+                "check with `ferdist inspect`"
             )

@@ -70,6 +70,7 @@ def test_keys_of_later_versions_are_passed_over(manifest_path: Path) -> None:
         ("classes", ["a", 1], "'classes' must be a list of names"),
         ("splits", [], "'splits' must be an object"),
         ("statistics.without_fold", None, "'statistics.without_fold' must be an object"),
+        ("statistics.without_fold", {}, "'statistics.without_fold' must have the folds of 'folds'"),
         ("statistics.without_fold.0", None, "'statistics.without_fold.0.mean' must have a number"),
         ("statistics.all.std", [float("nan")] * 3, "'statistics.all.std' must have a number from 0 to 1"),
         ("statistics.all.mean", [0.5, 0.5, 1.5], "'statistics.all.mean' must have a number from 0 to 1"),
