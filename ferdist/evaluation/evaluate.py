@@ -24,7 +24,7 @@ from ferdist.evaluation.model import ModelCard, TrainedModel, default_checkpoint
 from ferdist.evaluation.predict import TTA, cluster_of, predict
 from ferdist.evaluation.predictions import Predictions, by_sequence, check_same_samples
 from ferdist.evaluation.realfaces import listed_samples
-from ferdist.evaluation.records import OCCLUSION, Evaluation, EvaluationKey, Occlusion, Results
+from ferdist.evaluation.records import OCCLUSION, Damage, Evaluation, EvaluationKey, Results
 from ferdist.evaluation.results import add_evaluations
 from ferdist.evaluation.robustness import compare_benchmarks
 from ferdist.io import sha256
@@ -304,7 +304,7 @@ class Scoring:
         scores = score_all([covered.cell(number) for number in cells], cluster_of(self.beton, covered.index))
         found = []
         for cell, checksum, of_cell in zip(covered.cells, covered.checksums, scores, strict=True):
-            damage = Occlusion(
+            damage = Damage(
                 *(cell.kind, cell.severity, cell.fill),
                 covered=covered_fraction(cell, height, width),
                 seen=seen_in_training(cell, self.card.config.augment, height, width),

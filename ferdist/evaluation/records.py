@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Occlusion:
+class Damage:
     """What covered the face in an evaluation: a cell of the benchmark and what is known of it.
 
     Attributes:
@@ -75,7 +75,7 @@ class EvaluationKey:
     inner_fold: int | None = None
     tta: str = "none"
     checkpoint: str
-    occlusion: Occlusion | None = None
+    occlusion: Damage | None = None
     subset: str = "all"
     unit: str = "image"
 
@@ -263,11 +263,11 @@ def _confusion(entry: Mapping[str, Any], classes: int | None, where: str) -> Int
     return np.asarray(rows, dtype=np.int64).reshape(width, width)
 
 
-def _occlusion(entry: Mapping[str, Any], where: str) -> Occlusion | None:
+def _occlusion(entry: Mapping[str, Any], where: str) -> Damage | None:
     if entry.get("occlusion") is None:
         return None
     occlusion = _typed(entry, "occlusion", dict, where)
-    return Occlusion(
+    return Damage(
         kind=_typed(occlusion, "kind", str, f"{where}: occlusion"),
         severity=_typed(occlusion, "severity", int, f"{where}: occlusion"),
         fill=str(occlusion.get("fill")),

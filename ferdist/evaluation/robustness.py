@@ -14,7 +14,7 @@ from ferdist.errors import RunError
 from ferdist.evaluation.benchmark import Cell
 from ferdist.evaluation.metrics import accuracy_intervals
 from ferdist.evaluation.predictions import Predictions, check_same_samples, joined_checksum, place_of
-from ferdist.evaluation.records import Evaluation, EvaluationKey, Occlusion
+from ferdist.evaluation.records import Damage, Evaluation, EvaluationKey
 
 MARKS: Final = (SEEN, UNSEEN_SIZE, UNSEEN_KIND)
 
@@ -122,7 +122,7 @@ def _summary(group: Sequence[Evaluation]) -> Summary:
     }
 
 
-def _kind_scores(kind: str, members: Sequence[tuple[Occlusion, Evaluation]], clean: float | None) -> Summary:
+def _kind_scores(kind: str, members: Sequence[tuple[Damage, Evaluation]], clean: float | None) -> Summary:
     rows: dict[int, list[Evaluation]] = {}
     shares: dict[int, float | None] = {}
     for damage, one in sorted(members, key=lambda pair: pair[0].severity):

@@ -9,7 +9,7 @@ import numpy as np
 
 from ferdist.evaluation.benchmark import Cell, covered_fraction
 from ferdist.evaluation.predictions import Predictions
-from ferdist.evaluation.records import Evaluation, Occlusion
+from ferdist.evaluation.records import Damage, Evaluation
 
 
 def answers(hits: Sequence[Any], cells: Sequence[Cell] = (), cluster: Sequence[int] = ()) -> Predictions:
@@ -26,9 +26,7 @@ def evaluation(accuracy: float, cell: Cell | None = None, seen: str = "seen", **
     """A record of ten samples of two classes."""
     damage = None
     if cell is not None:
-        damage = Occlusion(
-            cell.kind, cell.severity, cell.fill, covered_fraction(cell), seen, f"sum of {cell}"
-        )
+        damage = Damage(cell.kind, cell.severity, cell.fill, covered_fraction(cell), seen, f"sum of {cell}")
     conditions = {"data": "synthetic", "beton_sha256": "0" * 64, "split": "val", "checkpoint": "best"}
     return Evaluation(
         **(conditions | key),

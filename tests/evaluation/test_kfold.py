@@ -1,4 +1,4 @@
-"""The summary of a k-fold experiment against figures computed from the predictions in another way."""
+"""The summary of a k-fold experiment against scores computed from the predictions in another way."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def pooled_by_hand(beton: Beton, runs: Sequence[Path]) -> tuple[np.ndarray[Any, 
     return probabilities, ~np.isnan(probabilities).any(axis=1)
 
 
-def test_pooled_figures_are_those_of_all_predictions_together(beton: Beton, tmp_path: Path) -> None:
+def test_pooled_scores_are_those_of_all_predictions_together(beton: Beton, tmp_path: Path) -> None:
     seeds = (0, 1, 2)
     runs = write_runs(beton, tmp_path, seeds)
     summary = kfold_summary(runs, beton)
@@ -109,7 +109,7 @@ def test_pooled_figures_are_those_of_all_predictions_together(beton: Beton, tmp_
     assert high - low < min(p["accuracy_ci95"][1] - p["accuracy_ci95"][0] for p in entry["pooled"])
 
 
-def test_figures_per_fold_and_per_sequence(beton: Beton, tmp_path: Path) -> None:
+def test_scores_per_fold_and_per_sequence(beton: Beton, tmp_path: Path) -> None:
     beton = replace(beton, sequence=beton.fold)  # as it is, each of these faces is a sequence by itself
     runs = write_runs(beton, tmp_path, [4])
     summary = kfold_summary(runs, beton)
@@ -159,7 +159,7 @@ def test_a_seed_without_all_folds_does_not_count(beton: Beton, tmp_path: Path) -
     assert entry_of(kfold_summary(runs[10:], beton), "image")["over_seeds"] is None
 
 
-def test_without_runs_there_are_no_figures(beton: Beton) -> None:
+def test_without_runs_there_are_no_scores(beton: Beton) -> None:
     summary = kfold_summary([], beton)
     assert (summary["evaluations"], summary["seeds"], summary["config"]) == ([], [], None)
     assert summary["folds"] == list(range(FOLDS))

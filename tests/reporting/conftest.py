@@ -1,4 +1,4 @@
-"""Run folders with plausible figures, computed by scikit-learn from drawn predictions."""
+"""Run folders with plausible scores, computed by scikit-learn from drawn predictions."""
 
 from __future__ import annotations
 

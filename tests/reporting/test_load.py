@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ferdist.errors import RunError
-from ferdist.evaluation.records import Occlusion
+from ferdist.evaluation.records import Damage
 from ferdist.reporting.load import load_run, load_runs, occluded_entries, predictions_of, robustness_of
 
 MakeRun = Callable[..., Path]
@@ -137,14 +137,14 @@ def test_two_betons_of_one_name_are_two_data_sets(make_run: MakeRun) -> None:
 def test_what_covered_the_face_is_read(make_run: MakeRun) -> None:
     folder = make_run(occlusion=True)
     covers = [entry.occlusion for entry in load_run(folder).evaluations if entry.occlusion is not None]
-    assert vars(covers[5]) == vars(Occlusion("circle", 1, "zero", 0.028, "seen", "1" * 64))
+    assert vars(covers[5]) == vars(Damage("circle", 1, "zero", 0.028, "seen", "1" * 64))
     results = json.loads((folder / "results.json").read_text())
     for name in ("covered", "seen", "checksum"):
         del results["evaluations"][6]["occlusion"][name]
     (folder / "results.json").write_text(json.dumps(results))
     damage = load_run(folder).evaluations[6].occlusion
     assert damage is not None
-    assert vars(damage) == vars(Occlusion("circle", 1, "zero"))
+    assert vars(damage) == vars(Damage("circle", 1, "zero"))
 
 
 def test_names_tell_runs_apart(make_run: MakeRun, tmp_path: Path) -> None:

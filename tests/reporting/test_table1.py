@@ -1,4 +1,4 @@
-"""Table 1 of experiments made of predictions whose figures are known."""
+"""Table 1 of experiments made of predictions whose scores are known."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def cells_of(text: str, first: str, column: int = 0) -> list[str]:
     return next(row for row in rows if row[column] == first)
 
 
-def test_a_grid_gives_pooled_figures_and_says_what_is_missing(kfold: Path, beton: Beton) -> None:
+def test_a_grid_gives_pooled_scores_and_says_what_is_missing(kfold: Path, beton: Beton) -> None:
     networks = load_networks([kfold])
     text = networks_markdown(group_by_data(networks))
     row = cells_of(text, r"resnet18\_cbam")
