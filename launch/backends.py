@@ -357,7 +357,7 @@ class Local(Backend):
         return {job: "RUNNING" for job in jobs if self._runs(job, folder)}
 
     def _runs(self, job: str, folder: Path) -> bool:
-        """Whether the process of this id is what submitit started for this folder."""
+        """Whether this process is the one that submitit started for this folder."""
         process = Path("/proc") / job
         try:
             command = (process / "cmdline").read_bytes()

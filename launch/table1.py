@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -33,8 +33,7 @@ from launch.command import Overrides, run_launcher
 from launch.estimate import estimate
 from launch.experiment import Experiment, Standing, launch, read_config
 
-DATASETS: Final = ("fer2013", "ckplus")
-NETWORKS: Final = ("resnet18_cbam", "resnet18", "alexnet", "vgg16", "kernel_cnn", "mianet", "aprnet50")
+_NETWORKS: Final = "resnet18_cbam,resnet18,alexnet,vgg16,kernel_cnn,mianet,aprnet50"
 """Those of the paper's Table 1, and its network without attention."""
 
 _OWN_KEYS: Final = {
@@ -45,29 +44,27 @@ _OWN_KEYS: Final = {
 }
 
 
-def _names(text: str) -> str:
-    if not all(text.split(",")):
-        raise typer.BadParameter(f"{text!r}: separate the names with commas")
-    return text
+def _names(help: str) -> Any:
+    def check(text: str) -> str:
+        if not all(text.split(",")):
+            raise typer.BadParameter(f"{text!r}: separate the names with commas")
+        return text
+
+    return typer.Option(parser=check, metavar="A,B", help=help)
 
 
 def launch_grid(
     overrides: Overrides = None,
     *,
-    datasets: Annotated[str, typer.Option(parser=_names, metavar="A,B", help="Data sets.")] = ",".join(
-        DATASETS
-    ),
-    models: Annotated[str, typer.Option(parser=_names, metavar="A,B", help="Networks.")] = ",".join(NETWORKS),
-    configs: Annotated[
-        Path, typer.Option(metavar="DIR", help="Holds DATASET/NETWORK.yaml, DATASET/base.yaml.")
-    ] = Path("configs"),
+    datasets: Annotated[str, _names("Data sets.")] = "fer2013,ckplus",
+    models: Annotated[str, _names("Networks.")] = _NETWORKS,
+    configs: Annotated[Path, typer.Option(metavar="DIR", help="Holds DATASET/*.yaml.")] = Path("configs"),
     options: Options,
 ) -> int:
     """Train every network on every data set, fold and seed."""
     options = settle(options)
-    parts, trials = read_grid(
-        datasets.split(","), models.split(","), configs, overrides or (), seeds=options.seeds
-    )
+    grid = datasets.split(","), models.split(",")
+    parts, trials = read_grid(*grid, configs, overrides or (), seeds=options.seeds)
 
     def report(experiment: Experiment, _: Sequence[Standing]) -> None:
         path = experiment.folder / "table1.md"
