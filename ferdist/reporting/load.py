@@ -18,7 +18,6 @@ from ferdist.evaluation.records import Evaluation, read_json, read_results
 from ferdist.evaluation.robustness import benchmark_scores
 
 Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

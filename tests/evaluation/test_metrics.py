@@ -55,14 +55,6 @@ def test_quick_and_full_scores_agree() -> None:
     assert {name: getattr(full, name) for name in quick} == quick
 
 
-def test_the_interval_of_independent_samples_is_the_binomial_one() -> None:
-    correct = np.random.default_rng(0).random(3589) < 0.7
-    low, high = metrics.accuracy_interval(correct, np.arange(3589))
-    half = 1.96 * np.sqrt(correct.mean() * (1 - correct.mean()) / 3589)
-    assert high - low == pytest.approx(2 * half, rel=0.05)
-    assert low < correct.mean() < high
-
-
 def test_the_interval_of_samples_in_clusters_is_wider() -> None:
     """With all samples of a cluster alike there are only as many observations as clusters."""
     by_cluster = np.random.default_rng(0).random(100) < 0.8
