@@ -10,9 +10,10 @@ import sys
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -44,38 +45,44 @@ T = TypeVar("T")
 K = TypeVar("K")
 
 
-class Archive(Protocol):
-    """Files by their relative names, "/" between the parts."""
+class Archive(ABC):
+    """Files by their relative names, "/" between the parts.
 
-    path: Path
+    Hidden files and what file managers leave behind are passed over.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def names(self) -> list[str]:
-        """Names of all files, sorted; without hidden files and what file managers leave behind."""
+        """Names of all files, sorted."""
+        return _listed(self.path, self._entries()[1])
 
     def folders(self) -> list[str]:
-        """Names of all folders, empty ones included, sorted; without hidden ones."""
+        """Names of all folders, empty ones included, sorted."""
+        return _listed(self.path, self._entries()[0])
 
+    @abstractmethod
+    def _entries(self) -> tuple[Collection[str], Collection[str]]:
+        """Names of all folders and of all files."""
+
+    @abstractmethod
     def read(self, name: str) -> bytes:
         """The bytes of one file. Raises DataError that names it if it cannot be read."""
 
+    @abstractmethod
     def checksum(self) -> str:
         """sha256 (hex) of a zip file; of a folder, one over the names and bytes of all files read so far."""
 
 
-class FolderArchive:
+class FolderArchive(Archive):
     """A folder on disk; links are followed, and a folder that several of them lead to is read once."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self._digests: dict[str, bytes] = {}
 
-    def names(self) -> list[str]:
-        return self._walk()[1]
-
-    def folders(self) -> list[str]:
-        return self._walk()[0]
-
-    def _walk(self) -> tuple[list[str], list[str]]:
+    def _entries(self) -> tuple[list[str], list[str]]:
         found_folders: list[str] = []
         found_files: list[str] = []
         seen: set[str] = set()
@@ -89,7 +96,7 @@ class FolderArchive:
             here = Path(folder).relative_to(self.path)
             found_folders += [(here / name).as_posix() for name in folders]
             found_files += [(here / name).as_posix() for name in files]
-        return _listed(self.path, found_folders), _listed(self.path, found_files)
+        return found_folders, found_files
 
     def read(self, name: str) -> bytes:
         try:
@@ -108,7 +115,7 @@ class FolderArchive:
         return whole.hexdigest()
 
 
-class ZipArchive:
+class ZipArchive(Archive):
     """A zip file, read member by member; nothing is unpacked to disk.
 
     Raises:
@@ -117,7 +124,7 @@ class ZipArchive:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         try:
             self._zip = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
@@ -155,12 +162,9 @@ class ZipArchive:
                 "do not trust this zip, get it from its source"
             )
 
-    def names(self) -> list[str]:
-        return _listed(self.path, self._members)
-
-    def folders(self) -> list[str]:
+    def _entries(self) -> tuple[set[str], Collection[str]]:
         above = {str(parent) for name in self._members for parent in PurePosixPath(name).parents}
-        return _listed(self.path, (above | self._folders) - {"."})
+        return (above | self._folders) - {"."}, self._members
 
     def read(self, name: str) -> bytes:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -284,10 +285,11 @@ def _match_h5(path: Path, images: Images, labels: Integers, archive: Archive) ->
 # The original tree
 
 
-class _Sequence(NamedTuple):
-    frames: dict[str, str]  # image name by its stem
-    emotion: str  # its emotion file, or ""
-    landmarks: dict[str, str]  # landmark file by the frame's stem
+@dataclass
+class _Sequence:
+    frames: dict[str, str] = field(default_factory=dict)  # image name by its stem
+    emotion: str = ""  # its emotion file, if there is one
+    landmarks: dict[str, str] = field(default_factory=dict)  # landmark file by the frame's stem
 
 
 def _read_original(archive: Archive, classes: int) -> FaceDataset:
@@ -319,7 +321,7 @@ def _read_original(archive: Archive, classes: int) -> FaceDataset:
 
 def _original_sequences(archive: Archive) -> dict[str, _Sequence]:
     """Sequences by name (``S005_001``) in sorted order."""
-    sequences: dict[str, _Sequence] = defaultdict(lambda: _Sequence({}, "", {}))
+    sequences: dict[str, _Sequence] = defaultdict(_Sequence)
     for name in archive.names():
         parts = name.split("/")
         stem = Path(name).stem
@@ -337,7 +339,7 @@ def _original_sequences(archive: Archive) -> dict[str, _Sequence]:
                     f"{archive.path}: two emotion files for sequence {key} "
                     f"({sequences[key].emotion} and {name}); remove one"
                 )
-            sequences[key] = sequences[key]._replace(emotion=name)
+            sequences[key].emotion = name
         elif stem.endswith("_landmarks"):
             sequences[key].landmarks[stem.removesuffix("_landmarks")] = name
     return dict(sorted(sequences.items()))
