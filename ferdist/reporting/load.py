@@ -14,25 +14,20 @@ import numpy.typing as npt
 
 from ferdist.errors import RunError
 from ferdist.evaluation.predictions import Predictions, side_by_side
-from ferdist.evaluation.records import Evaluation, read_json, read_results
+from ferdist.evaluation.records import Evaluation, Results, read_json, read_results
 from ferdist.evaluation.robustness import benchmark_scores
 
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run's folder, read.
+@dataclass(frozen=True, kw_only=True)
+class Run(Results):
+    """A run's folder, read: its results.json and what is beside it.
 
     Attributes:
         folder: the run's folder.
         name: what the report calls it; unique among the runs of one report.
-        config: the resolved configuration, nested.
         config_text: config.yaml as it stands, or None where the file is missing.
-        environment: versions, hardware, date and git revision.
-        classes: class names in label order.
-        test_scorings: how often the test split was scored.
-        evaluations: the entries of results.json, in their order.
         history: the lines of metrics.jsonl, in their order; empty where there are none.
         status: status.json; empty where there is none.
         predictions: the readable files of predictions/ by their names in it: one for each seed where
@@ -43,12 +38,7 @@ class Run:
 
     folder: Path
     name: str
-    config: Mapping[str, Any]
     config_text: str | None
-    environment: Mapping[str, Any]
-    classes: tuple[str, ...]
-    test_scorings: int
-    evaluations: tuple[Evaluation, ...]
     history: tuple[Mapping[str, Any], ...] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
     predictions: Mapping[str, tuple[Predictions, ...]] = field(default_factory=dict)
@@ -166,25 +156,21 @@ def load_run(folder: Path) -> Run:
         raise RunError(f"{folder}: not a run folder: it has neither config.yaml, status.json nor checkpoints")
     results = read_results(folder / "results.json")
     remarks: list[str] = []
-    classes, evaluations = results.classes, results.evaluations
-    if not classes:
-        classes = tuple(str(label) for label in range(len(evaluations[0].confusion) if evaluations else 0))
+    if not results.classes:
+        labels = range(len(results.evaluations[0].confusion) if results.evaluations else 0)
+        results = replace(results, classes=tuple(map(str, labels)))
         remarks.append("results.json does not name the classes, so they are shown by number.")
     run = Run(
+        **vars(results),
         folder=folder,
         name=folder.name,
-        config=results.config,
         config_text=_read_config(folder, remarks),
-        environment=results.environment,
-        classes=classes,
-        test_scorings=results.test_scorings,
-        evaluations=evaluations,
         history=_read_history(folder / "metrics.jsonl", remarks),
         status=_read_status(folder / "status.json", remarks),
         predictions=_read_predictions(folder / "predictions", remarks),
     )
     run = replace(run, manifest=_read_manifest(run, remarks))
-    own = tuple(replace(one, data=one.data or run.data) for one in evaluations)
+    own = tuple(replace(one, data=one.data or run.data) for one in run.evaluations)
     return replace(run, evaluations=own, remarks=tuple(remarks))
 
 
