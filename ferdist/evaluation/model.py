@@ -110,7 +110,7 @@ def load_trained(
     if exported is not None:
         if which is not None:
             raise ConfigError(
-                f"--checkpoint is {which}, but {exported} holds a single checkpoint: leave the option out"
+                f"--checkpoint is {which}, but {exported} holds a single checkpoint: leave it out"
             )
         return _load_exported(exported, device, trust_code)
     folder = RunFolder(Path(model))
