@@ -261,7 +261,7 @@ def read_name_list(path: Path) -> tuple[ListedImage, ...]:
             )
         name = f"{match[2]}.png"
         if name in listed:
-            raise DataError(f"{path}: line {number}: {name} is there twice; give the published list")
+            raise DataError(f"{path}: line {number}: {name} appears twice; give the published list")
         listed[name] = ListedImage(int(match[1]), name)
     if not listed:
         raise DataError(f"{path}: no image in it; give the published list")

@@ -291,7 +291,7 @@ def test_both_forms_of_a_list(tmp_path: Path) -> None:
         (b"\xff\xfe", "not a text file"),
         (b"1/fer0032227.jpg\n8/fer0032226.jpg\n", "line 2: '8/fer0032226.jpg' is not <label>"),
         (b"fer0032226.jpg\n", "line 1: 'fer0032226.jpg' is not <label>"),
-        (b"1/fer0032226.jpg\n1_fer0032226.png 8 1\n", "line 2: fer0032226.png is there twice"),
+        (b"1/fer0032226.jpg\n1_fer0032226.png 8 1\n", "line 2: fer0032226.png appears twice"),
     ],
 )
 def test_bad_lists(tmp_path: Path, data: bytes | None, message: str) -> None:

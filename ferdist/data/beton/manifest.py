@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ferdist.data.record import NAME, NAME_RULE, SPLITS, FaceDataset, Images, Integers
+from ferdist.data.record import NAME, SPLITS, FaceDataset, Images, Integers
 from ferdist.errors import DataError
 
 SCHEMA: Final = 1
@@ -277,7 +277,10 @@ def _is_object(value: object) -> bool:
 
 
 _RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
-    "name": (lambda value: isinstance(value, str) and bool(NAME.fullmatch(value)), f"a name: {NAME_RULE}"),
+    "name": (
+        lambda value: isinstance(value, str) and bool(NAME.fullmatch(value)),
+        "a file name of letters, digits, '_', '.' and '-'",
+    ),
     **dict.fromkeys(("samples", "bytes"), (_is_positive, "a positive integer")),
     **dict.fromkeys(("sha256", "samples_sha256"), (_is_checksum, "64 hexadecimal digits")),
     "classes": (_is_names, "a list of names"),

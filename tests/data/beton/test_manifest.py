@@ -61,7 +61,7 @@ def test_keys_of_later_versions_are_passed_over(manifest_path: Path) -> None:
         ("bytes", 1.5, "'bytes' must be a positive integer"),
         ("sha256", "F" * 64, "'sha256' must be 64 hexadecimal digits"),
         ("samples_sha256", "0" * 63, "'samples_sha256' must be 64 hexadecimal digits"),
-        ("name", 3, "'name' must be a name: use letters"),
+        ("name", 3, "'name' must be a file name of letters"),
         ("image", [1, 48, 48], "'image' must be an object"),
         ("image.height", -1, "'image.height' must be a positive integer, not -1"),
         ("image.width", None, "'image.width' must be a positive integer, not None"),
