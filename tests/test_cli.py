@@ -168,7 +168,7 @@ def test_wrong_usage_is_2_and_an_unknown_key_1(tmp_path: Path, capsys: pytest.Ca
     assert "did you mean train.lr?" in line
     assert "no such config file" in failed(capsys, "train", tmp_path / "none.yaml")
     assert "no run folder" in failed(capsys, "evaluate", tmp_path)
-    assert "no run folder" in failed(capsys, "evaluate", tmp_path / "none")
+    assert "no such run folder" in failed(capsys, "evaluate", tmp_path / "none")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
