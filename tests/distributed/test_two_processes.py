@@ -150,7 +150,7 @@ def test_a_copy_that_cannot_be_made_ends_all_ranks(tiny: Callable[..., Config], 
     path.write_text(yaml.safe_dump(to_dict(config)))
     done = start("ferdist.train", str(path), processes=2)
     assert done.returncode == 1
-    assert f"ferdist: {tmp_path / 'none'}: data.stage is no folder on" in done.stderr
+    assert f"ferdist: {tmp_path / 'none'}: data.stage is not a folder on" in done.stderr
     assert not Path(config.run_dir).exists()
 
 
