@@ -29,7 +29,7 @@ app.add_typer(prepare, name="prepare")
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Let the model import the module of its own that it names.")
+    bool, typer.Option("--trust-code", help="Import the module that the model names; that runs its code.")
 ]
 
 
@@ -51,12 +51,12 @@ for _name, _convert in DATA_SETS.items():
 def inspect(
     file: Annotated[Path, typer.Argument(help="A beton file.", metavar="FILE.beton")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    grid: Annotated[Path | None, typer.Option(help="Write a picture of samples.", metavar="OUT.png")] = None,
+    grid: Annotated[Path | None, typer.Option(help="Write an image of samples.", metavar="OUT.png")] = None,
     augment: Annotated[
         Path | None, typer.Option(help="Show what this config's augmentation does.", metavar="CONFIG")
     ] = None,
 ) -> None:
-    """Verify a beton in full and say what is in it."""
+    """Verify a beton in full and describe its contents."""
     from ferdist.use import inspect as beton_inspect
 
     contents = beton_inspect.inspect(file)
@@ -70,7 +70,7 @@ def train(
     config: Annotated[Path, typer.Argument(help="A YAML file.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
 ) -> None:
-    """Train in this process, or as one rank where torchrun or SLURM started it."""
+    """Train in this process, or as one rank under torchrun or SLURM."""
     from ferdist.config import load_config
     from ferdist.training.run import run
 
@@ -85,7 +85,7 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="A beton, by default the run's own.")] = None,
     split: Annotated[str, typer.Option(help="val or test; each scoring of test is counted.")] = "val",
     occlusion: Annotated[
-        bool, typer.Option("--occlusion", help="Also with covered and noisy faces: docs/occlusion.md.")
+        bool, typer.Option("--occlusion", help="Also score covered and noisy faces: docs/occlusion.md.")
     ] = False,
     kinds: Annotated[
         str | None, typer.Option(help="Only these kinds of occlusion, such as square,circle.", metavar="LIST")
@@ -94,15 +94,15 @@ def evaluate(
         str | None, typer.Option(help="Only these fills: zero,mean,noise.", metavar="LIST")
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="Compare under occlusion with this run, evaluated before.")
+        Path | None, typer.Option(help="Compare under occlusion with this run, evaluated earlier.")
     ] = None,
     occluded_list: Annotated[
         Path | None,
-        typer.Option(help="occlusion_ferplus_list.txt: also the really occluded faces.", metavar="FILE"),
+        typer.Option(help="occlusion_ferplus_list.txt: also score the truly occluded faces.", metavar="FILE"),
     ] = None,
     pose_list: Annotated[
         Path | None,
-        typer.Option(help="pose_30_ferplus_list.txt: also the strongly turned faces.", metavar="FILE"),
+        typer.Option(help="pose_30_ferplus_list.txt: also score the strongly turned faces.", metavar="FILE"),
     ] = None,
     tta: Annotated[str, typer.Option(help="Test-time augmentation: none, flip or ten-crop.")] = "none",
     checkpoint: Annotated[
@@ -118,7 +118,7 @@ def evaluate(
     from ferdist.evaluation.results import as_text
 
     if (kinds or fills) and not occlusion:
-        raise ConfigError("--kinds and --fills choose among the cells of --occlusion: give that too")
+        raise ConfigError("--kinds and --fills choose parts of the occlusion benchmark: add --occlusion")
     lists = {"occluded": occluded_list, "turned": pose_list}
     results = evaluate(
         model,
@@ -142,16 +142,16 @@ def evaluate(
 def predict(
     model: Annotated[str, typer.Argument(help="A run folder, a .safetensors file or shipped weights.")],
     pictures: Annotated[list[Path], typer.Argument(help="Images, or folders.", metavar="IMAGE|FOLDER...")],
-    out: Annotated[Path | None, typer.Option(help="Write annotated pictures.", metavar="DIR")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write annotated images.", metavar="DIR")] = None,
     whole_image: Annotated[
-        bool, typer.Option("--whole-image", help="Each picture is a face crop already.")
+        bool, typer.Option("--whole-image", help="Each image is already a face crop.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(help="Faces in a batch.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Faces per batch.")] = 64,
     device: Device = "auto",
     trust_code: TrustCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, an entry for each face.")] = False,
 ) -> None:
-    """Find the faces in pictures and say what each expresses (not what anybody feels)."""
+    """Find faces in images and classify their expressions (not anyone's feelings)."""
     from ferdist.evaluation.model import load_trained
     from ferdist.runtime.distributed import choose_device
     from ferdist.use.predict import predict_pictures, to_json
@@ -194,7 +194,7 @@ def report(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the report.", metavar="DIR")],
     no_faces: Annotated[
-        bool, typer.Option("--no-faces", help="Leave out everything that shows a face of the data.")
+        bool, typer.Option("--no-faces", help="Leave out everything that shows a face from the data.")
     ] = False,
 ) -> None:
     """Write report.html (self-contained), table1.md and figures."""
@@ -213,7 +213,7 @@ def bench(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
-    size: Annotated[str, typer.Option(help="default, or smallest to see that it runs.")] = "default",
+    size: Annotated[str, typer.Option(help="default, or smallest for a smoke test.")] = "default",
     images: Annotated[int | None, typer.Option(help="Number of drawn faces.")] = None,
     data: Annotated[Path | None, typer.Option(help="Measure with these data.", metavar="FILE.beton")] = None,
     csv: Annotated[
@@ -221,9 +221,8 @@ def bench(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure each stage beside a peer and beside its limit; the table's terms: docs/performance.md."""
-    from ferdist.bench.report import print_table
-    from ferdist.bench.run import run_bench
+    """Measure each stage against a peer and its limit; the table's terms: docs/performance.md."""
+    from ferdist.bench.run import print_table, run_bench
 
     rows, where = run_bench(stages or (), size=size, images=images, data=data, csv=csv, device=device)
     if as_json:
@@ -234,10 +233,12 @@ def bench(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder of the demo's run; removed first.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the run; replaces an earlier demo.")] = Path(
+        "runs/demo"
+    ),
     images: Annotated[int, typer.Option(help="Number of drawn faces.")] = 4000,
 ) -> None:
-    """Drawn faces to a report: prepare, train on two processes, evaluate clean and covered, report."""
+    """From drawn faces to a report: prepare, train on two processes, evaluate clean and covered, report."""
     from ferdist.demo import run_demo
 
     results, page = run_demo(out, images)

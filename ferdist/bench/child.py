@@ -1,7 +1,7 @@
-"""One stage in a process of its own, whose memory and threads are only its own: ``scale`` and ``memory``.
+"""One piece of work in a process of its own, whose memory and threads are only its own.
 
 Started as ``python -m ferdist.bench.child JSON``, alone or by torchrun; each rank prints one line of JSON.
-Imports come inside the functions, so that a process holds no more than its stage needs.
+Imports come inside the functions, so that a process holds no more than its work needs.
 """
 
 from __future__ import annotations
@@ -16,48 +16,36 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 from ferdist.errors import RunError
-
-if TYPE_CHECKING:
-    from ferdist.bench.trainer import Trainer
-    from ferdist.data.record import Integers
 
 WARM_UP_STEPS: Final = 2
 """DistributedDataParallel arranges its buckets after the first step."""
 
 
 @dataclass(frozen=True)
-class Job:
+class Work:
     """What a child does.
 
     Attributes:
-        task: a name in ``TASKS``.
-        path: the csv for ``convert`` and ``by_hand``, else the beton.
-        fold: that is held out, where the beton has no splits.
-        out: an existing folder, for ``convert`` and ``by_hand``.
-        device: cpu or cuda.
+        name: ``convert``, ``by_hand``, ``load``, ``train`` or ``evaluate``.
         threads: of this process.
-        batch: samples in a step, over all processes.
+        source: a fer2013.csv, for the first two; they write into its folder.
+        config: of a run as plain values, for the others.
         steps: that ``train`` measures, after a few that it does not.
-        stem: of the network.
     """
 
-    task: str
-    path: str
-    fold: int | None = None
-    out: str = ""
-    device: str = "cpu"
+    name: str
     threads: int = 1
-    batch: int = 0
+    source: str = ""
+    config: dict[str, Any] | None = None
     steps: int = 1
-    stem: str = "stride2"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rank of a child says.
+    """What a rank of a child reports.
 
     Attributes:
         seconds: of the work, without imports and warm-up.
@@ -74,126 +62,87 @@ class Outcome:
     device_mib: float | None
 
 
-def start(job: Job, processes: int = 1) -> list[Outcome]:
-    """Run a job in so many new processes; an outcome per rank.
+def start(work: Work, processes: int = 1) -> list[Outcome]:
+    """Do the work in so many new processes; an outcome per rank.
 
     Raises:
         RunError: if one fails, with the last line of its stderr.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    child = ["-m", "ferdist.bench.child", json.dumps(asdict(work))]
     done = subprocess.run(
-        [
-            sys.executable,
-            *(launcher if processes > 1 else []),
-            "-m",
-            "ferdist.bench.child",
-            json.dumps(asdict(job)),
-        ],
+        [sys.executable, *(launcher if processes > 1 else []), *child],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(job.threads)},
+        env={**os.environ, "OMP_NUM_THREADS": str(work.threads)},
         check=False,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or len(lines) != processes:
-        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise RunError(f"bench: a process for {job.task} ended with {done.returncode}: {reason}")
+        reason = (done.stderr.strip().splitlines() or ["it wrote nothing to stderr"])[-1]
+        raise RunError(f"bench: a process for {work.name} ended with {done.returncode}: {reason}")
     return [Outcome(**json.loads(line)) for line in lines]
 
 
-def _convert(job: Job, stack: ExitStack) -> Callable[[], int]:
-    from ferdist.data import prepare
+def _convert(work: Work) -> Callable[[], int]:
+    source = Path(work.source)
+    with source.open("rb") as rows:
+        images = sum(1 for _ in rows) - 1
+    if work.name == "convert":
+        from ferdist.data import prepare
 
-    return lambda: _count(prepare.fer2013(Path(job.path), Path(job.out)).with_suffix(".samples.csv"))
-
-
-def _by_hand(job: Job, stack: ExitStack) -> Callable[[], int]:
+        return lambda: (prepare.fer2013(source, source.parent), images)[1]
     from ferdist.bench.byhand import rows_by_hand
 
-    def work() -> int:
-        rows_by_hand(Path(job.path), Path(job.out))
-        return _count(Path(job.path))
-
-    return work
+    return lambda: (rows_by_hand(source, source.parent), images)[1]
 
 
-def _count(table: Path) -> int:
-    with table.open("rb") as file:
-        return sum(1 for _ in file) - 1
-
-
-def _load(job: Job, stack: ExitStack) -> Callable[[], int]:
+def _run(work: Work, stack: ExitStack) -> Callable[[], int]:
     import torch
 
+    from ferdist.config import from_dict
     from ferdist.data.beton import BetonLoader, open_beton
 
-    beton = open_beton(Path(job.path))
-    indices = beton.indices("train")
-    loader = BetonLoader(beton, batch_size=job.batch, device=torch.device(job.device))
+    torch.set_num_threads(work.threads)
+    assert work.config is not None
+    config = from_dict(work.config, Path("bench"))
+    batch, beton = config.data.batch_size, open_beton(Path(config.data.path))
+    if work.name == "load":
+        loader = BetonLoader(beton, batch_size=batch, device=torch.device(config.device))
+        indices = beton.indices("train", config.data.holdout)
+        list(loader.batches(indices[:1]))  # FFCV compiles its pipeline
+        return lambda: sum(len(part.label) for part in loader.batches(indices))
 
-    def read(order: Integers) -> int:
-        return sum(len(batch.label) for batch in loader.batches(order))
-
-    read(indices[:1])  # FFCV compiles its pipeline
-    return lambda: read(indices)
-
-
-def _train(job: Job, stack: ExitStack) -> Callable[[], int]:
-    trainer = _trainer(job, stack)
-    trainer.train(WARM_UP_STEPS)
-
-    def work() -> int:
-        trainer.train(job.steps)
-        return job.steps * job.batch
-
-    return work
-
-
-def _evaluate(job: Job, stack: ExitStack) -> Callable[[], int]:
-    trainer = _trainer(job, stack)
-    trainer.score(1)
-
-    def work() -> int:
-        trainer.score()
-        return len(trainer.scored)
-
-    return work
-
-
-def _trainer(job: Job, stack: ExitStack) -> Trainer:
-    import torch
-
-    from ferdist.bench.trainer import Trainer
-    from ferdist.config import Config, DataConfig, TrainConfig
-    from ferdist.models import ModelConfig
     from ferdist.runtime.distributed import join_world
+    from ferdist.training.build import build
 
-    torch.set_num_threads(job.threads)
-    world = stack.enter_context(join_world(job.device))
-    config = Config(
-        data=DataConfig(path=job.path, fold=job.fold, batch_size=job.batch),
-        model=ModelConfig(stem=job.stem),
-        train=TrainConfig(epochs=1000),
-        device=job.device,
-    )
-    trainer = Trainer(config, world)
-    stack.callback(trainer.close)
-    return trainer
+    setup = build(config, beton, stack.enter_context(join_world(config.device)))
+    if work.name == "evaluate":
+        setup.score(samples=1)
+        return lambda: len(setup.score().index)
+    stream = setup.batches()
+    stack.callback(stream.close)  # type: ignore[attr-defined]
+
+    def train(steps: int) -> int:
+        for _ in range(steps):
+            setup.engine.train_step(next(stream))
+        setup.engine.read()
+        return steps * batch
+
+    train(WARM_UP_STEPS)
+    return lambda: train(work.steps)
 
 
-TASKS = {"convert": _convert, "by_hand": _by_hand, "load": _load, "train": _train, "evaluate": _evaluate}
-
-
-def main(job: Job) -> Outcome:
-    """Prepare and do a job in this process."""
+def main(work: Work) -> Outcome:
+    """Prepare and do the work in this process."""
     with ExitStack() as stack:
-        work = TASKS[job.task](job, stack)
+        do = _convert(work) if work.config is None else _run(work, stack)
         before = _resident("VmRSS")
         start = time.perf_counter()
-        images = work()
+        images = do()
         seconds = time.perf_counter() - start
     device_mib = None
-    if job.device == "cuda":
+    if work.config and work.config["device"] == "cuda":
         import torch
 
         device_mib = torch.cuda.max_memory_allocated() / 2**20
@@ -215,5 +164,5 @@ def _resident(field: str) -> float:
 
 
 if __name__ == "__main__":
-    outcome = json.dumps(asdict(main(Job(**json.loads(sys.argv[1])))))
+    outcome = json.dumps(asdict(main(Work(**json.loads(sys.argv[1])))))
     sys.stdout.write(outcome + "\n")  # one write: torchrun's workers share the pipe, and do not buffer

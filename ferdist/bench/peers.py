@@ -1,11 +1,13 @@
-"""The same work as others do it: PIL and DataLoader, torchvision, kornia, timm."""
+"""The same work as others do it: the csv module, PIL and DataLoader, torchvision, kornia, timm.
+
+What needs an optional package raises ImportError where it is missing.
+"""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,26 +19,12 @@ from torchvision.models import resnet18
 from torchvision.transforms import v2
 
 from ferdist.augment import AugmentConfig
-from ferdist.bench.settings import Bench
 from ferdist.data.record import Images, Integers
 from ferdist.models import Task
 
 Transform = Callable[[Any], Any]
-
-_EXTRA: Final = "pip install 'ferdist[bench]'"
-
-
-def optional(module: str) -> Any:
-    """A module of the extra ``[bench]``, None where it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        return None
-
-
-def missing(package: str) -> str:
-    """The hint for a peer that is not installed."""
-    return f"{package} is not installed: {_EXTRA}"
+Pipeline = Callable[[Tensor], Tensor]
+"""uint8 (B, C, H, W) to normalised floats."""
 
 
 class PilFaces(Dataset[tuple[Any, int]]):
@@ -66,12 +54,7 @@ def data_loader(
 ) -> Iterator[DataLoader[tuple[Any, int]]]:
     """A DataLoader whose workers stay between the epochs, and end with the block."""
     loader = DataLoader(
-        faces,
-        batch_size=batch_size,
-        shuffle=train,
-        drop_last=train,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        faces, batch_size, shuffle=train, drop_last=train, num_workers=workers, persistent_workers=True
     )
     try:
         yield loader
@@ -85,17 +68,15 @@ def torchvision_steps(config: AugmentConfig) -> tuple[list[Transform], list[Tran
     Returns:
         What is done to a PIL image or a tensor, and what only to a float tensor in [0, 1].
     """
-    geometry, tone = config.geometry, config.photometric
-    occlusion, noise = config.occlusion, config.noise
+    geometry, tone, occlusion, noise = config.geometry, config.photometric, config.occlusion, config.noise
     either: list[Transform] = []
     floats: list[Transform] = []
     if geometry.flip > 0:
         either.append(transforms.RandomHorizontalFlip(geometry.flip))
     if geometry.probability > 0:
-        shift = (geometry.translate, geometry.translate)
         affine = transforms.RandomAffine(
             geometry.rotate,
-            translate=shift,
+            translate=(geometry.translate, geometry.translate),
             scale=tuple(geometry.scale),
             interpolation=transforms.InterpolationMode.BILINEAR,
         )
@@ -104,11 +85,10 @@ def torchvision_steps(config: AugmentConfig) -> tuple[list[Transform], list[Tran
         jitter = transforms.ColorJitter(tone.brightness, tone.contrast)
         either.append(transforms.RandomApply([jitter], tone.probability))
     if occlusion.probability > 0:
-        floats.append(
-            transforms.RandomErasing(
-                occlusion.probability, tuple(occlusion.area), tuple(occlusion.aspect), value=0
-            )
+        erase = transforms.RandomErasing(
+            occlusion.probability, tuple(occlusion.area), tuple(occlusion.aspect), value=0
         )
+        floats.append(erase)
     if noise.probability > 0:
         gaussian = v2.GaussianNoise(sigma=float(np.mean(noise.sigma)))
         floats.append(transforms.RandomApply([gaussian], noise.probability))
@@ -122,42 +102,33 @@ def pil_transform(config: AugmentConfig | None, mean: Sequence[float], std: Sequ
     return cast(Transform, transforms.Compose(steps))
 
 
-def torchvision_pipeline(
-    config: AugmentConfig, mean: Sequence[float], std: Sequence[float]
-) -> Callable[[Tensor], Tensor]:
-    """uint8 (B, C, H, W) to normalised floats, sample by sample, on tensors."""
+def torchvision_pipeline(config: AugmentConfig, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+    """The parts of ``config`` that are on, sample by sample, on tensors."""
     either, floats = torchvision_steps(config)
     compose = transforms.Compose([*either, *floats, transforms.Normalize(mean, std)])
     return lambda images: torch.stack([compose(image) for image in images.float().div_(255)])
 
 
-def kornia_pipeline(
-    config: AugmentConfig, mean: Sequence[float], std: Sequence[float]
-) -> Callable[[Tensor], Tensor] | None:
-    """uint8 (B, C, H, W) to normalised floats with kornia's batched operators; None where it is missing."""
-    kornia = optional("kornia.augmentation")
-    if kornia is None:
-        return None
-    geometry, tone = config.geometry, config.photometric
-    occlusion, noise = config.occlusion, config.noise
+def kornia_pipeline(config: AugmentConfig, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
+    """The parts of ``config`` that are on, with kornia's batched operators."""
+    import kornia.augmentation as kornia
+
+    geometry, tone, occlusion, noise = config.geometry, config.photometric, config.occlusion, config.noise
     steps: list[nn.Module] = []
     if geometry.flip > 0:
         steps.append(kornia.RandomHorizontalFlip(p=geometry.flip))
     if geometry.probability > 0:
-        steps.append(
-            kornia.RandomAffine(
-                geometry.rotate,
-                translate=(geometry.translate, geometry.translate),
-                scale=tuple(geometry.scale),
-                padding_mode="border",
-                p=geometry.probability,
-            )
+        shift, scale = (geometry.translate, geometry.translate), tuple(geometry.scale)
+        affine = kornia.RandomAffine(
+            geometry.rotate, shift, scale, padding_mode="border", p=geometry.probability
         )
+        steps.append(affine)
     if tone.probability > 0:
-        brightness = (1 - tone.brightness, 1 + tone.brightness)
-        contrast = (1 - tone.contrast, 1 + tone.contrast)
-        steps.append(kornia.RandomBrightness(brightness, p=tone.probability))
-        steps.append(kornia.RandomContrast(contrast, p=tone.probability))
+        for kind, change in (
+            (kornia.RandomBrightness, tone.brightness),
+            (kornia.RandomContrast, tone.contrast),
+        ):
+            steps.append(kind((1 - change, 1 + change), p=tone.probability))
     if occlusion.probability > 0:
         area, aspect = tuple(occlusion.area), tuple(occlusion.aspect)
         steps.append(kornia.RandomErasing(area, aspect, p=occlusion.probability))
@@ -170,20 +141,13 @@ def kornia_pipeline(
 
 def timm_erasing(
     config: AugmentConfig, mean: Sequence[float], std: Sequence[float], device: torch.device
-) -> Callable[[Tensor], Tensor] | None:
-    """uint8 (B, C, H, W) to normalised floats with timm's RandomErasing; None where it is missing."""
-    timm = optional("timm.data.random_erasing")
-    if timm is None:
-        return None
-    occlusion = config.occlusion
-    erase = timm.RandomErasing(
-        occlusion.probability,
-        *occlusion.area,
-        *occlusion.aspect,
-        mode="const",
-        device=str(device),
-    )
-    normalise = transforms.Normalize(mean, std)
+) -> Pipeline:
+    """The occlusion of ``config`` with timm's RandomErasing."""
+    from timm.data.random_erasing import RandomErasing
+
+    occlusion, normalise = config.occlusion, transforms.Normalize(mean, std)
+    ranges = (*occlusion.area, *occlusion.aspect)
+    erase: Any = cast(Any, RandomErasing)(occlusion.probability, *ranges, mode="const", device=str(device))
     return lambda images: cast(Tensor, erase(normalise(images.float().div_(255))))
 
 
@@ -192,14 +156,12 @@ def torchvision_network(stem: str, task: Task) -> nn.Module:
     return _fit_stem(resnet18(num_classes=task.classes), stem, task)
 
 
-def timm_network(stem: str, task: Task) -> nn.Module | None:
-    """timm's ResNet-18 with a CBAM in each residual block (before the addition); None where it is missing."""
-    timm = optional("timm")
-    if timm is None:
-        return None
-    network = timm.create_model(
-        "resnet18", num_classes=task.classes, block_args={"attn_layer": "cbam"}, pretrained=False
-    )
+def timm_network(stem: str, task: Task) -> nn.Module:
+    """timm's ResNet-18 with a CBAM in each residual block (before the addition)."""
+    import timm
+
+    block = {"attn_layer": "cbam"}
+    network = timm.create_model("resnet18", num_classes=task.classes, block_args=block, pretrained=False)
     return _fit_stem(network, stem, task)
 
 
@@ -219,6 +181,8 @@ class PlainLoop:
         network: any classifier.
         device: where it goes.
     """
+
+    NAME = "fp32 NCHW loop, DataLoader, PIL"
 
     def __init__(self, network: nn.Module, device: torch.device) -> None:
         self.network, self.device = network.to(device), device
@@ -248,14 +212,3 @@ class PlainLoop:
             correct += int((shown.mean(0).argmax(1).cpu() == labels).sum())
             seen += len(labels)
         return correct / seen
-
-
-def images_of(bench: Bench, indices: Integers) -> tuple[Images, Integers]:
-    """Samples of the bench's beton as arrays in memory: images uint8 (M, C, H, W), labels int64 (M,)."""
-    from ferdist.data.beton import BetonLoader
-
-    loader = BetonLoader(bench.beton, batch_size=256, device=torch.device("cpu"))
-    parts = list(loader.batches(indices))
-    images = torch.cat([part.image for part in parts]).numpy()
-    labels = torch.cat([part.label for part in parts]).numpy()
-    return images, labels

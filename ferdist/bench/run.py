@@ -5,34 +5,33 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import Final
 
 from ferdist import environment
-from ferdist.bench import augment, convert, epoch, evaluate, load, memory, scale, step
-from ferdist.bench.settings import Bench, size_of
-from ferdist.bench.timing import Row
+from ferdist.bench import processes, stages
+from ferdist.bench.harness import Row, table
+from ferdist.bench.setting import SIZES, Bench
 from ferdist.errors import ConfigError, DataError
 from ferdist.runtime.distributed import choose_device
 from ferdist.runtime.precision import keep_freed_memory
 
-STAGES: dict[str, Callable[[Bench], list[Row]]] = {
-    "convert": convert.run,
-    "load": load.run,
-    "augment": augment.run,
-    "step": step.run,
-    "epoch": epoch.run,
-    "scale": scale.run,
-    "evaluate": evaluate.run,
-    "memory": memory.run,
+STAGES: Final[dict[str, Callable[[Bench], list[Row]]]] = {
+    "convert": stages.convert,
+    "load": stages.load,
+    "augment": stages.augment,
+    "step": stages.step,
+    "epoch": stages.epoch,
+    "scale": processes.scale,
+    "evaluate": stages.evaluate,
+    "memory": processes.memory,
 }
 
 
 def run_bench(
-    stages: Sequence[str] = (),
+    names: Sequence[str] = (),
     *,
     size: str = "default",
     images: int | None = None,
@@ -43,7 +42,7 @@ def run_bench(
     """Measure ferdist, its peers and the limits, in this process and its children.
 
     Args:
-        stages: names in ``STAGES``; none for all, in that order.
+        names: of the stages; none for all.
         size: ``smallest`` or ``default``.
         images: drawn faces, instead of the size's number.
         data: a beton instead of drawn faces.
@@ -57,19 +56,24 @@ def run_bench(
         ConfigError: if there is no such stage, size or device.
         DataError: if a file is missing or damaged.
     """
-    for name in stages:
+    for name in names:
         if name not in STAGES:
             raise ConfigError(f"bench {name}: there is no such stage; choose from {', '.join(STAGES)}")
     if csv is not None and not csv.is_file():
         raise DataError(f"{csv}: no such file; give fer2013.csv")
-    chosen = size_of(size, images)
+    if size not in SIZES:
+        raise ConfigError(f"--size {size}: choose one of {', '.join(SIZES)}")
+    least = SIZES["smallest"].images
+    if images is not None and images < least:
+        raise ConfigError(f"--images {images}: give at least {least}")
+    chosen = replace(SIZES[size], images=images or SIZES[size].images)
     where = choose_device(device, 0)
     keep_freed_memory()  # as a run does, for the peers too
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="ferdist-bench-") as folder, _kernels_restored():
+    with tempfile.TemporaryDirectory(prefix="ferdist-bench-") as folder:
         bench = Bench(chosen, where, Path(folder), data, csv)
-        for number, name in enumerate(stages or STAGES, start=1):
-            _say(f"{name} ({number} of {len(stages or STAGES)})")
+        for number, name in enumerate(names or STAGES, start=1):
+            _say(f"{name} ({number} of {len(names or STAGES)})")
             begin = time.perf_counter()
             rows += STAGES[name](bench)
             _say(f"{name}: {time.perf_counter() - begin:.0f} s")
@@ -83,19 +87,12 @@ def run_bench(
     )
 
 
+def print_table(rows: Sequence[Row], where: str) -> None:
+    """Print rows, the machine they were measured on, and what is missing: Markdown where no terminal is."""
+    shown = table(rows)
+    notes = dict.fromkeys(f"{row.stage}, {row.name}: {row.hint}" for row in rows if row.hint)
+    print(shown.text() if sys.stdout.isatty() else shown.markdown(), where, *notes, sep="\n")
+
+
 def _say(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _kernels_restored() -> Iterator[None]:
-    """Leave the process's choice of kernels as it was."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    try:
-        yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = before
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

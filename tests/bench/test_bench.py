@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from ferdist.bench.report import print_table
-from ferdist.bench.run import STAGES
-from ferdist.bench.timing import HIGHER_IS_BETTER, LOWER_IS_BETTER, Figure, Row
+from ferdist.bench.harness import HIGHER_IS_BETTER, LOWER_IS_BETTER, Row, Seconds, contest, interleave
+from ferdist.bench.run import STAGES, print_table
 from ferdist.cli import main
 from ferdist.data import prepare
 
@@ -89,14 +90,50 @@ def test_wrong_arguments_are_one_line(
 
 def test_the_table_is_markdown_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        Row(
-            "load", "plain", "img/s", Figure((1234567.0,)), Figure((2.5, 3.5)), "PIL", Figure((2e6,)), "copy"
-        ),
+        Row("load", "plain", "img/s", (1234567.0, 1234567.0), (2.5, 3.5), "PIL", (2e6, 2e6), "copy"),
         Row("scale", "strong", "img/s", None, hint="needs two GPUs"),
     ]
     print_table(rows, "a machine")
-    header, rule, first, second, *notes = capsys.readouterr().out.splitlines()
-    assert header.count("|") == rule.count("|") == first.count("|") == second.count("|") == 9
-    assert "1,234,567 | 3.00 (2.75-3.25)<br>PIL | 411,522 | 2,000,000<br>copy | 0.617" in first
-    assert second == "| scale | strong | img/s | - |  |  |  |  |"
+    _, _, first, second, *notes = capsys.readouterr().out.splitlines()
+    assert "| 3.00 (2.75-3.25), PIL | 411,522 | 2,000,000 (2,000,000-2,000,000), copy | 0.617 |" in first
+    assert second.startswith("| scale | strong | img/s | - |")
     assert notes == ["", "a machine", "scale, strong: needs two GPUs"]
+
+
+def test_rounds_are_interleaved_and_turn() -> None:
+    calls: list[str] = []
+
+    def measure(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    numbers = interleave({name: lambda n=name: measure(n) for name in "abc"}, 3)  # type: ignore[misc]
+    assert "".join(calls) == "abc" + "abc" + "bca" + "cab", "a warm-up, then each round begins one later"
+    assert numbers["a"] == [4, 9, 11]
+
+
+@pytest.mark.parametrize(("unit", "better", "worse"), [("img/s", 30.0, 10.0), ("s", 10.0, 30.0)])
+def test_a_ratio_above_one_is_better_whatever_the_unit(unit: str, better: float, worse: float) -> None:
+    row = Row("load", "x", unit, (better,), (worse,), "peer", (better,), "floor")
+    assert (row.ratio("peer"), row.ratio("floor")) == (pytest.approx(3), 1)
+    row = Row("load", "x", unit, (worse,), (better,), "peer", (better,), "floor")
+    assert row.ratio("peer") == row.ratio("floor") == pytest.approx(1 / 3)
+
+
+def test_a_missing_peer_is_null_with_a_hint() -> None:
+    peers = {"there": lambda: 4.0, "not there": "install it"}
+    rows = contest("load", "x", "s", 3, lambda: 2.0, peers, ("limit", lambda: 1.0))
+    there, gone = (row.to_json() for row in rows)
+    assert (there["peer"], there["ratio_peer"], there["ratio_floor"], there["rounds"]) == (4.0, 2.0, 0.5, 3)
+    assert (gone["peer"], gone["ratio_peer"], gone["hint"]) == (None, None, "install it")
+    assert gone["spread"] == {"ferdist": [2.0, 2.0], "peer": None, "floor": [1.0, 1.0]}
+
+
+def test_seconds_are_of_one_call_however_many_there_are() -> None:
+    calls: list[int] = []
+    seconds = Seconds(lambda: (calls.append(1), time.sleep(0.01)), torch.device("cpu"), at_least=0.05)
+    seconds()
+    warm_up = len(calls)
+    assert 1 + 1 + 2 < warm_up <= 1 + 1 + 2 + 4 + 8, "doubled until they last 50 ms"
+    assert 0.01 <= seconds() < 0.1
+    assert len(calls) - warm_up in (4, 8)

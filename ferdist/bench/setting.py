@@ -1,0 +1,142 @@
+"""How large the bench is, and what it runs on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from ferdist.bench.harness import Measure, Seconds
+from ferdist.config import Config, DataConfig, TrainConfig
+from ferdist.data import prepare
+from ferdist.data.beton import Beton, BetonLoader, open_beton
+from ferdist.data.rawformats import write_fer2013_csv
+from ferdist.data.record import Images, Integers
+from ferdist.data.synthetic import synthesize
+from ferdist.models.config import STEMS, ModelConfig
+from ferdist.runtime.distributed import World
+from ferdist.training.build import Setup, build
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything; the defaults are the size ``default``.
+
+    Attributes:
+        images: drawn faces, where no data are given.
+        batch: samples in a step.
+        rounds: of quick measurements.
+        long_rounds: of those that take seconds each: steps and epochs.
+        process_rounds: of those that start processes.
+        seconds: that a quick measurement lasts at least.
+        stems: of the networks.
+        compile: also measure what torch.compile makes; compiling takes most of a stage's time.
+        steps: in an epoch, and in the processes of ``scale`` and ``memory``.
+        scored: images that an evaluation scores.
+        growth: drawn faces in each set of ``memory``, ascending.
+        matrix: rows of the square matrices whose product shows the arithmetic peak.
+    """
+
+    images: int = 8000
+    batch: int = 128
+    rounds: int = 7
+    long_rounds: int = 5
+    process_rounds: int = 3
+    seconds: float = 0.2
+    stems: tuple[str, ...] = STEMS
+    compile: bool = True
+    steps: int = 4
+    scored: int = 512
+    growth: tuple[int, ...] = (500, 2000, 8000)
+    matrix: int = 2048
+
+    @property
+    def stem(self) -> str:
+        """Where one is enough: the configs' default."""
+        return ModelConfig.stem if ModelConfig.stem in self.stems else self.stems[0]
+
+    @property
+    def compiled(self) -> tuple[bool, ...]:
+        """Whether to compile, for each measurement of the same work."""
+        return (False, True) if self.compile else (False,)
+
+
+SIZES: Final = {
+    "smallest": Size(140, 16, 1, 1, 1, 0.0, ("imagenet",), False, 1, 16, (70, 140), 256),
+    "default": Size(),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every stage gets.
+
+    Attributes:
+        size: how much of everything.
+        device: where the tensors are.
+        folder: for files; it is empty at the start and removed at the end.
+        data: a beton, or None for drawn faces.
+        source: a fer2013.csv, or None for drawn faces.
+    """
+
+    size: Size
+    device: torch.device
+    folder: Path
+    data: Path | None = None
+    source: Path | None = None
+
+    @cached_property
+    def csv(self) -> Path:
+        """A fer2013.csv."""
+        return self.source or write_fer2013_csv(synthesize(self.size.images), self.folder / "fer2013.csv")
+
+    @cached_property
+    def beton(self) -> Beton:
+        """An opened beton."""
+        return open_beton(self.data or prepare.fer2013(self.csv, self.folder / "beton"))
+
+    def config(
+        self, stem: str | None = None, *, compile: bool = False, path: Path | None = None, batch: int = 0
+    ) -> Config:
+        """A run as users start it, on this bench's data or another beton without folds."""
+        fold = 0 if path is None and "train" not in self.beton.manifest.splits else None
+        return Config(
+            data=DataConfig(
+                path=str(path or self.beton.path), fold=fold, batch_size=batch or self.size.batch
+            ),
+            model=ModelConfig(stem=stem or self.size.stem),
+            train=TrainConfig(epochs=1000, compile=compile),
+            device=self.device.type,
+        )
+
+    def setup(self, config: Config, samples: int | None = None) -> Setup:
+        """What this process, alone, trains with."""
+        return build(config, self.beton, World(0, 1, 0, self.device), samples=samples)
+
+    def images(self, indices: Integers) -> tuple[Images, Integers]:
+        """Samples as arrays in memory: images uint8 (M, C, H, W), labels int64 (M,)."""
+        loader = BetonLoader(self.beton, batch_size=256, device=torch.device("cpu"))
+        parts = list(loader.batches(indices))
+        images, labels = (torch.cat([getattr(p, field) for p in parts]) for field in ("image", "label"))
+        return images.numpy(), labels.numpy()
+
+    def seconds(self, call: Callable[[], object]) -> Measure:
+        """Seconds of a call; see `Seconds`."""
+        return Seconds(call, self.device, self.size.seconds)
+
+    def rate(self, call: Callable[[], object], images: int) -> Measure:
+        """Images per second of a call that handles so many images."""
+        seconds = self.seconds(call)
+        return lambda: images / seconds()
+
+    def fresh_folder(self, name: str) -> Path:
+        """An empty folder."""
+        path = self.folder / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        return path
