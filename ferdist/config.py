@@ -60,7 +60,7 @@ FREE_KEYS = (
     "device",
     "profile",
 )
-"""Keys that may differ when a run goes on: they say where and how it runs, not what it computes."""
+"""Keys that may differ when a run resumes: they say where and how it runs, not what it computes."""
 
 
 @dataclass
@@ -114,14 +114,14 @@ class DataConfig:
         if self.inner_fold is not None and self.fold in (None, self.inner_fold):
             raise ConfigError(
                 f"data.inner_fold is {self.inner_fold} and data.fold is {self.fold}: "
-                "an inner fold is another fold than the one that data.fold leaves out"
+                "the inner fold must differ from data.fold, which must be set"
             )
         if not 0.0 <= self.val_share <= 0.5:
             raise ConfigError(f"data.val_share is {self.val_share}: it must lie in [0, 0.5]")
         if self.val_share and self.fold is not None:
             raise ConfigError(
                 f"data.val_share is {self.val_share} and data.fold is {self.fold}: hold out a share of "
-                "train or a fold; beside a fold, data.inner_fold serves for choosing settings"
+                "train or a fold, not both; data.inner_fold is for choosing settings"
             )
         for key, value, allowed in (("labels", self.labels, LABELS), ("cache", self.cache, CACHES)):
             if value not in allowed:
@@ -231,7 +231,7 @@ class TrainConfig:
         if self.resolution and not (len(starts) == len(self.resolution) and starts[0] == 0 and rising):
             raise ConfigError(
                 f"train.resolution is {self.resolution}: give pairs [share of the steps, share of the side], "
-                "the first from 0 on, the steps rising, such as [[0, 0.67], [0.5, 1]]"
+                "in ascending order from 0, such as [[0, 0.67], [0.5, 1]]"
             )
 
     def side(self, step: int, total_steps: int) -> float:
@@ -278,7 +278,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         overrides: such as ``train.epochs=10``; values are parsed as YAML.
 
     Raises:
-        ConfigError: for a file that is missing or no YAML, an unknown key (the nearest valid one is named),
+        ConfigError: for a missing file or invalid YAML, an unknown key (the nearest valid one is named),
             or a value of the wrong type or range.
     """
     merged = OmegaConf.structured(Config)
@@ -327,18 +327,18 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _yaml_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """The values of a file's bases, then its own."""
     if path.resolve() in seen:
-        raise ConfigError(f"{path}: its chain of `{BASE_KEY}` files comes back to itself")
+        raise ConfigError(f"{path}: circular chain of `{BASE_KEY}` files")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such config file") from None
+        raise ConfigError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: it cannot be read as a config: {error}") from None
+        raise ConfigError(f"{path}: cannot be read as a config: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: it is no YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: it must hold keys and values, not a {type(values).__name__}")
+        raise ConfigError(f"{path}: must hold keys and values, not a {type(values).__name__}")
     if values.pop(RECORD_KEY, None) is not None:
         values = _completed(values)
     base = values.pop(BASE_KEY, None)
@@ -361,11 +361,11 @@ def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, dict[str, Any]
         key, equals, _ = override.partition("=")
         _refuse_interpolation(override, override)
         if not equals or not key:
-            raise ConfigError(f"{override!r} is no override: write key=value, such as train.epochs=10")
+            raise ConfigError(f"{override!r} is not an override: write key=value, such as train.epochs=10")
         try:
             values = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
         except yaml.YAMLError:
-            raise ConfigError(f"{override!r}: the value is no YAML: quote lists, 'key=[a, b]'") from None
+            raise ConfigError(f"{override!r}: invalid YAML: quote lists, 'key=[a, b]'") from None
         assert isinstance(values, dict)
         parsed.append((override, values))
     return parsed  # type: ignore[return-value]
@@ -388,13 +388,13 @@ def _merge(config: DictConfig, values: dict[str, Any], origin: str) -> DictConfi
     sections = {key.rpartition(".")[0] for key in known} - {""}
     for key, value in flatten(values).items():
         if key in sections:
-            raise ConfigError(f"{origin}: {key} is a section with keys of its own, it cannot be {value!r}")
+            raise ConfigError(f"{origin}: {key} is a section with keys of its own and cannot be {value!r}")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             by_name = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
             best = by_name[0] if by_name else near[0] if near else None
             hint = f"did you mean {best}?" if best else f"there are {', '.join(sorted(known))}"
-            raise ConfigError(f"{origin}: there is no config key {key}: {hint}")
+            raise ConfigError(f"{origin}: unknown config key {key}: {hint}")
     try:
         merged = OmegaConf.merge(config, values)
     except OmegaConfBaseException as error:

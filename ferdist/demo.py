@@ -64,7 +64,7 @@ def _claim(out: Path, name: str) -> Path:
     """Note in the marker that the demo writes ``name``, which is not there yet; its path."""
     if (out / name).exists():
         raise ConfigError(
-            f"{out / name}: not written by a former demo: move it, or give --out another folder"
+            f"{out / name}: not written by an earlier demo: move it, or give --out another folder"
         )
     out.mkdir(parents=True, exist_ok=True)
     with (out / MARKER).open("a", encoding="utf-8") as marker:
@@ -77,7 +77,7 @@ def _remove_former(out: Path) -> None:
     marker = out / MARKER
     if not marker.is_file():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ConfigError(f"{out}: not empty and not a former demo's: give --out another folder")
+            raise ConfigError(f"{out}: not empty and not from an earlier demo: give --out another folder")
         return
     for name in marker.read_text(encoding="utf-8").splitlines():
         path = out / name

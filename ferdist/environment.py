@@ -46,7 +46,7 @@ def cpu_name() -> str:
 
 
 def git_revision() -> str | None:
-    """Commit that ferdist runs from, with ``-dirty`` if files differ; None where it is no checkout."""
+    """Commit that ferdist runs from, with ``-dirty`` if files differ; None where it is not a checkout."""
     try:
         # A copy that was installed into another project's folder is not of that project's revision.
         _git("ls-files", "--error-unmatch", Path(__file__).name)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: write beside, flush to the disk, rename. And folders with one owner."""
+"""Files that are complete or absent: write beside, flush to the disk, rename. And folders with one owner."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def locked(folder: Path, what: str, *, busy: str, instead: str) -> Iterator[None
         instead: what to do where the file system cannot lock.
 
     Raises:
-        RunError: if it cannot be had.
+        RunError: if another process holds it or it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -167,7 +167,7 @@ def test_wrong_usage_is_2_and_an_unknown_key_1(tmp_path: Path, capsys: pytest.Ca
     line = failed(capsys, "train", "configs/demo.yaml", "train.lrr=1")
     assert "did you mean train.lr?" in line
     assert "no such config file" in failed(capsys, "train", tmp_path / "none.yaml")
-    assert "no run folder" in failed(capsys, "evaluate", tmp_path)
+    assert "not a run folder" in failed(capsys, "evaluate", tmp_path)
     assert "no such run folder" in failed(capsys, "evaluate", tmp_path / "none")
 
 
@@ -199,7 +199,7 @@ def test_evaluate_and_report_a_run(
     assert {e["tta"] for e in results["evaluations"]} == {"none", "flip", "ten-crop"}
     capsys.readouterr()
     assert "unknown name 'beard'" in failed(capsys, "evaluate", folder, "--occlusion", "--kinds", "beard")
-    assert "--fills choose among the cells of --occlusion" in failed(capsys, "evaluate", folder, *few)
+    assert "--fills choose parts of the occlusion benchmark" in failed(capsys, "evaluate", folder, *few)
     assert "give --occlusion too" in failed(capsys, "evaluate", folder, "--reference", folder)
     assert "give --split test" in failed(capsys, "evaluate", folder, "--pose-list", tmp_path / "list.txt")
     assert "--tta is 'all'" in failed(capsys, "evaluate", folder, "--tta", "all")
@@ -247,5 +247,5 @@ def test_the_module_and_the_script_are_the_same_command() -> None:
     done = start("ferdist.train", "no-such.yaml")
     assert (done.returncode, done.stderr) == (
         1,
-        "ferdist: no-such.yaml: there is no such config file\n",
+        "ferdist: no-such.yaml: no such config file\n",
     )

@@ -111,7 +111,7 @@ def test_a_run_folder_runs_no_code(
 
 
 def test_the_demo_deletes_only_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that looks like a former demo's, and one that is."""
+    """A folder that looks like an earlier demo's, and one that is."""
     monkeypatch.setattr(demo, "_start", lambda arguments: None)
     monkeypatch.setattr(demo, "write_report", lambda runs, out: out / "report.html")
     monkeypatch.chdir(ROOT)
@@ -119,7 +119,7 @@ def test_the_demo_deletes_only_what_it_wrote(tmp_path: Path, monkeypatch: pytest
     for name in ("data/synthetic.beton", "thesis/chapter.tex"):
         (out / name).parent.mkdir(parents=True)
         (out / name).write_text("mine")
-    with pytest.raises(ConfigError, match="not empty and not a former demo's"):
+    with pytest.raises(ConfigError, match="not empty and not from an earlier demo"):
         demo.run_demo(out, 100)
     assert (out / "data" / "synthetic.beton").read_text() == "mine"
 

@@ -42,7 +42,7 @@ def register(name: str, *, reconstruction: bool = False, smallest: int = 1) -> C
         key = name if module.startswith("ferdist.models.") else f"{module}:{name}"
         # The same function once more is a module that was imported again, or a notebook's cell.
         if key in _NETWORKS and _NETWORKS[key].build.__qualname__ != builder.__qualname__:
-            raise ConfigError(f"there is a network {key!r} already: choose another name")
+            raise ConfigError(f"network {key!r} already exists: choose another name")
         _NETWORKS[key] = _Network(builder, reconstruction, smallest)
         return builder
 
@@ -127,4 +127,4 @@ def _find(name: str, *, trust_code: bool = True) -> _Network:
         raise ConfigError(f"model.name is {name!r}, but {source} has no function with @register({own!r})")
     near = difflib.get_close_matches(name, _NETWORKS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(model_names())}"
-    raise ConfigError(f"model.name is {name!r}, which is no network: {hint}")
+    raise ConfigError(f"model.name is {name!r}, which is not a network: {hint}")

@@ -25,7 +25,7 @@ def shipped() -> list[str]:
 
 def shipped_text() -> str:
     """What is shipped, for a message."""
-    return f"shipped are {', '.join(shipped())}" if shipped() else "this version ships none"
+    return f"available: {', '.join(shipped())}" if shipped() else "this version ships none"
 
 
 def find(model: str) -> Path | None:
@@ -78,7 +78,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of a safetensors file; no facts where `write` did not write it.
 
     Raises:
-        RunError: if it is no safetensors file.
+        RunError: if it is not a safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -43,7 +43,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         write_text(_checksum_path(path), line)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"{path}: the checkpoint cannot be written: {reason}; make room and resume") from None
+        raise RunError(f"{path}: cannot write the checkpoint: {reason}; free some space and resume") from None
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -61,9 +61,9 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise RunError(f"{path}: there is no such checkpoint") from None
     except _UNREADABLE as error:
-        raise RunError(f"{path}: not a checkpoint that can be read: {str(error).splitlines()[0]}") from None
+        raise RunError(f"{path}: unreadable checkpoint: {str(error).splitlines()[0]}") from None
     if not isinstance(state, dict):
-        raise RunError(f"{path}: not a checkpoint of ferdist, it holds a {type(state).__name__}")
+        raise RunError(f"{path}: not a ferdist checkpoint: it holds a {type(state).__name__}")
     return state
 
 
@@ -78,7 +78,7 @@ def steps(folder: Path) -> list[Path]:
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest training state that is whole, or None where there is none.
+    """The newest intact training state, or None where there is none.
 
     A damaged one is passed over with a warning, and so is one that is missing while its checksum is there.
     """
@@ -86,7 +86,7 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
         try:
             return load(path)
         except RunError as error:
-            _log.warning("%s; taking the checkpoint before it", error)
+            _log.warning("%s; falling back to the previous checkpoint", error)
     return None
 
 

@@ -27,7 +27,9 @@ def claimed(config: Config, beton_sha256: str, world: World) -> Iterator[RunFold
                 refusal = error
         # All ranks hear of a refusal, so that none waits for a rank 0 that has gone.
         if world.any(refusal is not None):
-            raise refusal or RunError(f"{config.run_dir}: rank 0 cannot take the run folder: see its message")
+            raise refusal or RunError(
+                f"{config.run_dir}: rank 0 could not claim this folder: see its message"
+            )
         folder = RunFolder(Path(config.run_dir))
         try:
             yield folder
@@ -42,7 +44,7 @@ def claimed(config: Config, beton_sha256: str, world: World) -> Iterator[RunFold
 def _refusal(folder: RunFolder, error: OSError) -> RunError | None:
     """What an error of the system means for the run, None where it means nothing known."""
     if error.errno in _DISK_REFUSES:
-        reason = f"{error.strerror}; make room and resume"
+        reason = f"{error.strerror}; free some space and resume"
         return RunError(f"{folder.path}: the run folder cannot be written: {reason}")
     if error.errno == errno.ENOENT and not folder.config.exists():
         return RunError(f"{folder.path}: the run folder was removed while it was in use: start the run again")

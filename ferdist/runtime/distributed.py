@@ -167,4 +167,4 @@ def _attempt_store(rank: int, size: int) -> Store | None:
         with suppress(dist.DistStoreError):  # no answer: an earlier attempt's name
             store.wait([f"{attempt}/{own}"], ANSWER_TIMEOUT)
             return PrefixStore(attempt, store)
-    raise RunError(f"rank {rank} found no rank 0 within {COLLECTIVE_TIMEOUT}: see that one's message")
+    raise RunError(f"rank {rank} found no rank 0 within {COLLECTIVE_TIMEOUT}: see rank 0's message")

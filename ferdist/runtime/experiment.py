@@ -82,4 +82,4 @@ def read_experiment(folder: Path) -> StoredExperiment:
         trials = [Trial(**trial) for trial in stored["cells"].values()]
         return StoredExperiment(parts, trials, stored["jobs"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: not an experiment that can be read: {error}") from None
+        raise RunError(f"{path}: unreadable experiment file: {error}") from None

@@ -112,10 +112,10 @@ class RunFolder:
         """The config that the run was started with.
 
         Raises:
-            RunError: if this is no run folder.
+            RunError: if this is not a run folder.
         """
         if not self.config.is_file():
-            raise RunError(f"{self.path}: no run folder, it has no config.yaml")
+            raise RunError(f"{self.path}: not a run folder: it has no config.yaml")
         return load_config(self.config)
 
     def stored_environment(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _check_owner(folder: RunFolder, config: Config, beton_sha256: str) -> None:
     if not folder.config.exists():
         return
     if config.train.resume == "never":
-        raise RunError(f"{folder.path}: a run is there and train.resume is never: set another run_dir")
+        raise RunError(f"{folder.path}: it holds a run and train.resume is never: set another run_dir")
     different = differences(folder.stored_config(), config)
     stored = folder.stored_environment().get("beton_sha256")
     if stored != beton_sha256:

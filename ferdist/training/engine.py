@@ -54,7 +54,7 @@ class Engine:
         if world.size > 1:
             devices = [world.device.index] if world.device.type == "cuda" else None
             # DDP regroups the gradients after its first step. With more than two ranks the groups decide in
-            # which order a sum is rounded, and a resumed run would round its first step anew. Only looking
+            # which order a sum is rounded, and a resumed run's first step would differ. Only looking
             # for unused parameters leaves the groups as they are (DDP warns that there are none).
             self.ddp = DistributedDataParallel(
                 model,
@@ -179,7 +179,7 @@ class Engine:
         return bool(((self.broken == 0) & torch.isfinite(self.counters[0])).item())
 
     def read(self) -> dict[str, float]:
-        """Means over the steps since the last reading and all ranks, then start anew.
+        """Means over the steps since the last reading and all ranks, then start over.
 
         Raises:
             RunError: if a gradient was not finite; the same on every rank.

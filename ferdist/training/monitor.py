@@ -43,14 +43,14 @@ class Stopwatch:
             yield batch
 
     def read(self, samples: int) -> dict[str, float]:
-        """Images per second and the share of time spent waiting for batches, then start anew."""
+        """Images per second and the share of time spent waiting for batches, then start over."""
         elapsed = time.perf_counter() - self.start
         rates = {"rate/images_per_second": samples / elapsed, "rate/loader_wait": self.waited / elapsed}
         self.reset()
         return rates
 
     def reset(self) -> None:
-        """Start anew."""
+        """Start over."""
         self.start, self.waited = time.perf_counter(), 0.0
 
 

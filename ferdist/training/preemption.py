@@ -58,7 +58,7 @@ def catch_stop_signals() -> Iterator[StopRequest]:
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        _log.warning("training outside of the main thread: stop signals will not be noticed")
+        _log.warning("training outside the main thread: stop signals will be ignored")
         yield request
         return
     before = {number: signal.signal(number, request.note) for number in STOP_SIGNALS}

@@ -31,7 +31,7 @@ def load_pretrained(network: nn.Module, source: str | None) -> None:
             (``fer2013`` is short for ``fer2013_resnet18_cbam``), or None.
 
     Raises:
-        ConfigError: if the weights cannot be had or do not fit.
+        ConfigError: if the weights are not available or do not fit.
     """
     if source is None:
         return
@@ -52,7 +52,7 @@ def _load_imagenet(network: nn.Module) -> None:
     from torchvision.models import ResNet18_Weights
 
     if not isinstance(network, ResNet):
-        raise ConfigError("model.pretrained is imagenet, which there is for resnet18 and resnet18_cbam only")
+        raise ConfigError("model.pretrained is imagenet, which exists only for resnet18 and resnet18_cbam")
     try:
         given = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
@@ -67,7 +67,7 @@ def _load_imagenet(network: nn.Module) -> None:
     if own.shape[2:] == stem.shape[2:]:
         given["conv1.weight"] = stem.sum(1, keepdim=True) if own.shape[1] == 1 else stem
     else:
-        _log.warning("model.stem has another kernel than ImageNet's 7x7: the first layer starts at random")
+        _log.warning("model.stem's kernel is not ImageNet's 7x7: the first layer keeps its random weights")
     _fit(network, given, IMAGENET, required=False)
 
 
@@ -106,7 +106,7 @@ def _fit(network: nn.Module, given: dict[str, Tensor], source: str, *, required:
             "use the model settings that it was trained with"
         )
     if required and not any(k.startswith(head) for k in fits):
-        _log.warning("%s has another class count: the classifier starts at random", source)
+        _log.warning("%s has a different class count: the classifier keeps its random weights", source)
     network.load_state_dict(fits, strict=False)
 
 

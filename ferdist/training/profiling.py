@@ -73,7 +73,7 @@ def _costliest(recorded: profile, steps: int) -> str:
     times = {e.key: e.self_device_time_total if on_device else e.self_cpu_time_total for e in events}
     calls = {event.key: event.count for event in events}
     total = sum(times.values()) or 1.0
-    lines = [f"{'ms per step':>12}{'share':>8}{'calls':>8}  operator ({place} time of its own)"]
+    lines = [f"{'ms per step':>12}{'share':>8}{'calls':>8}  operator (self {place} time)"]
     for key in sorted(times, key=lambda k: -times[k])[:OPERATORS]:
         milliseconds = times[key] / 1000 / steps
         per_step = calls[key] / steps

@@ -48,18 +48,14 @@ def soften(labels: Labels, files: str, weight: float, beton: Beton) -> Labels:
 def _check(teacher: Predictions, name: str, targets: npt.NDArray[np.float32], beton: Beton) -> None:
     place = f"data.soft_labels: {name}"
     if teacher.beton_sha256 != beton.manifest.sha256:
-        raise DataError(
-            f"{place}: predictions of other data than {beton.path}: evaluate the teacher on these"
-        )
+        raise DataError(f"{place}: the predictions are not for {beton.path}: evaluate the teacher on it")
     index, probabilities = teacher.index, teacher.probabilities
     shape = (len(index), targets.shape[1])
     if probabilities.shape != shape:
-        raise DataError(
-            f"{place}: probabilities are {probabilities.shape}, not {shape}: it has other classes"
-        )
+        raise DataError(f"{place}: probabilities are {probabilities.shape}, not {shape}: its classes differ")
     if len(index) and (index.min() < 0 or index.max() >= len(targets)):
         raise DataError(f"{place}: it has samples that {beton.path} does not have")
     if len(np.unique(index)) != len(index):
-        raise DataError(f"{place}: it has a sample twice")
+        raise DataError(f"{place}: it contains a sample twice")
     if not (probabilities >= 0).all() or not np.allclose(probabilities.sum(axis=1), 1.0, atol=1e-3):
         raise DataError(f"{place}: its rows are not probabilities: they must be at least 0 and sum to 1")

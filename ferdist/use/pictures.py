@@ -68,7 +68,7 @@ def find_pictures(paths: Sequence[Path], skip: Path | None = None) -> list[tuple
             name for name in names if skip is None or skip.resolve() not in (path / name).resolve().parents
         ]
         if not inside:
-            raise DataError(f"{path}: there is no image file in this folder")
+            raise DataError(f"{path}: no image files in this folder")
         found += [(path / name, name) for name in inside]
     return found
 

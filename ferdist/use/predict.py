@@ -165,7 +165,7 @@ def _look(trained: TrainedModel, path: Path, target: Path | None, whole_image: b
     planes = _planes(picture.image, task.channels)
     crops = [np.stack([crop_face(plane, box, task.width) for plane in planes]) for box in boxes]
     scaled = [tuple(round(edge * picture.scale) for edge in box) for box in boxes]
-    note = None if boxes else f"{NO_FACE} (if it is a face crop already: --whole-image)"
+    note = None if boxes else f"{NO_FACE} (for face crops, use --whole-image)"
     return _Seen(path, target, kept, scaled, crops, note)  # type: ignore[arg-type]
 
 

@@ -72,8 +72,11 @@ def test_the_newest_whole_checkpoint_is_taken(small: Small, place: Path, whole: 
     end = finish(config)
     for path in (truncated, bit_flipped, empty):
         assert f"ferdist: {path}: damaged" in end.errors
-    assert f"ferdist: {missing}: there is no such checkpoint; taking the checkpoint before it" in end.errors
-    assert f"ferdist: {attack}: not a checkpoint that can be read" in end.errors
+    assert (
+        f"ferdist: {missing}: there is no such checkpoint; falling back to the previous checkpoint"
+        in end.errors
+    )
+    assert f"ferdist: {attack}: unreadable checkpoint" in end.errors
     assert f"ferdist: {best}: damaged" in end.errors
     assert not (place / "attacked").exists()
     assert [part for part in unequal(whole, folder) if not part.endswith(".npz")] == []

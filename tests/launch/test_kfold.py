@@ -181,7 +181,7 @@ def test_a_broken_experiment_file_is_told(two_folds: Path, place: Path) -> None:
     (place / "x" / "experiment.json").write_text('{"schema": 1')
     from ferdist.errors import RunError
 
-    with pytest.raises(RunError, match="not an experiment that can be read"):
+    with pytest.raises(RunError, match="unreadable experiment file"):
         Experiment(place / "x", {"": Part(small_config(two_folds, place), "0" * 64)}, [])
 
 

@@ -84,7 +84,7 @@ def test_a_grid_is_estimated_run_once_and_reported(configs: Path, tmp_path: Path
     ("arguments", "reason"),
     [
         (("--models", "resnet19"), "resnet19.yaml: not found, and resnet19 is not a network"),
-        (("--datasets", "affectnet"), "affectnet/base.yaml: there is no such config file"),
+        (("--datasets", "affectnet"), "affectnet/base.yaml: no such config file"),
         (("data.fold=1",), "data.fold=1: the launcher sets this key itself: every fold"),
         (("model.name=x",), "model.name=x: the launcher sets this key itself: give --models"),
         (("data.path=x.beton",), "data.path=x.beton: each data set has a beton of its own"),

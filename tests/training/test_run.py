@@ -310,7 +310,7 @@ def test_a_run_starts_from_another_runs_weights(tiny: Tiny) -> None:
         ("data.batch_size=4096", "lower it"),
         ("device=tpu", "device is 'tpu': it must be auto, cpu or cuda"),
         ("train.sync_batchnorm=true", "needs GPUs"),
-        ("model.name=nothing", "which is no network"),
+        ("model.name=nothing", "which is not a network"),
     ],
 )
 def test_a_config_that_cannot_run_says_why(tiny: Tiny, override: str, message: str) -> None:

@@ -47,10 +47,16 @@ def test_targets_are_mixed_where_every_teacher_speaks(beton: Beton, tmp_path: Pa
 def test_what_does_not_fit_is_refused(beton: Beton, tmp_path: Path) -> None:
     labels, good, file = labels_of(beton, "own"), teacher(beton, 1), tmp_path / "bad.npz"
     for bad, message in (
-        (Predictions(good.index, good.label, good.probabilities, "0" * 64), "of other data"),
-        (Predictions(good.index, good.label, good.probabilities[:, :6], good.beton_sha256), "other classes"),
+        (Predictions(good.index, good.label, good.probabilities, "0" * 64), "are not for"),
+        (
+            Predictions(good.index, good.label, good.probabilities[:, :6], good.beton_sha256),
+            "classes differ",
+        ),
         (Predictions(good.index + 9999, good.label, good.probabilities, good.beton_sha256), "does not have"),
-        (Predictions(good.index * 0, good.label, good.probabilities, good.beton_sha256), "a sample twice"),
+        (
+            Predictions(good.index * 0, good.label, good.probabilities, good.beton_sha256),
+            "a sample twice",
+        ),
         (Predictions(good.index, good.label, good.probabilities * 2, good.beton_sha256), "not probabilities"),
     ):
         bad.save(file)

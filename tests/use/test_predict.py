@@ -213,7 +213,7 @@ def test_wrong_use_is_one_line(
     for arguments, reason in (
         ([str(trained_run), twice[0], "--batch-size", "0"], "at least 1"),
         ([str(trained_run), *twice, "--out", str(tmp_path / "out")], "two pictures would be written there"),
-        (["no-such-model", twice[0]], "shipped are fer2013_resnet18_cbam"),
+        (["no-such-model", twice[0]], "available: fer2013_resnet18_cbam"),
         ([str(tmp_path / "no.safetensors"), twice[0]], "there is no such file"),
     ):
         assert main(["predict", *arguments, "--device", "cpu"]) == 1
