@@ -82,7 +82,8 @@ def main() -> None:
     names = arguments.networks.split(",") if arguments.networks is not None else model_names()
     for name in filter(None, names):
         torch.manual_seed(0)
-        config = load_config(CONFIGS / f"{name}.yaml")
+        own = CONFIGS / f"{name}.yaml"
+        config = load_config(own if own.exists() else CONFIGS / "base.yaml", [f"model.name={name}"])
         network = build_model(replace(config.model, pretrained=None), task)
         for layer in network.modules():
             if isinstance(layer, nn.BatchNorm2d):
