@@ -151,7 +151,7 @@ def refused_to_write(code: int, errors: str, folder: Path) -> None:
     assert code == 1
     said = [line for line in errors.splitlines() if line.startswith("ferdist: ")]
     assert len(said) == 1, errors
-    assert "cannot be written" in said[0]
+    assert "cannot write the checkpoint" in said[0]
     assert "Traceback" not in errors
     status = status_of(folder)
     assert (status["state"], f"ferdist: {status['reason']}") == ("failed", said[0])

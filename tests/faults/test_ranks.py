@@ -32,7 +32,7 @@ def test_a_second_run_in_the_folder_is_refused_and_a_dead_one_is_not_waited_for(
     end = together.end("a second run in the same folder under torchrun, with its start-up")
     assert end.code == 1
     assert f"ferdist: {refusal}" in end.errors
-    assert f"ferdist[rank 1]: {folder}: rank 0 cannot take the run folder" in end.errors
+    assert f"ferdist[rank 1]: {folder}: rank 0 could not claim this folder" in end.errors
     status = status_of(folder)
     assert (status["state"], status["pid"]) == ("running", first.pid)
     assert first.runs(), "the first goes on"
