@@ -177,7 +177,7 @@ def test_a_full_disk_is_told_and_retry_goes_on(train: Launcher, small_disk: Path
             file.write(bytes(1 << 20))
     launched = launcher.end()
     assert launched.code == 1
-    assert "cannot be written" in launched.errors
+    assert "free some space and resume" in launched.errors
     filler.unlink()
     retried = train("--retry", "--wait", *every)
     assert retried.code == 0, retried.errors
