@@ -95,7 +95,7 @@ def test_exported_weights_are_evaluated_like_the_run(
     assert main(["evaluate", str(other), *call[2:]]) == 1
     assert "of weights other than" in capsys.readouterr().err
     assert main([*call, "--checkpoint", "best"]) == 1
-    assert "leave the option out" in capsys.readouterr().err
+    assert "leave it out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("split", "known"), [("val", True), ("train", False)])
