@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ferdist.models.gates import Attention, Gate
 
+CHANNEL_SPREAD = 0.1
+"""Deviation of a ``unit`` channel gate's scores across images at the start."""
 GATE_START = 0.95
 """Value of each ``sigmoid`` gate at the start of an identity-like initialisation."""
 
@@ -57,6 +59,11 @@ def mean_and_max(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 class ChannelAttention(Attention):
     """Gate per channel: one MLP, shared by the average- and the max-pooled features (section 3.1).
 
+    A ``unit`` gate's scores go through a batch norm, as the spatial gate's do and as those of the same
+    authors' BAM (Park et al., BMVC 2018, section 3.1). Pooled features are large and positive: what all
+    images have in common would drive the MLP's hidden units to the dead side of their ReLU within an epoch
+    or two (docs/models.md). A batch norm's gradient has no component common to all images.
+
     Args:
         channels: channels C of the features.
         reduction: the MLP's hidden layer has C / reduction units.
@@ -68,6 +75,7 @@ class ChannelAttention(Attention):
         self.gate = Gate(form)
         self.squeeze = nn.Linear(channels, max(1, channels // reduction))
         self.excite = nn.Linear(max(1, channels // reduction), channels)
+        self.norm = nn.BatchNorm1d(channels) if form == "unit" else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to gates (N, C, 1, 1)."""
@@ -76,7 +84,7 @@ class ChannelAttention(Attention):
         scores = self.excite(F.relu(self.squeeze(pooled)))
         N = x.shape[0]
         scores = scores[:N] + scores[N:]  # chunk(2) would fix N where the network is exported
-        gate: Tensor = self.gate(scores[:, :, None, None])
+        gate: Tensor = self.gate(self.norm(scores)[:, :, None, None])
         return gate
 
 
@@ -124,17 +132,18 @@ class CBAM(nn.Module):
         is 0.5 at 1. Its scores start small but not at 0, so that all of its weights get a gradient at once.
         """
         if self.form == "unit":
-            squeeze, excite, norm = self.channel.squeeze, self.channel.excite, self.spatial.norm
+            squeeze, excite = self.channel.squeeze, self.channel.excite
             nn.init.kaiming_normal_(squeeze.weight, nonlinearity="relu")
             with torch.no_grad():
                 # Features are not negative. What all channels have in common would hold each hidden unit on
                 # one side of its ReLU for every image: rows that sum to 0 see how the channels differ.
                 squeeze.weight -= squeeze.weight.mean(1, keepdim=True)
             nn.init.zeros_(squeeze.bias)
-            nn.init.normal_(excite.weight, std=0.1 / math.sqrt(excite.in_features))
+            nn.init.normal_(excite.weight, std=1.0 / math.sqrt(excite.in_features))
             nn.init.zeros_(excite.bias)
-            nn.init.constant_(norm.weight, 0.2)
-            nn.init.zeros_(norm.bias)
+            for norm, spread in ((self.channel.norm, CHANNEL_SPREAD), (self.spatial.norm, 0.2)):
+                nn.init.constant_(norm.weight, spread)
+                nn.init.zeros_(norm.bias)
             return
         logit = math.log(GATE_START / (1.0 - GATE_START))
         nn.init.normal_(self.channel.excite.weight, std=0.01)

@@ -26,8 +26,8 @@ class ModelConfig:
         width: of ResNet-18: channels of its first stage; the others have 2, 4 and 8 times as many.
         placement: of ResNet-18 with CBAM: where CBAM sits in a residual block: ``after`` the addition (its
             output replaces the block's) or ``inside``, before the addition, as in the original CBAM.
-        gate: of ResNet-18 with CBAM: ``unit`` gates are 2 sigmoid(s), 1 where the score s is 0;
-            ``sigmoid`` is the original CBAM's.
+        gate: of ResNet-18 with CBAM: ``unit`` gates are 2 sigmoid(s), 1 where the score s is 0, with a batch
+            norm on the channel scores, too; ``sigmoid`` is the original CBAM's.
         gate_init: of ResNet-18 with CBAM: ``identity`` starts CBAM's gates near 1 (``sigmoid``: at 0.95),
             ``default`` leaves PyTorch's initialisation.
         reduction: of ResNet-18 with CBAM: reduction ratio of CBAM's shared MLP.

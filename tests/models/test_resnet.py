@@ -23,7 +23,7 @@ from ferdist.models.cbam import CBAM, ChannelAttention, MeanAndMax, SpatialAtten
 def test_parameter_counts(
     name: str, stem: str, channels: int, classes: int, parameters: int, placement: str
 ) -> None:
-    config = ModelConfig(name=name, stem=stem, placement=placement)
+    config = ModelConfig(name=name, stem=stem, placement=placement, gate="sigmoid")
     assert parameter_count(build_model(config, Task(channels, 48, 48, classes))) == parameters
 
 
@@ -56,7 +56,7 @@ def test_identity_start_passes_the_signal_and_the_default_does_not() -> None:
 
 
 def test_cbam_follows_the_published_definition() -> None:
-    """Against timm's independent CBAM with the same weights."""
+    """Against timm's independent CBAM with the same weights: the ``sigmoid`` form is the paper's."""
     from timm.layers.cbam import CbamModule
 
     torch.manual_seed(0)
