@@ -1,4 +1,5 @@
-"""How well evidence ranks the places of a face: ``python -m tests.evaluation.rank_evidence RUN [BETON]``.
+#!/usr/bin/env python3
+"""How well evidence ranks the places of a face: ``python scripts/rank_evidence.py RUN [BETON]``.
 
 Each of the 16 squares of a face is filled with the mean, and the score of the predicted class falls by so
 much; a map of evidence ranks the squares as well, by its mean in them. Printed is Spearman's rank correlation
