@@ -142,6 +142,7 @@ class CBAM(nn.Module):
             nn.init.normal_(excite.weight, std=1.0 / math.sqrt(excite.in_features))
             nn.init.zeros_(excite.bias)
             for norm, spread in ((self.channel.norm, CHANNEL_SPREAD), (self.spatial.norm, 0.2)):
+                assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
                 nn.init.constant_(norm.weight, spread)
                 nn.init.zeros_(norm.bias)
             return
