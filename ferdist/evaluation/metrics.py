@@ -114,10 +114,11 @@ def score(predictions: Predictions, cluster: Integers) -> Scores:
 def score_all(predictions: Sequence[Predictions], cluster: Integers) -> list[Scores]:
     """As `score`, for several predictions of the same samples; the bootstrap's resamples are drawn once."""
     intervals = accuracy_intervals(np.stack([p.correct() for p in predictions]), cluster)
-    return [_scores(p, interval) for p, interval in zip(predictions, intervals, strict=True)]
+    return [scores_of(p, interval) for p, interval in zip(predictions, intervals, strict=True)]
 
 
-def _scores(predictions: Predictions, interval: tuple[float, float]) -> Scores:
+def scores_of(predictions: Predictions, interval: tuple[float, float] | None) -> Scores:
+    """As `score`, with an interval that is known already."""
     counts = confusion(predictions)
     quick = quick_score(predictions)
     return Scores(

@@ -142,7 +142,7 @@ class Results:
     Attributes:
         content: all of it, as it stands in the file.
         evaluations: its entries, in their order.
-        classes: class names in label order; empty where the file has none.
+        classes: class names in label order.
         config: the run's, nested.
         environment: versions, hardware, date and git revision.
         test_scorings: how often the test split was scored.
@@ -170,13 +170,13 @@ def read_results(path: Path) -> Results:
             f"{path}: schema {content.get('schema')!r} is unknown, this version reads {SCHEMA}: "
             "use the ferdist that wrote it or evaluate the run again"
         )
-    names = _typed(content, "classes", list, path) if "classes" in content else []
+    names = _typed(content, "classes", list, path)
     environment = _typed(content, "environment", dict, path)
     trained_on = str((environment.get("training") or {}).get("beton_sha256", ""))
     return Results(
         content,
         tuple(
-            _evaluation(entry, len(names) or None, trained_on, f"{path}: evaluations[{number}]")
+            _evaluation(entry, len(names), trained_on, f"{path}: evaluations[{number}]")
             for number, entry in enumerate(_typed(content, "evaluations", list, path))
         ),
         tuple(map(str, names)),
@@ -204,7 +204,7 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _evaluation(entry: Any, classes: int | None, trained_on: str, where: str) -> Evaluation:
+def _evaluation(entry: Any, classes: int, trained_on: str, where: str) -> Evaluation:
     if not isinstance(entry, dict):
         raise RunError(f"{where}: not a JSON object; evaluate the run again")
     confusion = _confusion(entry, classes, where)
@@ -215,7 +215,7 @@ def _evaluation(entry: Any, classes: int | None, trained_on: str, where: str) ->
         None if entry.get(key) is None else _typed(entry, key, int, where) for key in ("fold", "inner_fold")
     )
     evaluation = Evaluation(
-        data=str(entry.get("data", "")),
+        data=_typed(entry, "data", str, where),
         beton_sha256=str(entry.get("beton_sha256") or ""),
         split=_typed(entry, "split", str, where),
         fold=fold,
@@ -252,15 +252,16 @@ def _typed(mapping: Mapping[str, Any], key: str, kind: type[T], where: Path | st
     return value
 
 
-def _confusion(entry: Mapping[str, Any], classes: int | None, where: str) -> Integers:
+def _confusion(entry: Mapping[str, Any], classes: int, where: str) -> Integers:
     rows = _typed(entry, "confusion", list, where)
-    width = len(rows) if classes is None else classes
-    if len(rows) != width or any(not isinstance(row, list) or len(row) != width for row in rows):
-        raise RunError(f"{where}: 'confusion' is not {width} rows of {width} counts; evaluate the run again")
+    if len(rows) != classes or any(not isinstance(row, list) or len(row) != classes for row in rows):
+        raise RunError(
+            f"{where}: 'confusion' is not {classes} rows of {classes} counts; evaluate the run again"
+        )
     counts = [count for row in rows for count in row]
     if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in counts):
         raise RunError(f"{where}: 'confusion' holds something other than counts; evaluate the run again")
-    return np.asarray(rows, dtype=np.int64).reshape(width, width)
+    return np.asarray(rows, dtype=np.int64).reshape(classes, classes)
 
 
 def _occlusion(entry: Mapping[str, Any], where: str) -> Damage | None:

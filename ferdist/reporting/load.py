@@ -7,17 +7,28 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
-from ferdist.errors import RunError
+from ferdist.config import flatten
+from ferdist.data.beton import Manifest
+from ferdist.errors import DataError, RunError
 from ferdist.evaluation.predictions import Predictions, side_by_side
-from ferdist.evaluation.records import Evaluation, Results, read_json, read_results
+from ferdist.evaluation.records import Evaluation, EvaluationKey, Results, read_results
 from ferdist.evaluation.robustness import benchmark_scores
+from ferdist.runtime.folder import RunFolder
 
 Floats = npt.NDArray[np.float64]
+
+_FIRST: Final = {"test": 0, "val": 1, "none": 0, "all": 0, "image": 0}
+
+
+def precedence(key: EvaluationKey) -> tuple[int, ...]:
+    """Sorts test before val, one view before several, all samples before subsets, images before sequences."""
+    return tuple(_FIRST.get(value, 2) for value in (key.split, key.tta, key.subset, key.unit))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,38 +38,30 @@ class Run(Results):
     Attributes:
         folder: the run's folder.
         name: what the report calls it; unique among the runs of one report.
-        config_text: config.yaml as it stands, or None where the file is missing.
+        config_text: config.yaml as it stands; where it is missing, the copy in results.json.
         history: the lines of metrics.jsonl, in their order; empty where there are none.
         status: status.json; empty where there is none.
         predictions: the readable files of predictions/ by their names in it: one for each seed where
             several runs are pooled, else one.
-        manifest: the manifest of the run's beton; None where it cannot be read here.
+        manifest: of the run's beton; None where it cannot be read here.
         remarks: what was missing or broken, in sentences for the reader.
     """
 
     folder: Path
     name: str
-    config_text: str | None
+    config_text: str
     history: tuple[Mapping[str, Any], ...] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
     predictions: Mapping[str, tuple[Predictions, ...]] = field(default_factory=dict)
-    manifest: Mapping[str, Any] | None = None
+    manifest: Manifest | None = None
     remarks: tuple[str, ...] = ()
 
-    def option(self, key: str, default: Any = None) -> Any:
-        """The value of a dotted configuration key such as ``model.name``, or the default if it is not set."""
-        value: Any = self.config
-        for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                return default
-            value = value[part]
-        return value
+    def option(self, key: str) -> Any:
+        """The value of a dotted configuration key such as ``model.name``, None if it is not set."""
+        return flatten(self.config).get(key)
 
     def curve(self, key: str) -> tuple[Floats, Floats]:
-        """A metric over the run.
-
-        Args:
-            key: name of the metric in metrics.jsonl, e.g. ``val/loss``.
+        """A metric such as ``val/loss`` over the run.
 
         Returns:
             Epochs and values, float64 (P,) each, in the order of the file; a value that is not finite is NaN.
@@ -68,18 +71,21 @@ class Run(Results):
         curve = np.array(values, float)
         return np.array([line["epoch"] for line in lines], float), np.where(np.isfinite(curve), curve, np.nan)
 
+    def epoch_means(self, key: str) -> dict[int, float]:
+        """Mean of a metric's values in each epoch, from 1, that has any."""
+        at, values = self.curve(key)
+        epoch = np.ceil(at)
+        return {int(number): float(values[epoch == number].mean()) for number in np.unique(epoch)}
+
     @property
     def model(self) -> str:
         """Name of the model, as configured."""
-        return str(self.option("model.name", "unnamed model"))
+        return str(self.option("model.name"))
 
     @property
     def data(self) -> str:
         """Name of the data that the run was trained on."""
-        if self.manifest is not None and "name" in self.manifest:
-            return str(self.manifest["name"])
-        path = self.option("data.path")
-        return Path(str(path)).stem if path else "unnamed data"
+        return self.manifest.name if self.manifest else Path(self.option("data.path")).stem
 
     def is_own(self, evaluation: Evaluation) -> bool:
         """Whether an evaluation is on the data that the run was trained on."""
@@ -91,28 +97,16 @@ class Run(Results):
     def main(self) -> Evaluation | None:
         """The evaluation that the headline quotes, or None where there is none.
 
-        The run's own data before others, test before val, all samples before subsets, images before
-        sequences, one view before several, the checkpoint that the configuration selects before others: so
-        that no score is picked for being the highest. Never an occluded one.
+        The run's own data before others, then by `precedence`, then the checkpoint that the configuration
+        selects: so that no score is picked for being the highest. Never an occluded one.
         """
-        clean = [evaluation for evaluation in self.evaluations if evaluation.occlusion is None]
-        return min(clean, key=self._precedence, default=None)
-
-    def _precedence(self, evaluation: Evaluation) -> tuple[int, ...]:
-        selected = self.option("train.select", "auto")
+        selected = self.option("train.select")
         if selected == "auto":
             selected = "best" if self.option("data.fold") is None else "last"
-
-        def rank(value: str, *order: str) -> int:
-            return order.index(value) if value in order else len(order)
-
-        return (
-            int(not self.is_own(evaluation)),
-            rank(evaluation.split, "test", "val"),
-            rank(evaluation.subset, "all"),
-            rank(evaluation.unit, "image"),
-            rank(evaluation.tta, "none", "flip"),
-            rank(evaluation.checkpoint, selected),
+        return min(
+            (one for one in self.evaluations if one.occlusion is None),
+            key=lambda one: (not self.is_own(one), *precedence(one), one.checkpoint != selected),
+            default=None,
         )
 
 
@@ -131,8 +125,9 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
     unique = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
     if not unique:
         raise RunError("no run to report on: give at least one run folder")
-    runs = [load_run(folder) for folder in unique]
-    return [replace(run, name=name) for run, name in zip(runs, telling_ends(unique), strict=True)]
+    return [
+        replace(load_run(path), name=name) for path, name in zip(unique, telling_ends(unique), strict=True)
+    ]
 
 
 def load_run(folder: Path) -> Run:
@@ -148,30 +143,32 @@ def load_run(folder: Path) -> Run:
     Raises:
         RunError: if the folder is not a run folder, was never evaluated, or holds a broken file.
     """
+    files = RunFolder(folder)
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run folder")
-    if not any(
-        (folder / name).exists() for name in ("results.json", "config.yaml", "status.json", "checkpoints")
-    ):
+    if not any(path.exists() for path in (files.results, files.config, files.status, files.checkpoints)):
         raise RunError(f"{folder}: not a run folder: it has neither config.yaml, status.json nor checkpoints")
-    results = read_results(folder / "results.json")
+    results = read_results(files.results)
     remarks: list[str] = []
-    if not results.classes:
-        labels = range(len(results.evaluations[0].confusion) if results.evaluations else 0)
-        results = replace(results, classes=tuple(map(str, labels)))
-        remarks.append("results.json does not name the classes, so they are shown by number.")
+    try:
+        config_text = files.config.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        config_text = yaml.safe_dump(results.config, sort_keys=False)
+        remarks.append("config.yaml is missing: the configuration shown is the copy in results.json.")
+    history = _read_history(files.metrics, remarks)
+    status = files.stored_status()
+    if not status:
+        remarks.append("status.json is missing, so it is unknown whether training finished.")
     run = Run(
         **vars(results),
         folder=folder,
         name=folder.name,
-        config_text=_read_config(folder, remarks),
-        history=_read_history(folder / "metrics.jsonl", remarks),
-        status=_read_status(folder / "status.json", remarks),
-        predictions=_read_predictions(folder / "predictions", remarks),
+        config_text=config_text,
+        history=history,
+        status=status,
+        predictions=_read_predictions(files.predictions, remarks),
     )
-    run = replace(run, manifest=_read_manifest(run, remarks))
-    own = tuple(replace(one, data=one.data or run.data) for one in run.evaluations)
-    return replace(run, evaluations=own, remarks=tuple(remarks))
+    return replace(run, manifest=_read_manifest(run, remarks), remarks=tuple(remarks))
 
 
 def predictions_of(run: Run, evaluation: Evaluation) -> Predictions | None:
@@ -248,24 +245,6 @@ def _read_history(path: Path, remarks: list[str]) -> tuple[Mapping[str, Any], ..
     return tuple(history)
 
 
-def _read_status(path: Path, remarks: list[str]) -> Mapping[str, Any]:
-    if not path.is_file():
-        remarks.append("status.json is missing, so it is unknown whether training finished.")
-        return {}
-    status = read_json(path)
-    if not isinstance(status, dict):
-        raise RunError(f"{path}: not a JSON object; remove it")
-    return status
-
-
-def _read_config(folder: Path, remarks: list[str]) -> str | None:
-    try:
-        return (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        remarks.append("config.yaml is missing: the configuration shown is the copy in results.json.")
-        return None
-
-
 def _read_predictions(folder: Path, remarks: list[str]) -> dict[str, tuple[Predictions, ...]]:
     found: dict[str, tuple[Predictions, ...]] = {}
     for path in [*sorted(folder.glob("*.npz")), *sorted(folder.glob("*/*.npz"))]:
@@ -277,19 +256,14 @@ def _read_predictions(folder: Path, remarks: list[str]) -> dict[str, tuple[Predi
     return found
 
 
-def _read_manifest(run: Run, remarks: list[str]) -> Mapping[str, Any] | None:
-    path = run.option("data.path")
-    if not path:
-        remarks.append("The configuration has no data.path, so the data are not described.")
-        return None
+def _read_manifest(run: Run, remarks: list[str]) -> Manifest | None:
+    path = Path(run.option("data.path"))
     try:
-        manifest = json.loads(Path(str(path)).with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        manifest = None
-    if not isinstance(manifest, dict) or "samples" not in manifest:
+        manifest = Manifest.load(path.with_suffix(".json"))
+    except DataError:
         remarks.append(f"The manifest beside {path} cannot be read, so the data are not described.")
         return None
     checksums = {seeds[0].beton_sha256 for seeds in run.predictions.values()}
-    if checksums and manifest.get("sha256") not in checksums:
+    if checksums and manifest.sha256 not in checksums:
         remarks.append(f"{path} has changed since the predictions were made: its checksum differs.")
     return manifest

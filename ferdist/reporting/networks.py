@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 import torch
 
@@ -20,22 +19,10 @@ from ferdist.evaluation.predict import TTA, cluster_of
 from ferdist.evaluation.predictions import Predictions
 from ferdist.evaluation.records import read_results
 from ferdist.models import Task, build_model, is_reconstruction, parameter_count
-from ferdist.reporting.load import telling_ends
+from ferdist.reporting.load import precedence, telling_ends
 from ferdist.runtime.experiment import FILE, read_experiment
 from ferdist.runtime.folder import RunFolder
 from ferdist.table import count
-
-_ORDER: Final = {"test": 0, "val": 1, "none": 0, "all": 0, "image": 0}
-"""What comes first: test before val, one view, all samples and images before others."""
-
-
-@dataclass(frozen=True)
-class OpenRun:
-    """A run that an experiment has and that is not finished."""
-
-    name: str
-    state: str
-    reason: str | None
 
 
 @dataclass(frozen=True)
@@ -47,8 +34,8 @@ class Network:
         config: that its runs share.
         beton: the data.
         runs: those that are finished.
-        open_runs: those that are not.
-        measured: what the finished runs say of uncovered faces, the one that tables quote first.
+        open_runs: for those that are not, their state and its reason in words.
+        measured: what the finished runs say of uncovered faces, by `precedence`.
         test_scorings: the most that one of its runs scored the test split.
     """
 
@@ -56,7 +43,7 @@ class Network:
     config: Config
     beton: Beton
     runs: tuple[SavedRun, ...]
-    open_runs: tuple[OpenRun, ...]
+    open_runs: tuple[str, ...]
     measured: tuple[Pool, ...]
     test_scorings: int
 
@@ -140,7 +127,8 @@ def _of_experiment(folder: Path) -> Iterator[tuple[Path, Network]]:
             if state == "finished" and run.results.exists():
                 finished.append(run.path)
             else:
-                unfinished.append(OpenRun(trial.name, state, run.stored_status().get("reason")))
+                reason = run.stored_status().get("reason")
+                unfinished.append(f"{trial.name}: {state}{f': {reason}' if reason else ''}")
         # An experiment of one config goes by its folder's name.
         network = _network(name.rpartition("/")[2] or folder.name, finished, unfinished, part.config)
         yield folder / name, network
@@ -158,7 +146,7 @@ def _groups(runs: Sequence[Path]) -> list[list[Path]]:
 
 
 def _network(
-    name: str, runs: Sequence[Path], unfinished: Sequence[OpenRun], config: Config | None = None
+    name: str, runs: Sequence[Path], unfinished: Sequence[str], config: Config | None = None
 ) -> Network:
     if runs:  # an experiment's own config may name the data from another folder
         config = RunFolder(runs[0]).stored_config()
@@ -189,10 +177,7 @@ def _pools(runs: Sequence[SavedRun], beton: Beton) -> list[Pool]:
     for split, tta in itertools.product(splits, TTA):
         scored = [run for run in runs if run.path(run.key(beton, split, tta)).exists()]
         found += pools(scored, beton, split, tta)
-    return sorted(
-        found,
-        key=lambda pool: tuple(_ORDER.get(v, 1) for v in (pool.split, pool.tta, pool.subset, pool.unit)),
-    )
+    return sorted(found, key=precedence)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from ferdist.errors import RunError
 from ferdist.evaluation import metrics
 from ferdist.evaluation.predictions import Predictions, join, side_by_side
-from ferdist.evaluation.records import OCCLUSION, Evaluation
+from ferdist.evaluation.records import OCCLUSION, Evaluation, EvaluationKey
 from ferdist.evaluation.robustness import correct_share
 from ferdist.reporting.load import Run, grids_of, load_run, occluded_entries
 from ferdist.reporting.networks import Network
@@ -58,24 +58,22 @@ def _plain(network: Network, number: int) -> tuple[Evaluation, tuple[Predictions
     """A pool as an evaluation, with the predictions of each seed that it is computed from."""
     pool = network.measured[number]
     seeds = tuple(pool.complete().values()) or tuple(join(parts) for parts in pool.by_seed().values())
-    together = side_by_side(seeds)
-    scores = metrics.quick_score(together)
-    confusion = metrics.confusion(together)
-    evaluation = Evaluation(
-        **vars(pool.key),
-        samples=len(together.index) // len(seeds),
-        accuracy=scores["accuracy"],
-        interval=None if pool.scores is None else tuple(pool.scores["accuracy_ci95"]),
-        balanced_accuracy=scores["balanced_accuracy"],
-        macro_f1=scores["macro_f1"],
-        recall=metrics.class_recall(confusion),
-        confusion=confusion,
-        ece=metrics.expected_calibration_error(together.probabilities, together.label),
-        predictions=f"pooled/{number}",
-        folds=len(next(iter(pool.by_seed().values()))) if network.folds else 0,
-        seeds=len(seeds),
-    )
-    return evaluation, seeds
+    interval = None if pool.scores is None else tuple(pool.scores["accuracy_ci95"])
+    folds = len(next(iter(pool.by_seed().values()))) if network.folds else 0
+    return _evaluation(pool.key, seeds, interval, f"pooled/{number}", folds), seeds
+
+
+def _evaluation(
+    key: EvaluationKey,
+    seeds: Sequence[Predictions],
+    interval: tuple[float, float] | None,
+    predictions: str,
+    folds: int,
+) -> Evaluation:
+    """What the predictions of several seeds amount to, side by side."""
+    scores = metrics.scores_of(side_by_side(seeds), interval)
+    scores = replace(scores, samples=scores.samples // len(seeds))
+    return Evaluation(**vars(key), **vars(scores), predictions=predictions, folds=folds, seeds=len(seeds))
 
 
 def _covered(runs: Sequence[Run], network: Network) -> tuple[list[Evaluation], tuple[Predictions, ...]]:
@@ -96,37 +94,19 @@ def _covered(runs: Sequence[Run], network: Network) -> tuple[list[Evaluation], t
     pooled = [join(grids) for grids in by_seed.values()]
     most = max(len(grid.index) for grid in pooled)
     seeds = tuple(grid for grid in pooled if len(grid.index) == most)
-    share, first = correct_share(seeds), seeds[0]
+    first = seeds[0]
     assert first.cluster is not None  # of predictions with cells
-    intervals = metrics.accuracy_intervals(share, first.cluster)
+    intervals = metrics.accuracy_intervals(correct_share(seeds), first.cluster)
     evaluations = []
     for entry in found[0][1]:
-        damage = entry.occlusion
-        assert damage is not None  # `occluded_entries` gives no others
-        number = first.cells.index(damage.cell)
+        assert entry.occlusion is not None  # `occluded_entries` gives no others
+        number = first.cells.index(entry.occlusion.cell)
+        damage = replace(entry.occlusion, checksum=first.checksums[number])
+        key = replace(entry.key, beton_sha256=first.beton_sha256, fold=None, occlusion=damage)
         predictions = [grid.cell(number) for grid in seeds]
-        scores = [metrics.quick_score(one) for one in predictions]
-        confusion = metrics.confusion(side_by_side(predictions))
-        evaluations.append(
-            replace(
-                entry,
-                beton_sha256=first.beton_sha256,
-                fold=None,
-                occlusion=replace(damage, checksum=first.checksums[number]),
-                samples=most,
-                accuracy=float(share[number].mean()),
-                interval=intervals[number],
-                balanced_accuracy=float(np.mean([one["balanced_accuracy"] for one in scores])),
-                macro_f1=float(np.mean([one["macro_f1"] for one in scores])),
-                ece=None,
-                loss=None,
-                recall=metrics.class_recall(confusion),
-                confusion=confusion,
-                predictions=f"{OCCLUSION}/pooled",
-                folds=network.folds,
-                seeds=len(seeds),
-            )
-        )
+        one = _evaluation(key, predictions, intervals[number], f"{OCCLUSION}/pooled", network.folds)
+        macro_f1 = float(np.mean([metrics.quick_score(of_seed)["macro_f1"] for of_seed in predictions]))
+        evaluations.append(replace(one, macro_f1=macro_f1, ece=None))
     return evaluations, seeds
 
 
@@ -143,13 +123,12 @@ def _shared(runs: Sequence[Run]) -> Mapping[str, Any]:
 
 def _mean_history(runs: Sequence[Run]) -> Iterator[dict[str, float]]:
     """A line per epoch with the means over the runs, and within the epoch for what is noted more often."""
-    curves = {key: [run.curve(key) for run in runs] for key in _CURVES}
-    epochs = max((at.max(initial=0.0) for of_key in curves.values() for at, _ in of_key), default=0.0)
-    for epoch in range(1, int(np.ceil(epochs)) + 1):
+    curves = {key: [run.epoch_means(key) for run in runs] for key in _CURVES}
+    last = max((epoch for of_key in curves.values() for means in of_key for epoch in means), default=0)
+    for epoch in range(1, last + 1):
         line: dict[str, float] = {"epoch": float(epoch)}
         for key, of_key in curves.items():
-            within = [values[(at > epoch - 1) & (at <= epoch)] for at, values in of_key]
-            means = [float(values.mean()) for values in within if len(values)]
-            if means:
-                line[key] = float(np.mean(means))
+            found = [means[epoch] for means in of_key if epoch in means]
+            if found:
+                line[key] = float(np.mean(found))
         yield line

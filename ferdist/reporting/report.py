@@ -14,7 +14,6 @@ from markupsafe import Markup
 
 from ferdist.charts import inline_svg, png_bytes, svg_bytes
 from ferdist.errors import RunError
-from ferdist.evaluation.records import Evaluation
 from ferdist.reporting import table1
 from ferdist.reporting.album import Album
 from ferdist.reporting.load import Run, load_runs
@@ -22,7 +21,6 @@ from ferdist.reporting.networks import compare_runs, is_experiment, load_network
 from ferdist.reporting.page import Content, Section, render
 from ferdist.reporting.pooled import pooled_run
 from ferdist.reporting.sections import build_sections
-from ferdist.reporting.sections.networks import paired_section, table1_section
 from ferdist.reporting.words import DEFINITIONS, SUBSETS, TTA, data_of, main_table, place, scorings, selection
 from ferdist.table import count, escape, percent
 
@@ -68,8 +66,7 @@ def _publish(draft: Path, out: Path) -> None:
     """Move the files of a finished draft into place, and remove the figures of an earlier report."""
     earlier = out / "report.html"
     page = earlier.read_text(encoding="utf-8", errors="replace") if earlier.exists() else ""
-    # A chart's element has the id NAME-figure; in pages of earlier versions a group in it has NAME-figure_1.
-    replaced = {html.unescape(name) for name in re.findall(r'id="([^"]+)-figure(?:_1)?"', page)}
+    replaced = {html.unescape(name) for name in re.findall(r'id="([^"]+)-figure"', page)}
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for old in (out / "figures").iterdir():
         if old.stem in replaced and old.suffix in (".svg", ".png"):
@@ -85,7 +82,7 @@ def of_runs(folders: Sequence[Path], album: Album) -> Content:
     sections, text = build_sections(runs, album), table1_markdown(runs)
     if several:
         pairs, remarks = compare_runs(folders)
-        sections.insert(1, paired_section(pairs, remarks))
+        sections.insert(1, table1.paired_section(pairs, remarks))
         text += "\n" + table1.pairs_markdown("##", pairs, remarks)
     title = f"{len(runs)} runs compared" if several else runs[0].name
     headlines = [headline(run, named=several) for run in runs]
@@ -101,7 +98,7 @@ def of_networks(folders: Sequence[Path], album: Album) -> Content:
     sections: list[Section] = []
     for group in groups:
         pooled = [run for run in map(pooled_run, group.networks) if run is not None]
-        sections.append(table1_section(group))
+        sections.append(table1.table1_section(group))
         if pooled:
             headlines.append(_group_headline(group.data, pooled))
             parts = build_sections(pooled, album)
@@ -141,7 +138,7 @@ def headline(run: Run, *, named: bool = False) -> Markup:
     if main is None:
         sentence = Markup("{} on {} has no evaluation of uncovered faces in results.json yet.")
         return start + sentence.format(run.model, run.data)
-    tested = (main.fold is None and not main.folds) or run.test_scorings > 0
+    tested = main.fold is None or run.test_scorings > 0
     return start + Markup("{} recognises <strong>{}</strong> ({}) of the {} in {} of {}{}; {}{}.").format(
         run.model if run.is_own(main) else f"{run.model}, trained on {run.data},",
         "an unknown share" if main.accuracy is None else f"{percent(main.accuracy)} %",
@@ -149,20 +146,12 @@ def headline(run: Run, *, named: bool = False) -> Markup:
         if main.interval
         else "without an interval",
         count(main.samples, main.unit),
-        _where(main),
+        f"the {main.split} split" if main.fold is None else f"held-out fold {main.fold} ({main.split})",
         data_of(run, main),
         "" if main.subset == "all" else f", {SUBSETS.get(main.subset, main.subset)}",
         selection(run, main),
         f", and {scorings(run.test_scorings)}" if tested else "",
     )
-
-
-def _where(main: Evaluation) -> str:
-    seeds = "" if main.seeds == 1 else f" (mean of {main.seeds} seeds)"
-    if main.folds:
-        return f"{count(main.folds, 'held-out fold')}{seeds}"
-    split = f"the {main.split} split" if main.fold is None else f"held-out fold {main.fold} ({main.split})"
-    return f"{split}{seeds}"
 
 
 def remarks_on(runs: Sequence[Run]) -> list[str]:

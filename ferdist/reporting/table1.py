@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ferdist.errors import RunError
 from ferdist.evaluation.metrics import quick_score
@@ -14,10 +14,12 @@ from ferdist.evaluation.pool import SCORES, Pool
 from ferdist.evaluation.predictions import join
 from ferdist.models import is_reconstruction
 from ferdist.reporting.networks import Network, Pair, compare_pairs
+from ferdist.reporting.page import Section
 from ferdist.reporting.published import PUBLISHED, published_accuracy
-from ferdist.reporting.words import SUBSETS, TTA
+from ferdist.reporting.words import SUBSETS, TTA, value_text
 from ferdist.table import (
     MISSING,
+    Cells,
     Number,
     Table,
     count,
@@ -72,7 +74,7 @@ def networks_markdown(groups: Sequence[DataGroup]) -> str:
             lines += [f"### {everything.caption}", "", everything.markdown()]
         if group.pairs or group.refused:
             lines += [pairs_markdown("###", group.pairs, group.refused)]
-        missing = [f"- {escape(sentence)}" for sentence in open_sentences(group.networks)]
+        missing = [f"- {escape(run)}" for network in group.networks for run in network.open_runs]
         lines += ["### Unfinished runs", "", *missing, ""] if missing else []
     return "\n".join(lines)
 
@@ -86,9 +88,31 @@ def pairs_markdown(level: str, pairs: Sequence[Pair], refused: Sequence[str]) ->
     return "\n".join([*lines, ""])
 
 
+def table1_section(group: DataGroup) -> Section:
+    """The networks on one data set beside what was published, compared in pairs."""
+    return Section(
+        f"table1-{group.data}",
+        f"Table 1: {group.data}",
+        tables=(published_table(group), pair_table(group.pairs)),
+        folded_tables=(scores_table(group.networks),),
+        points=(
+            *protocol_sentences(group),
+            *pair_sentences(group.pairs),
+            *group.refused,
+            *(run for network in group.networks for run in network.open_runs),
+        ),
+    )
+
+
+def paired_section(pairs: Sequence[Pair], remarks: Sequence[str]) -> Section:
+    """Runs compared in pairs."""
+    table, points = pair_table(pairs), [*pair_sentences(pairs)]
+    return Section("paired", "Paired comparisons", tables=(table,), missing=remarks, points=points)
+
+
 def published_table(group: DataGroup) -> Table:
     """One row per network: those of the paper in its order, also where nothing was measured, then others."""
-    rows: list[dict[str, str | None]] = []
+    rows: list[Cells] = []
     others = {network.name: network for network in group.networks}
     for model, accuracy in PUBLISHED.get(group.data, {}).items():
         own = [
@@ -96,50 +120,37 @@ def published_table(group: DataGroup) -> Table:
             for network in group.networks
             if network.model == model and published_accuracy(group.data, network.config) is not None
         ]
-        for network in own:
-            rows.append(_row(others.pop(network.name), accuracy))
-        if not own:
-            rows.append(
-                _cells(model, accuracy, is_reconstruction(model), protocol="missing: not in this report")
-            )
+        rows += [_row(others.pop(network.name), accuracy) for network in own] or [_absent(model, accuracy)]
     rows += [_row(network, None) for network in others.values()]
     return Table.of(f"{group.data}: published and measured accuracy, in percent", rows)
 
 
-def _row(network: Network, published: float | None) -> dict[str, str | None]:
-    main = network.main
-    return _cells(
-        network.name,
-        published,
-        network.reconstruction(),
-        protocol=protocol(network),
-        scores=main.scores if main else None,
-        on_val="" if main is None or network.folds or main.split == "test" else " (val)",
-        parameters=network.parameters(),
-    )
-
-
-def _cells(
-    name: str,
-    published: float | None,
-    reconstruction: bool | None,
-    *,
-    protocol: str,
-    scores: Mapping[str, Any] | None = None,
-    on_val: str = "",
-    parameters: int | None = None,
-) -> dict[str, str | None]:
-    accuracy = scores["accuracy"] if scores else {"mean": None, "sd": None}
+def _row(network: Network, published: float | None) -> Cells:
+    main, parameters = network.main, network.parameters()
+    scores = main.scores if main and main.scores else {}
+    accuracy = scores.get("accuracy", {})
+    on_val = " (val)" if main and main.split == "val" and not network.folds else ""
     return {
-        "Network": name,
+        "Network": network.name,
         "Published": percent(published, DIGITS),
-        "Measured": Number(percent(accuracy["mean"], DIGITS) + on_val),
-        "95 % interval": percent_interval(scores["accuracy_ci95"] if scores else None, DIGITS),
-        "Seed sd": percent(accuracy["sd"], DIGITS),
+        "Measured": Number(percent(accuracy.get("mean"), DIGITS) + on_val),
+        "95 % interval": percent_interval(scores.get("accuracy_ci95"), DIGITS),
+        "Seed sd": percent(accuracy.get("sd"), DIGITS),
         "Seeds": Number(len(scores["seeds"]) if scores else MISSING),
         "Parameters": Number(MISSING) if parameters is None else count(parameters),
-        "Reconstruction": MISSING if reconstruction is None else "yes" if reconstruction else "no",
-        "Protocol": protocol,
+        "Reconstruction": value_text(network.reconstruction()),
+        "Protocol": protocol(network),
+    }
+
+
+def _absent(model: str, published: float) -> Cells:
+    """The row of a published network that the report does not have."""
+    return {
+        "Network": model,
+        "Published": percent(published, DIGITS),
+        **dict.fromkeys(("Measured", "95 % interval", "Seed sd", "Seeds", "Parameters")),
+        "Reconstruction": value_text(is_reconstruction(model)),
+        "Protocol": "missing: not in this report",
     }
 
 
@@ -178,25 +189,23 @@ def scores_table(networks: Sequence[Network]) -> Table:
     return Table.of("All scores, in percent", rows)
 
 
-def _score_rows(network: Network, pool: Pool) -> Iterator[dict[str, str | None]]:
-    start: dict[str, str | None] = {
+def _score_rows(network: Network, pool: Pool) -> Iterator[Cells]:
+    place: Cells = {
         "Network": network.name,
         "Scored on": f"{network.folds} folds" if network.folds else pool.split,
         "Subset": SUBSETS[pool.subset],
         "Unit": pool.unit,
         "Views": TTA[pool.tta],
     }
-    if pool.scores is not None:
-        means = {name: pool.scores[name]["mean"] for name in SCORES}
-        interval, sd = pool.scores["accuracy_ci95"], pool.scores["accuracy"]["sd"]
-        yield start | _score_cells(
-            str(len(pool.scores["seeds"])), pool.scores["samples"], means, interval, sd
-        )
+    if (scores := pool.scores) is not None:
+        means = {name: scores[name]["mean"] for name in SCORES}
+        seeds, interval, sd = len(scores["seeds"]), scores["accuracy_ci95"], scores["accuracy"]["sd"]
+        yield {**place, **_score_cells(str(seeds), scores["samples"], means, interval, sd)}
     for seed, parts in pool.by_seed().items():
         together = join(parts)
         if len(parts) < pool.seed_runs and len(together.index):
-            seeds = f"seed {seed}, {len(parts)} of {count(pool.seed_runs, 'fold')}"
-            yield start | _score_cells(seeds, len(together.index), quick_score(together))
+            seeds_text = f"seed {seed}, {len(parts)} of {count(pool.seed_runs, 'fold')}"
+            yield {**place, **_score_cells(seeds_text, len(together.index), quick_score(together))}
 
 
 def _score_cells(
@@ -205,7 +214,7 @@ def _score_cells(
     means: Mapping[str, float],
     interval: Sequence[float] | None = None,
     sd: float | None = None,
-) -> dict[str, str | None]:
+) -> Cells:
     return {
         "Seeds": Number(seeds),
         "Samples": count(samples),
@@ -219,27 +228,24 @@ def _score_cells(
 
 def pair_table(pairs: Sequence[Pair]) -> Table:
     """A row for each two networks that were compared."""
-    rows: list[dict[str, str | None]] = []
-    for pair in pairs:
-        single = pair.single
-        rows.append(
-            {
-                "First": pair.first.name,
-                "Second": pair.second.name,
-                "Scored on": f"{pair.first.folds} folds" if pair.first.folds else pair.split,
-                "Difference": points(pair.difference.accuracy, DIGITS),
-                "95 % interval": points_interval(pair.difference.interval, DIGITS),
-                "p": p_value(pair.difference.p),
-                "p, Holm": p_value(pair.p_holm),
-                "Only first / only second": Number(
-                    f"{single.only_first} / {single.only_second} (seed {pair.seed})"
-                )
-                if single
-                else None,
-                "McNemar p": p_value(single.p) if single else None,
-            }
-        )
-    return Table.of("Paired comparisons", rows)
+    return Table.of("Paired comparisons", map(_pair_row, pairs))
+
+
+def _pair_row(pair: Pair) -> Cells:
+    single, only = pair.single, None
+    if single:
+        only = Number(f"{single.only_first} / {single.only_second} (seed {pair.seed})")
+    return {
+        "First": pair.first.name,
+        "Second": pair.second.name,
+        "Scored on": f"{pair.first.folds} folds" if pair.first.folds else pair.split,
+        "Difference": points(pair.difference.accuracy, DIGITS),
+        "95 % interval": points_interval(pair.difference.interval, DIGITS),
+        "p": p_value(pair.difference.p),
+        "p, Holm": p_value(pair.p_holm),
+        "Only first / only second": only,
+        "McNemar p": p_value(single.p) if single else None,
+    }
 
 
 def pair_sentences(pairs: Sequence[Pair]) -> Iterator[str]:
@@ -299,13 +305,6 @@ def protocol_sentences(group: DataGroup) -> Iterator[str]:
         yield f"Test was {'scored at most once by any run' if most else 'not scored by any run'}."
     if any(network.reconstruction() for network in networks):
         yield "Reconstruction: rebuilt from a description, since no table of its layers is published."
-
-
-def open_sentences(networks: Sequence[Network]) -> Iterator[str]:
-    """The unfinished runs, and why as far as their folders tell."""
-    for network in networks:
-        for run in network.open_runs:
-            yield f"{run.name}: {run.state}{f': {run.reason}' if run.reason else ''}"
 
 
 def p_value(p: float) -> Number:

@@ -98,7 +98,7 @@ def main_table(runs: Sequence[Run], *, protocol: bool = False) -> Table:
             **(scores(main) if main else {}),
         }
         if protocol:
-            record["Seed"] = Number(run.option("seed", MISSING))
+            record["Seed"] = Number(run.option("seed"))
             record["Checkpoint"] = (main and main.checkpoint) or MISSING
             record["Test scorings"] = Number(run.test_scorings)
         records.append(record)

@@ -128,11 +128,11 @@ def test_values_that_are_not_there_are_none(path: Path) -> None:
     content = json.loads(json.dumps(add(path, evaluation(0.5)).content))
     (entry,) = content["evaluations"]
     entry |= {"accuracy_ci95": None, "ece": None, "macro_f1": float("nan")}
-    del entry["data"], entry["beton_sha256"], entry["inner_fold"], entry["loss"]
+    del entry["beton_sha256"], entry["inner_fold"], entry["loss"]
     path.write_text(json.dumps(content))
     (found,) = read_results(path).evaluations
     assert (found.interval, found.ece, found.macro_f1, found.recall[1]) == (None, None, None, None)
-    assert (found.data, found.beton_sha256, found.inner_fold, found.loss) == ("", "", None, None)
+    assert (found.beton_sha256, found.inner_fold, found.loss) == ("", None, None)
 
 
 @pytest.mark.parametrize(

@@ -22,16 +22,7 @@ def protocol(runs: Sequence[Run], album: Album) -> Section:
             key_table(f"Protocol{of_each}", runs, [*map(_protocol, runs)]),
             key_table(f"Environment{of_each}", runs, [flatten(run.environment) for run in runs]),
         ),
-        folded_tables=[
-            key_table(f"Configuration of {run.name}", [run], [flatten(run.config)])
-            for run in runs
-            if run.config_text is None
-        ],
-        folded_texts=[
-            (f"Configuration of {run.name}: config.yaml", run.config_text)
-            for run in runs
-            if run.config_text is not None
-        ],
+        folded_texts=[(f"Configuration of {run.name}: config.yaml", run.config_text) for run in runs],
         points=DEFINITIONS,
     )
 

@@ -87,29 +87,21 @@ def _course(line: Line, in_percent: bool) -> str:
 
 
 def history_table(run: Run) -> Table:
-    """One row per epoch: the means of the training lines in it, and what was measured at its end."""
+    """One row per epoch: the means of the lines in it."""
     last = max((line["epoch"] for line in run.history), default=0)
-
-    def mean(key: str, epoch: int) -> float | None:
-        at, values = run.curve(key)
-        inside = values[(at > epoch - 1) & (at <= epoch)]
-        return float(inside.mean()) if len(inside) else None
-
-    def end(key: str, epoch: int) -> float | None:
-        at, values = run.curve(key)
-        return float(values[at == epoch][-1]) if epoch in at else None
-
+    names = ("train/loss", "val/loss", "train/accuracy", "val/accuracy", "val/balanced_accuracy", "train/lr")
+    train_loss, val_loss, train_accuracy, val_accuracy, val_balanced, rate = map(run.epoch_means, names)
     return Table.of(
         f"{run.name}: means of each epoch",
         (
             {
                 "Epoch": Number(epoch),
-                "Train loss": _decimal(mean("train/loss", epoch)),
-                "Val loss": _decimal(end("val/loss", epoch)),
-                "Train accuracy %": percent(mean("train/accuracy", epoch)),
-                "Val accuracy %": percent(end("val/accuracy", epoch)),
-                "Val balanced %": percent(end("val/balanced_accuracy", epoch)),
-                "Learning rate": _decimal(mean("train/lr", epoch), ".2e"),
+                "Train loss": _decimal(train_loss.get(epoch)),
+                "Val loss": _decimal(val_loss.get(epoch)),
+                "Train accuracy %": percent(train_accuracy.get(epoch)),
+                "Val accuracy %": percent(val_accuracy.get(epoch)),
+                "Val balanced %": percent(val_balanced.get(epoch)),
+                "Learning rate": _decimal(rate.get(epoch), ".2e"),
             }
             for epoch in range(1, int(np.ceil(last)) + 1)
         ),
