@@ -19,8 +19,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from ferdist.augment import normalise
-from ferdist.data.beton import BetonLoader, open_beton
-from ferdist.evaluation.evaluate import read_images
+from ferdist.data.beton import open_beton
+from ferdist.evaluation.data import ScoredData
 from ferdist.evaluation.model import load_trained
 
 FACES, SQUARES = 96, 4
@@ -31,10 +31,13 @@ def main(run: str, data: str | None = None) -> None:
     trained = load_trained(run, None, torch.device("cpu"))
     settings, network = trained.card.config.data, trained.network
     beton = open_beton(Path(data or settings.path))
-    held_out = beton.indices("val", settings.holdout)
-    index = np.random.default_rng(0).permutation(held_out)[:FACES]
-    images = read_images(beton, BetonLoader(beton, batch_size=FACES, device=torch.device("cpu")), index)
-    pixels = normalise(torch.from_numpy(images), trained.card.mean, trained.card.std).requires_grad_()
+    scored = ScoredData.of(
+        beton, trained.card.config, "val", settings.holdout, trained.card.mean, torch.device("cpu")
+    )
+    index = np.random.default_rng(0).permutation(scored.indices)[:FACES]
+    pixels = normalise(
+        torch.from_numpy(scored.images(index)), trained.card.mean, trained.card.std
+    ).requires_grad_()
 
     features: dict[tuple[int, ...], Tensor] = {}  # the last of each size
 

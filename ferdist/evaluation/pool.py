@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,10 +14,10 @@ from ferdist.config import Config, differences
 from ferdist.data.beton import Beton, labels_of
 from ferdist.errors import RunError
 from ferdist.evaluation import metrics
-from ferdist.evaluation.evaluate import has_copy
+from ferdist.evaluation.data import has_copy, key_of, ways
 from ferdist.evaluation.model import default_checkpoint
 from ferdist.evaluation.predict import cluster_of
-from ferdist.evaluation.predictions import Predictions, by_sequence, join
+from ferdist.evaluation.predictions import Predictions, join
 from ferdist.evaluation.records import EvaluationKey
 from ferdist.runtime.folder import RunFolder
 
@@ -43,15 +42,7 @@ class SavedRun:
 
     def key(self, beton: Beton, split: str, tta: str) -> EvaluationKey:
         """Of the run's evaluation on a split of its data."""
-        return EvaluationKey(
-            data=beton.manifest.name,
-            beton_sha256=beton.manifest.sha256,
-            split=split,
-            fold=self.config.data.fold,
-            inner_fold=self.config.data.inner_fold,
-            tta=tta,
-            checkpoint=default_checkpoint(self.config),
-        )
+        return key_of(beton, split, self.config.data.holdout, tta, default_checkpoint(self.config))
 
     def path(self, key: EvaluationKey) -> Path:
         """Where the run's predictions are, or would be."""
@@ -146,35 +137,29 @@ def read_runs(runs: Sequence[Path], beton: Beton) -> list[SavedRun]:
 
 
 def pools(runs: Sequence[SavedRun], beton: Beton, split: str, tta: str) -> Iterator[Pool]:
-    """What runs of one config say of a split.
-
-    All samples and, where there are copies, without them; per image and, where there are sequences, per
-    sequence.
+    """What runs of one config say of a split, in all `data.ways`; without copies only where there are any.
 
     Raises:
         RunError: if a run has no predictions for it.
     """
     if not runs:
         return
-    whole = {run.seed_fold: run.predictions(beton, run.key(beton, split, tta)) for run in runs}
-    copied = {
-        run.seed_fold: has_copy(beton, whole[run.seed_fold].index, split, run.config.data.holdout)
-        for run in runs
-    }
-    subsets = {"all": whole}
-    if any(flags.any() for flags in copied.values()):
-        subsets["no_copies"] = {number: part.select(~copied[number]) for number, part in whole.items()}
-    units: dict[str, Callable[[Predictions], Predictions]] = {"image": lambda part: part}
-    if all((beton.sequence[part.index] >= 0).all() for part in whole.values()):
-        units["sequence"] = lambda part: by_sequence(part, beton.sequence[part.index])
     together = replace(runs[0].key(beton, split, tta), fold=None, inner_fold=None)
-    for subset, unit in itertools.product(subsets, units):
-        pool = Pool(
-            **vars(replace(together, subset=subset, unit=unit)),
-            parts={number: units[unit](part) for number, part in subsets[subset].items()},
-            seed_runs=len(folds_of(beton, runs[0].config)) or 1,
-        )
-        yield replace(pool, scores=over_seeds(pool.complete(), beton))
+    parts: dict[SeedFold, dict[tuple[str, str], Predictions]] = {}
+    copies = False
+    for run in runs:
+        whole = run.predictions(beton, run.key(beton, split, tta))
+        copied = has_copy(beton, whole.index, split, run.config.data.holdout)
+        copies |= bool(copied.any())
+        parts[run.seed_fold] = ways(whole, beton, copied)
+    for subset, unit in parts[runs[0].seed_fold]:
+        if (subset == "all" or copies) and all((subset, unit) in part for part in parts.values()):
+            pool = Pool(
+                **vars(replace(together, subset=subset, unit=unit)),
+                parts={number: part[subset, unit] for number, part in parts.items()},
+                seed_runs=len(folds_of(beton, runs[0].config)) or 1,
+            )
+            yield replace(pool, scores=over_seeds(pool.complete(), beton))
 
 
 def over_seeds(seeds: Mapping[int, Predictions], beton: Beton) -> dict[str, Any] | None:

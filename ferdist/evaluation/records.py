@@ -89,10 +89,6 @@ class EvaluationKey:
         """The key of the same measurement of uncovered faces."""
         return replace(self.key, occlusion=None)
 
-    def conditions_json(self) -> dict[str, Any]:
-        """The values of ``CONDITIONS``."""
-        return conditions_of(vars(self))
-
     def predictions_name(self, *, own_data: bool) -> str:
         """The file, relative to the run's ``predictions/``, that holds what this is computed from.
 
@@ -110,7 +106,7 @@ class EvaluationKey:
 
 
 def conditions_of(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of ``CONDITIONS`` in a summary or comparison of results.json."""
+    """The values of ``CONDITIONS`` among those of a key, or of a summary or comparison of results.json."""
     return {name: mapping.get(name) for name in CONDITIONS}
 
 

@@ -36,7 +36,7 @@ def add_evaluations(
         for one, entry in zip(older.evaluations if older else (), content["evaluations"], strict=True)
         if one.key not in new
     ]
-    covered = [one.conditions_json() for one in evaluations if one.occlusion is not None]
+    covered = [conditions_of(vars(one)) for one in evaluations if one.occlusion is not None]
     comparisons = [c for c in content.get("comparisons", []) if conditions_of(c) not in covered]
     written = {
         "schema": SCHEMA,

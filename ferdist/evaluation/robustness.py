@@ -14,7 +14,7 @@ from ferdist.errors import RunError
 from ferdist.evaluation.benchmark import Cell
 from ferdist.evaluation.metrics import accuracy_intervals
 from ferdist.evaluation.predictions import Predictions, check_same_samples, joined_checksum, place_of
-from ferdist.evaluation.records import Damage, Evaluation, EvaluationKey
+from ferdist.evaluation.records import Damage, Evaluation, EvaluationKey, conditions_of
 
 MARKS: Final = (SEEN, UNSEEN_SIZE, UNSEEN_KIND)
 
@@ -106,7 +106,7 @@ def _summary(group: Sequence[Evaluation]) -> Summary:
     accuracy = _mean(kind["accuracy"] for kind in kinds.values())
     seen = {name: [one.accuracy for damage, one in covered if damage.seen == name] for name in MARKS}
     return {
-        **covered[0][1].conditions_json(),
+        **conditions_of(vars(covered[0][1])),
         "samples": samples,
         "clean_accuracy": clean,
         "accuracy": accuracy,

@@ -12,11 +12,10 @@ import torch
 from matplotlib.figure import Figure
 
 from ferdist.charts import MUTED, WIDTH, panel
-from ferdist.data.beton import Beton, BetonLoader, Labels, labels_of, open_beton
-from ferdist.data.record import Images, Integers
+from ferdist.data.beton import Beton, open_beton
+from ferdist.data.record import Images
 from ferdist.errors import DataError, FerdistError
-from ferdist.evaluation.benchmark import Benchmark, Cell
-from ferdist.evaluation.evaluate import benchmark_on, read_images
+from ferdist.evaluation.data import ScoredData
 from ferdist.evaluation.records import Evaluation
 from ferdist.reporting.load import Run
 from ferdist.runtime.folder import RunFolder
@@ -24,33 +23,6 @@ from ferdist.runtime.folder import RunFolder
 HIDDEN: Final = "The pictures of faces are left out, as requested by --no-faces."
 MOST_RUNS: Final = 3
 """Runs that faces are shown of, the first ones: each costs about half a megabyte of the page."""
-
-
-@dataclass(frozen=True)
-class ScoredData:
-    """The data that a run was scored on.
-
-    Attributes:
-        beton: that the run was trained on.
-        labels: that it was scored by.
-        indices: int64 (M,), the samples of the split, or of the fold that the run held out.
-        mean: of the training pixels, per channel, in [0, 1] units.
-        loader: of ``beton``.
-    """
-
-    beton: Beton
-    labels: Labels
-    indices: Integers
-    mean: tuple[float, ...]
-    loader: BetonLoader
-
-    def images(self, index: Integers) -> Images:
-        """The images of these samples in this order, uint8 (B, C, H, W)."""
-        return read_images(self.beton, self.loader, index)
-
-    def benchmark(self, cells: Sequence[Cell]) -> Benchmark:
-        """What makes the images that the run was scored on under these cells."""
-        return benchmark_on(self.beton, self.loader, self.indices, self.mean, cells)
 
 
 @dataclass(frozen=True)
@@ -83,13 +55,9 @@ class Album:
         beton = self._betons[path]
         if beton.manifest.sha256 != trained_on:
             raise DataError(f"{path}: not the data that the run was trained on: the checksums differ")
-        holdout = config.data.holdout
-        return ScoredData(
-            beton,
-            labels_of(beton, config.data.labels),
-            beton.indices(evaluation.split, holdout),
-            tuple(beton.normalisation(holdout)[0]),
-            BetonLoader(beton, batch_size=256, device=torch.device("cpu")),
+        holdout, device = config.data.holdout, torch.device("cpu")
+        return ScoredData.of(
+            beton, config, evaluation.split, holdout, beton.normalisation(holdout)[0], device
         )
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from ferdist.errors import RunError
 from ferdist.evaluation.benchmark import Cell, grid
-from ferdist.evaluation.records import Evaluation, Results, read_results
+from ferdist.evaluation.records import Evaluation, Results, conditions_of, read_results
 from ferdist.evaluation.results import add_evaluations, as_text
 from ferdist.evaluation.robustness import compare_benchmarks
 from tests.evaluation.conftest import answers, evaluation
@@ -64,7 +64,7 @@ def test_what_is_told_of_a_cell_is_not_part_of_its_key(path: Path) -> None:
 
 def test_a_comparison_stays_until_its_cells_are_scored_again(path: Path) -> None:
     square = evaluation(0.4, SQUARE)
-    compared = square.conditions_json() | {"reference": "runs/other"}
+    compared = conditions_of(vars(square)) | {"reference": "runs/other"}
     assert add(path, square, comparison=compared).content["comparisons"] == [compared]
     assert add(path, evaluation(0.5)).content["comparisons"] == [compared]
     assert add(path, square).content["comparisons"] == []
@@ -89,7 +89,7 @@ def test_the_text_of_a_benchmark_is_narrow_and_complete(path: Path) -> None:
     own, reference = (answers([hits], mask, [0, 1, 2, 3]) for hits in ([1, 1, 1, 0], [1, 0, 0, 0]))
     comparison = compare_benchmarks([own], [reference]) | {"reference": "runs/plain"}
     entries = [evaluation(0.8), *(evaluation(0.5, cell) for cell in grid())]
-    text = as_text(add(path, *entries, comparison=entries[0].conditions_json() | comparison))
+    text = as_text(add(path, *entries, comparison=conditions_of(vars(entries[0])) | comparison))
     tables = text[text.index("synthetic val") :]
     assert max(map(len, tables.splitlines())) <= 46
     cells = tables.replace(" ", "")

@@ -14,8 +14,7 @@ from ferdist.augment.kinds import kind_label
 from ferdist.charts import short
 from ferdist.data.record import Integers
 from ferdist.errors import DataError, FerdistError
-from ferdist.evaluation.attention import CELLS, Watched, choose_faces, watch
-from ferdist.evaluation.evaluate import check_fit
+from ferdist.evaluation.attention import Watched
 from ferdist.evaluation.model import load_trained
 from ferdist.reporting.album import HIDDEN, MOST_RUNS, Album, Tile, tile_chart
 from ferdist.reporting.load import Run
@@ -28,7 +27,7 @@ PER_CLASS: Final = 8
 MOST_ROWS: Final = 8
 """Faces in a chart."""
 PICTURED: Final = ("eye_band", "mask")
-"""Kinds of ``CELLS`` that there are pictures of, each of other faces."""
+"""Kinds of `attention.CELLS` that there are pictures of, each of other faces."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class _Looked:
         name: of the run where there are several, else None.
         classes: names, in label order.
         rounds: sample numbers, one of each class in each round.
-        watched: all of them, in this order, under each of ``CELLS``.
+        watched: all of them, in this order, under each of `attention.CELLS`.
     """
 
     run: Run
@@ -111,18 +110,8 @@ def _look(run: Run, album: Album, several: bool) -> _Looked:
         raise DataError("the run was not evaluated")
     faces = album.faces(run, run.main)
     trained = load_trained(str(run.folder), run.main.checkpoint or None, torch.device("cpu"))
-    check_fit(trained.card, faces.beton, faces.labels)
-    rounds = choose_faces(faces.labels.scorable(faces.indices), faces.labels.label, PER_CLASS)
-    index = np.concatenate(rounds)
-    watched = watch(
-        trained.network,
-        faces.images(index),
-        index,
-        faces.labels.label[index],
-        faces.benchmark(CELLS),
-        trained.card.mean,
-        trained.card.std,
-    )
+    faces.check_fit(trained.card)
+    rounds, watched = faces.watch(trained, PER_CLASS)
     return _Looked(run, run.name if several else None, faces.labels.classes, rounds, watched)
 
 

@@ -11,8 +11,9 @@ from ferdist.augment.kinds import KINDS, fill_label, kind_label
 from ferdist.errors import FerdistError
 from ferdist.evaluation.attention import choose_faces
 from ferdist.evaluation.benchmark import Cell, covered_fraction, grid
+from ferdist.evaluation.data import ScoredData
 from ferdist.evaluation.records import Evaluation
-from ferdist.reporting.album import HIDDEN, Album, ScoredData, Tile, in_rows, left_out, pixels_of, tile_chart
+from ferdist.reporting.album import HIDDEN, Album, Tile, in_rows, left_out, pixels_of, tile_chart
 from ferdist.reporting.load import Run, occluded_entries
 from ferdist.reporting.page import Chart, Section
 from ferdist.table import Number, Table, count, percent
