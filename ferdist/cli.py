@@ -154,8 +154,7 @@ def predict(
     """Find faces in images and classify their expressions (not anyone's feelings)."""
     from ferdist.evaluation.model import load_trained
     from ferdist.runtime.distributed import choose_device
-    from ferdist.use.predict import predict_pictures, to_json
-    from ferdist.use.table import print_results
+    from ferdist.use.predict import predict_pictures, print_results, to_json
 
     trained = load_trained(model, None, choose_device(device, 0), trust_code=trust_code)
     results = []

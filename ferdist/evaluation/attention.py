@@ -1,12 +1,9 @@
 """Where a network looks: CBAM's spatial gates, and Grad-CAM for any convolutional network.
 
-Grad-CAM (Selvaraju et al., ICCV 2017, section 3) of a network's last features says little about places here:
-at 48 px ResNet-18's are 3 x 3, and each of them sees the whole face. Finer ones are taken, and for these the
-form that multiplies gradient and features place by place (HiResCAM: Draelos and Carin, Use HiResCAM instead
-of Grad-CAM for faithful explanations, 2020). The two are the same where features are averaged and then
-weighed; elsewhere Grad-CAM averages away where the gradient lies. docs/occlusion.md has the measurements.
-
-It is written here, since the libraries that offer it (captum, pytorch-grad-cam) want to be told the layer.
+Grad-CAM (Selvaraju et al., ICCV 2017, section 3) of ResNet-18's last features, 3 x 3 at 48 px, says little
+about places. Finer features are taken, and multiplied with their gradient place by place (HiResCAM: Draelos
+and Carin, 2020); docs/occlusion.md has the measurements. captum and pytorch-grad-cam would have to be told
+the layer.
 """
 
 from __future__ import annotations
@@ -49,12 +46,10 @@ class Looks:
 
     Attributes:
         probabilities: float32 (B, K), rows sum to 1.
-        gates: float32 (B, h, w) in (0, 1), or (0, 2) for ``unit`` gates, by the size ``(h, w)`` of the
-            features: the spatial gate of the last CBAM of each size, from the finest on; empty for a network
-            without CBAM.
-        evidence: float32 (B, h, w), 0 to 1: Grad-CAM of the predicted class, place by place, over the last
-            features of which a pixel stands for at most ``COARSEST`` pixels of the image along each side,
-            divided by its maximum; all 0 where nothing speaks for the class.
+        gates: float32 (B, h, w) in (0, 1), or (0, 2) for ``unit`` gates: the spatial gate of the last CBAM
+            of each size ``(h, w)``, from the finest on; empty for a network without CBAM.
+        evidence: float32 (B, h, w), 0 to 1: Grad-CAM of the predicted class over the last features that are
+            fine enough, divided by its maximum; all 0 where nothing speaks for the class.
     """
 
     probabilities: Floats
@@ -73,10 +68,8 @@ def look(network: nn.Module, images: Images, mean: Sequence[float], std: Sequenc
     Raises:
         RunError: if the network has no features that are fine enough.
     """
-    parts = [
-        _look(network, images[start : start + BATCH_SIZE], mean, std)
-        for start in range(0, len(images), BATCH_SIZE)
-    ]
+    starts = range(0, len(images), BATCH_SIZE)
+    parts = [_look(network, images[start : start + BATCH_SIZE], mean, std) for start in starts]
     return Looks(
         np.concatenate([part.probabilities for part in parts]),
         {size: np.concatenate([part.gates[size] for part in parts]) for size in parts[0].gates},
@@ -124,16 +117,14 @@ def _look(network: nn.Module, images: Images, mean: Sequence[float], std: Sequen
 
 
 def choose_faces(index: Integers, label: Integers, rounds: int) -> list[Integers]:
-    """Faces to look at, drawn once: in each round another one of each class.
+    """Faces to look at, drawn once: in each round another one of each class, in label order.
+
+    A class whose samples are used up is left out, and so is a round without any face.
 
     Args:
         index: int64 (M,), the samples to choose from.
         label: int64 (N,), the class of every sample of the data, by its number.
         rounds: how many rounds.
-
-    Returns:
-        Sample numbers of each round in label order. A class whose samples are used up is left out; a round
-        without any face too.
     """
     order = np.random.default_rng(0).permutation(np.sort(index))
     by_class = [order[label[order] == name] for name in np.unique(label[order])]
@@ -190,11 +181,10 @@ class Watched:
         return np.asarray(inside / gate.mean((2, 3)), dtype=np.float32)
 
     def pictures(self) -> npt.NDArray[np.uint8]:
-        """Each face beside its maps, as it is and then covered, to look at.
+        """Each face with its gate, if there is one, and its evidence; then the same covered.
 
         Returns:
-            uint8 (B, P, H, W, 3): face, gate and evidence, then the same covered, which makes P 6; without
-            CBAM there is no gate, and P is 4.
+            uint8 (B, P, H, W, 3); P is 6, or 4 without CBAM.
         """
         maps = self.maps()
         columns = []
@@ -216,22 +206,16 @@ def watch(
     """Where a network looks in faces as they are and under each of ``CELLS``.
 
     Args:
-        network, mean, std: as for `look`.
-        images: uint8 (B, C, H, W), B > 0.
+        network, images, mean, std: as for `look`, which says what is raised.
         index, label: int64 (B,), sample numbers and true classes.
         benchmark: of the data that the samples are from.
-
-    Raises:
-        RunError: if the network has no features that are fine enough.
     """
     plain = look(network, images, mean, std)
     height, width = images.shape[2:]
     watched = []
     for cell in CELLS:
         covered = benchmark.cover(images, index, cell)
-        hidden = np.broadcast_to(
-            hidden_pixels(cell, index, height, width, benchmark.seed), (len(index), height, width)
-        )
+        hidden = hidden_pixels(cell, index, height, width)
         looks = (plain, look(network, covered, mean, std))
         watched.append(Watched(cell, index, label, np.stack([images, covered]), hidden, looks))
     return watched
@@ -244,14 +228,9 @@ def enlarge(maps: Floats, height: int, width: int) -> Floats:
 
 
 def heat(images: Images, maps: Floats) -> npt.NDArray[np.uint8]:
-    """Maps as colours over the faces.
+    """Maps (B, H, W) as colours over faces (B, C, H, W): uint8 (B, H, W, 3).
 
-    Args:
-        images: uint8 (B, C, H, W).
-        maps: float32 (B, H, W); the least value of each is dark blue in the picture and the greatest yellow.
-
-    Returns:
-        uint8 (B, H, W, 3).
+    The least value of each map is dark blue and the greatest yellow.
     """
     from matplotlib import colormaps
 

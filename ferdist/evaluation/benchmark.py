@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -34,10 +34,6 @@ class Cell:
     kind: str
     severity: int
     fill: str
-
-    def to_json(self) -> dict[str, str | int]:
-        """As in results.json."""
-        return asdict(self)
 
 
 def grid(kinds: Sequence[str] | None = None, fills: Sequence[str] | None = None) -> tuple[Cell, ...]:
@@ -81,27 +77,14 @@ def seen_in_training(cell: Cell, augment: AugmentConfig, height: int = UNITS, wi
     return KINDS[cell.kind].seen(cell.severity, ALL_FILLS[cell.fill], augment, height, width)
 
 
-def hidden_pixels(cell: Cell, index: Integers, height: int, width: int, seed: int = SEED) -> Mask:
-    """The pixels that a cell covers: bool (B, H, W), or (1, H, W) where they are the same for all samples.
-
-    Args:
-        cell: what covers them.
-        index: int64 (B,), sample numbers.
-        height, width: of the images.
-        seed: of the draws.
-    """
-    return KINDS[cell.kind].hidden(_stream(cell, index, seed), height, width)
+def hidden_pixels(cell: Cell, index: Integers, height: int, width: int) -> Mask:
+    """The pixels that a cell covers in images of samples ``index``, int64 (B,): bool (B, H, W)."""
+    hidden = KINDS[cell.kind].hidden(_stream(cell, index), height, width)
+    return np.broadcast_to(hidden, (len(index), height, width))
 
 
-@dataclass(frozen=True)
 class Benchmark(Faces):
-    """Makes the images of the benchmark.
-
-    Attributes:
-        seed: of all draws.
-    """
-
-    seed: int = SEED
+    """Makes the images of the benchmark."""
 
     def cover(self, images: Images, index: Integers, cell: Cell) -> Images:
         """Damaged copies of images.
@@ -117,22 +100,20 @@ class Benchmark(Faces):
         Raises:
             DataError: for ``patch``, if no donor shows another person.
         """
-        stream = _stream(cell, index, self.seed)
-        return KINDS[cell.kind].cover(images, ALL_FILLS[cell.fill], stream, self)
+        return KINDS[cell.kind].cover(images, ALL_FILLS[cell.fill], _stream(cell, index), self)
 
 
-def _stream(cell: Cell, index: Integers, seed: int) -> Stream:
-    return Stream(seed, KINDS[cell.kind].number, cell.severity, index)
+def _stream(cell: Cell, index: Integers) -> Stream:
+    return Stream(SEED, KINDS[cell.kind].number, cell.severity, index)
 
 
-def choose_donors(candidates: Integers, seed: int = SEED) -> Integers:
-    """The samples that patches are taken from: at most ``DONORS`` of the candidates, int64, ascending.
+def choose_donors(candidates: Integers) -> Integers:
+    """The samples that patches are taken from: at most ``DONORS``, int64, ascending.
 
     Args:
         candidates: int64 (M,), distinct sample numbers: all of the split or fold that is scored.
-        seed: of the choice.
     """
-    draws = Stream(seed, KINDS["patch"].number, 0, candidates).uniforms(1)
+    draws = Stream(SEED, KINDS["patch"].number, 0, candidates).uniforms(1)
     return np.sort(candidates[np.argsort(draws[:, 0], kind="stable")[:DONORS]])
 
 

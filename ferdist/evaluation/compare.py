@@ -1,8 +1,8 @@
 """Two networks on the same samples: differences, intervals and paired tests from their saved predictions.
 
-A network is what its seeds are on average, so the unit of comparison is how many of a network's models
-recognise a sample. Samples of one person, or copies of one image, are not independent evidence: intervals and
-tests take them together.
+A network is what its seeds are on average: what is compared is how many of its models recognise a sample.
+Samples of one person, or copies of one image, are not independent evidence: intervals and tests take them
+together.
 """
 
 from __future__ import annotations
@@ -23,15 +23,11 @@ class Difference:
     """The first network against the second.
 
     Attributes:
-        samples: that both were scored on.
-        clusters: subjects or groups of copies among them.
         accuracy: difference of the accuracies, each the mean over the network's seeds; -1 to 1.
         interval: 95 % interval of it, a bootstrap over the clusters.
         p: of the paired permutation test, see `permutation_p`.
     """
 
-    samples: int
-    clusters: int
     accuracy: float
     interval: tuple[float, float]
     p: float
@@ -65,8 +61,6 @@ def compare_networks(
     difference: Integers = hits[0] * len(second) - hits[1] * len(first)
     share = difference / (len(first) * len(second))
     return Difference(
-        samples=len(share),
-        clusters=len(np.unique(cluster)),
         accuracy=float(share.mean()),
         interval=accuracy_interval(share, cluster),
         p=permutation_p(difference, cluster),
@@ -76,18 +70,14 @@ def compare_networks(
 def permutation_p(difference: Integers, cluster: Integers) -> float:
     """Exact two-sided p of the paired permutation test by cluster.
 
-    If the two networks were exchangeable, swapping them on all samples of a cluster would change nothing but
-    the sign of the cluster's difference, so each of the 2^C sign assignments would be equally likely
-    (Fisher, The Design of Experiments, 1935, section 21; Good, Permutation, Parametric and Bootstrap Tests,
-    2005, section 3.5). Differences are whole numbers, so the distribution of their signed sum is a
-    convolution of C two-point distributions: it is computed in full, without drawing.
+    If the networks were exchangeable, each of the 2^C assignments of signs to the clusters' differences would
+    be equally likely (Fisher, The Design of Experiments, 1935, section 21; Good, Permutation, Parametric and
+    Bootstrap Tests, 2005, section 3.5). Differences are whole numbers, so the distribution of their signed
+    sum is a convolution of C two-point distributions: it is computed in full, without drawing.
 
     Args:
         difference: int64 (N,), hits of the first network minus those of the second, on a common scale.
         cluster: int64 (N,), the subject or copy group of each sample.
-
-    Returns:
-        The probability of a sum that is at least as far from 0 as the one observed.
     """
     _, group = np.unique(cluster, return_inverse=True)
     sums = np.zeros(group.max(initial=-1) + 1, dtype=np.int64)

@@ -24,23 +24,17 @@ def kfold_summary(runs: Sequence[Path], beton: Beton) -> dict[str, Any]:
     """The scores of a k-fold experiment, from the saved predictions.
 
     Every sample is predicted by the model that has not seen its fold; a seed's predictions are pooled over
-    the folds and scored once. The scores of a seed count for mean and deviation only if all folds are there.
+    the folds and scored once.
 
     Args:
         runs: finished runs, each with one fold held out.
         beton: that they were trained on.
 
     Returns:
-        ``schema, data, beton_sha256, classes, folds, inner_of`` (the fold that was left out where these are
-        inner folds), ``seeds, checkpoint, config`` (what all runs share),
-        ``interval_over`` (subject or copy_group: what the intervals resample), ``subjects_in_several_folds``
-        and ``evaluations``: one entry per ``tta``, ``subset`` (all; no_copies where there are copies) and
-        ``unit`` (image; sequence where there are sequences), with
-
-        - ``per_fold``: fold, seed, samples, subjects, accuracy, balanced_accuracy, macro_f1;
-        - ``pooled``: per seed the scores of ``metrics.score``, with seed, folds and complete;
-        - ``over_seeds``: seeds, mean and sd (None for one seed) of the scores, and accuracy_ci95, the 95 %
-          interval of the mean accuracy, resampling subjects; None where no seed is complete.
+        What the runs share (``inner_of`` is the fold that is left out where these are inner folds,
+        ``interval_over`` what the intervals resample) and ``evaluations``, one of each `pool.Pool`:
+        ``per_fold``; ``pooled``, for each seed the scores of `metrics.score`; and ``over_seeds``, see
+        `pool.over_seeds`, of the seeds that have all folds.
 
     Raises:
         RunError: if two runs have the same fold and seed, or differ in config or beton, or a run has no

@@ -14,8 +14,8 @@ from ferdist.data.record import Integers
 from ferdist.evaluation.predictions import Predictions, Probabilities
 
 ECE_BINS = 15
-BOOTSTRAP_RESAMPLES = 10_000
-BOOTSTRAP_BATCH = 100
+RESAMPLES = 10_000
+RESAMPLES_AT_ONCE = 100
 _JSON_NAMES = {"interval": "accuracy_ci95", "recall": "per_class_recall"}
 
 
@@ -51,7 +51,7 @@ class Scores:
 
 
 def accuracy_interval(
-    correct: npt.NDArray[np.bool_] | npt.NDArray[np.float64], cluster: Integers, seed: int = 0
+    correct: npt.NDArray[np.bool_] | npt.NDArray[np.float64], cluster: Integers
 ) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the accuracy, resampling whole clusters.
 
@@ -62,16 +62,15 @@ def accuracy_interval(
         correct: bool (N,), or float64 (N,): the share of several models that are right, or a difference of
             two such shares, which makes the interval that of a paired difference.
         cluster: int64 (N,), the subject or copy group of each sample.
-        seed: of the resampling.
 
     Returns:
         Lower and upper end; both the accuracy itself where there is one cluster only.
     """
-    return accuracy_intervals(correct[None], cluster, seed)[0]
+    return accuracy_intervals(correct[None], cluster)[0]
 
 
 def accuracy_intervals(
-    correct: npt.NDArray[np.bool_] | npt.NDArray[np.float64], cluster: Integers, seed: int = 0
+    correct: npt.NDArray[np.bool_] | npt.NDArray[np.float64], cluster: Integers
 ) -> list[tuple[float, float]]:
     """As `accuracy_interval` for M rows, ``correct`` (M, N), with the same resamples for all of them."""
     _, group = np.unique(cluster, return_inverse=True)
@@ -80,13 +79,13 @@ def accuracy_intervals(
     clusters = len(sizes)
     if clusters < 2:
         return [(float(mean), float(mean)) for mean in sums.sum(axis=1) / sizes.sum()]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = []
-    for _ in range(BOOTSTRAP_RESAMPLES // BOOTSTRAP_BATCH):
-        drawn = rng.integers(0, clusters, (BOOTSTRAP_BATCH, clusters))
-        drawn += clusters * np.arange(BOOTSTRAP_BATCH)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=BOOTSTRAP_BATCH * clusters).reshape(-1, clusters)
-        weights = times.astype(np.float64)
+    for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):
+        drawn = rng.integers(0, clusters, (RESAMPLES_AT_ONCE, clusters))
+        drawn += clusters * np.arange(RESAMPLES_AT_ONCE)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=RESAMPLES_AT_ONCE * clusters)
+        weights = times.reshape(-1, clusters).astype(np.float64)
         means.append((weights @ sums.T) / (weights @ sizes)[:, None])
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))
@@ -118,39 +117,32 @@ def score_all(predictions: Sequence[Predictions], cluster: Integers) -> list[Sco
 
 
 def scores_of(predictions: Predictions, interval: tuple[float, float] | None) -> Scores:
-    """As `score`, with an interval that is known already."""
+    """All scores of predictions whose interval is known."""
     counts = confusion(predictions)
-    quick = quick_score(predictions)
+    hits, totals = np.diag(counts).tolist(), counts.sum(axis=1).tolist()
     return Scores(
         samples=len(predictions.label),
-        accuracy=quick["accuracy"],
         interval=interval,
-        balanced_accuracy=quick["balanced_accuracy"],
-        macro_f1=quick["macro_f1"],
-        recall=class_recall(counts),
+        recall=tuple(hit / total if total else None for hit, total in zip(hits, totals, strict=True)),
         confusion=counts,
         ece=expected_calibration_error(predictions.probabilities, predictions.label),
-        loss=quick["loss"],
+        **quick_score(predictions),
     )
 
 
 def quick_score(predictions: Predictions) -> dict[str, float]:
     """The few scores that are watched during training: accuracy, balanced accuracy, macro-F1, loss."""
-    label, predicted = predictions.label, predictions.probabilities.argmax(axis=1)
-    present = np.unique(label)
+    label, rows = predictions.label, predictions.probabilities
+    predicted, present = rows.argmax(axis=1), np.unique(label)
+    # A probability that float32 rounds to 0 counts as its smallest number.
+    likelihood = np.maximum(rows[np.arange(len(label)), label], np.finfo(np.float32).tiny)
     balanced = recall_score(label, predicted, labels=present, average="macro", zero_division=0)
     return {
-        "loss": _loss(predictions),
+        "loss": float(-np.log(likelihood).mean(dtype=np.float64)),
         "accuracy": float((predicted == label).mean()),
         "balanced_accuracy": float(balanced),
         "macro_f1": float(f1_score(label, predicted, labels=present, average="macro", zero_division=0)),
     }
-
-
-def class_recall(confusion: Integers) -> tuple[float | None, ...]:
-    """Recall of each class of a confusion matrix; None for a class that does not occur."""
-    hits, totals = np.diag(confusion).tolist(), confusion.sum(axis=1).tolist()
-    return tuple(hit / total if total else None for hit, total in zip(hits, totals, strict=True))
 
 
 def confusion(predictions: Predictions) -> Integers:
@@ -158,9 +150,3 @@ def confusion(predictions: Predictions) -> Integers:
     classes = np.arange(predictions.probabilities.shape[1])
     matrix = confusion_matrix(predictions.label, predictions.probabilities.argmax(axis=1), labels=classes)
     return np.asarray(matrix, dtype=np.int64)
-
-
-def _loss(predictions: Predictions) -> float:
-    """Mean negative log likelihood; a probability that float32 rounds to 0 counts as its smallest number."""
-    chosen = predictions.probabilities[np.arange(len(predictions.label)), predictions.label]
-    return float(-np.log(np.maximum(chosen, np.finfo(np.float32).tiny)).mean(dtype=np.float64))

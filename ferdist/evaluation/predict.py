@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -39,6 +40,33 @@ def views(images: Tensor, tta: str) -> list[Tensor]:
     return crops + [crop.flip(3) for crop in crops]
 
 
+@torch.inference_mode()
+def probabilities(
+    model: nn.Module,
+    images: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype | None,
+    tta: str = "none",
+) -> Tensor:
+    """The mean softmax over the views of uint8 images (B, C, H, W) on the model's device: float32 (B, K).
+
+    Args:
+        model: in evaluation mode.
+        images: of any size that the model takes.
+        mean, std: per channel, in [0, 1] units.
+        dtype: of autocast, None for fp32.
+        tta: one of ``TTA``.
+    """
+    floats = normalise(images, mean, std).contiguous(memory_format=torch.channels_last)
+    total, shown = torch.zeros(()), views(floats, tta)
+    for view in shown:
+        with autocast(images.device, dtype):
+            logits = model(view)
+        total = total + logits.float().softmax(1)
+    return total / len(shown)
+
+
 def predict(
     model: nn.Module,
     beton: Beton,
@@ -57,16 +85,13 @@ def predict(
     """The model's probabilities for ``indices``, shared out over the ranks without padding.
 
     Args:
-        model: in evaluation mode, on the world's device; the same weights on every rank.
+        model, mean, std, dtype, tta: as for `probabilities`; the same weights on every rank.
         beton: where the samples are.
         labels: of ``beton``; samples that they do not score are left out.
-        loader: of ``beton``.
+        loader: of ``beton``, to the world's device.
         indices: int64 (M,) sample numbers.
         world: this rank; all ranks must call.
-        mean, std: per channel, in [0, 1] units.
-        dtype: of autocast, None for fp32.
-        tta: one of ``TTA``; the views' probabilities are averaged.
-        benchmark: what covers the images, where it is asked for.
+        benchmark: what covers the images, where there are cells.
         cells: of the benchmark; each image is read once for all of them.
 
     Returns:
@@ -74,44 +99,41 @@ def predict(
         or under each cell.
     """
     shards = np.array_split(np.sort(labels.scorable(indices)), world.size)
-    K = len(labels.classes)
+    K, covers = len(labels.classes), cells or (None,)
     numbers = [torch.empty(0, dtype=torch.int64)]
-    rows = [torch.empty(0, len(cells), K) if benchmark else torch.empty(0, K)]
+    rows = [torch.empty(0, len(covers), K)]
     digests = [torch.empty(0, len(cells), 32, dtype=torch.uint8)]
     for batch in loader.batches(shards[world.rank]):
         numbers.append(batch.index)
-        if benchmark is None:
-            rows.append(_probabilities(model, batch.image, mean, std, dtype, tta, world))
-            continue
-        images, at = batch.image.cpu().numpy(), batch.index.cpu().numpy()
         answers, sums = [], []
-        for cell in cells:
-            shown = benchmark.cover(images, at, cell)
-            sums.append(torch.from_numpy(checksums(shown)))
-            covered = torch.from_numpy(shown).to(world.device)
-            answers.append(_probabilities(model, covered, mean, std, dtype, tta, world))
+        for cell in covers:
+            images = batch.image
+            if benchmark is not None and cell is not None:
+                covered = benchmark.cover(images.cpu().numpy(), batch.index.cpu().numpy(), cell)
+                sums.append(torch.from_numpy(checksums(covered)))
+                images = torch.from_numpy(covered).to(world.device)
+            answers.append(probabilities(model, images, mean, std, dtype, tta))
         rows.append(torch.stack(answers, 1))
-        digests.append(torch.stack(sums, 1))
+        digests += [torch.stack(sums, 1)] if sums else []
     counts, index = [len(shard) for shard in shards], np.concatenate(shards)
     if not np.array_equal(world.gather_rows(_on_cpu(numbers), counts).numpy(), index):
         raise RunError(
             f"{beton.path}: the evaluated samples are not the ones asked for: report this as a bug"
         )
-    probabilities = world.gather_rows(_on_cpu(rows), counts)
-    if not torch.isfinite(probabilities).all():
+    gathered = world.gather_rows(_on_cpu(rows), counts)
+    if not torch.isfinite(gathered).all():
         raise RunError(f"{beton.path}: the network's output is not finite: these weights cannot be used")
-    label, sha256 = labels.label[index], beton.manifest.sha256
-    if benchmark is None:
-        return Predictions(index, label, probabilities.contiguous().numpy(), sha256)
+    by_cover = gathered.transpose(0, 1).contiguous().numpy()
+    plain = Predictions(index, labels.label[index], by_cover[0], beton.manifest.sha256)
+    if not cells:
+        return plain
     digest_rows = world.gather_rows(_on_cpu(digests), counts).numpy()
-    return Predictions(
-        index,
-        label,
-        probabilities.transpose(0, 1).contiguous().numpy(),
-        sha256,
-        tuple(cells),
-        tuple(total_checksum(digest_rows[:, number]) for number in range(len(cells))),
-        cluster_of(beton, index),
+    return replace(
+        plain,
+        probabilities=by_cover,
+        cells=tuple(cells),
+        checksums=tuple(total_checksum(digest_rows[:, number]) for number in range(len(cells))),
+        cluster=cluster_of(beton, index),
     )
 
 
@@ -124,26 +146,3 @@ def cluster_of(beton: Beton, index: Integers) -> Integers:
     these samples has a subject."""
     subject = beton.subject[index]
     return subject if (subject >= 0).all() else beton.copy_group[index]
-
-
-@torch.inference_mode()
-def _probabilities(
-    model: nn.Module,
-    images: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype | None,
-    tta: str,
-    world: World,
-) -> Tensor:
-    """Of uint8 images (B, C, H, W) on the world's device: the views' mean softmax, float32 (B, K)."""
-    floats = normalise(images, mean, std).contiguous(memory_format=torch.channels_last)
-    total: Tensor | None = None
-    shown = views(floats, tta)
-    for view in shown:
-        with autocast(world.device, dtype):
-            logits = model(view)
-        rows = logits.float().softmax(1)
-        total = rows if total is None else total + rows
-    assert total is not None
-    return total / len(shown)

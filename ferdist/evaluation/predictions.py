@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from zipfile import BadZipFile
 
 import numpy as np
@@ -19,6 +19,9 @@ from ferdist.evaluation.benchmark import Cell
 from ferdist.io import atomic_path
 
 Probabilities = npt.NDArray[np.float32]
+
+CELL: Final = ("kind", "severity", "fill")
+"""The arrays of a file that name its cells."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,7 @@ class Predictions:
         return Predictions(self.index, self.label, self.probabilities[number], self.beton_sha256)
 
     def merged_into(self, path: Path) -> None:
-        """Put these cells into a file, in place of the same ones in it.
-
-        A file that is about other samples, or that cannot be read, is replaced.
-        """
+        """Put these cells into a file; one that is about other samples, or cannot be read, is replaced."""
         try:
             older = Predictions.load(path)
         except RunError:
@@ -86,21 +86,13 @@ class Predictions:
     def save(self, path: Path) -> None:
         """Write a compressed .npz, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        arrays: dict[str, Any] = {
-            "index": self.index,
-            "label": self.label,
-            "probabilities": self.probabilities,
-            "beton_sha256": self.beton_sha256,
-        }
-        of_cells: dict[str, Any] = {
-            "cluster": self.cluster,
-            "kind": [cell.kind for cell in self.cells],
-            "severity": [cell.severity for cell in self.cells],
-            "fill": [cell.fill for cell in self.cells],
-            "checksum": self.checksums,
-        }
+        names = ("index", "label", "probabilities", "beton_sha256")
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if self.cells:
+            arrays |= {"cluster": self.cluster, "checksum": self.checksums}
+            arrays |= {name: [getattr(cell, name) for cell in self.cells] for name in CELL}
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays, **(of_cells if self.cells else {}))
+            np.savez_compressed(file, **arrays)
 
     @staticmethod
     def load(path: Path) -> Predictions:
@@ -115,7 +107,7 @@ class Predictions:
                     stored["index"], stored["label"], stored["probabilities"], str(stored["beton_sha256"])
                 )
                 if "kind" in stored:
-                    named = (stored[name].tolist() for name in ("kind", "severity", "fill"))
+                    named = (stored[name].tolist() for name in CELL)
                     plain = replace(
                         plain,
                         cells=tuple(Cell(*cell) for cell in zip(*named, strict=True)),
@@ -165,9 +157,7 @@ def check_same_samples(first: Predictions, second: Predictions) -> None:
 def join(parts: Sequence[Predictions]) -> Predictions:
     """The predictions for several parts of the data, such as held-out folds, as one, by ascending index.
 
-    Args:
-        parts: of the same cells and data, without a sample in common. A cell's checksum becomes the sha256 of
-            the parts' checksums, in the order of their first samples.
+    A cell's checksum becomes the sha256 of the parts' checksums, in the order of their first samples.
 
     Raises:
         RunError: if cells or data differ or a sample occurs twice.
@@ -176,27 +166,22 @@ def join(parts: Sequence[Predictions]) -> Predictions:
     first = parts[0]
     if any((part.cells, part.beton_sha256) != (first.cells, first.beton_sha256) for part in parts):
         raise RunError("predictions for different cells or data cannot be pooled: evaluate all parts alike")
-    index = np.concatenate([part.index for part in parts])
-    if len(np.unique(index)) < len(index):
+    whole = side_by_side(parts)
+    if len(np.unique(whole.index)) < len(whole.index):
         raise RunError("predictions for the same samples cannot be pooled: give each part once")
+    checksums = tuple(joined_checksum(sums) for sums in zip(*(p.checksums for p in parts), strict=True))
+    return replace(whole, checksums=checksums).select(np.argsort(whole.index))
+
+
+def side_by_side(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions one after another, such as what several models say of the same samples."""
     clusters = [part.cluster for part in parts if part.cluster is not None]
     return replace(
-        first,
-        index=index,
+        parts[0],
+        index=np.concatenate([part.index for part in parts]),
         label=np.concatenate([part.label for part in parts]),
         probabilities=np.concatenate([part.probabilities for part in parts], axis=-2),
-        checksums=tuple(joined_checksum(sums) for sums in zip(*(p.checksums for p in parts), strict=True)),
         cluster=np.concatenate(clusters) if clusters else None,
-    ).select(np.argsort(index))
-
-
-def side_by_side(seeds: Sequence[Predictions]) -> Predictions:
-    """What several models say of the same samples, one after another: each sample once for each model."""
-    return replace(
-        seeds[0],
-        index=np.concatenate([seed.index for seed in seeds]),
-        label=np.concatenate([seed.label for seed in seeds]),
-        probabilities=np.concatenate([seed.probabilities for seed in seeds], axis=-2),
     )
 
 
@@ -212,11 +197,8 @@ def by_sequence(predictions: Predictions, sequence: Integers) -> Predictions:
     expression: these are two things to recognise.
 
     Args:
-        predictions: per frame, without cells.
+        predictions: per frame, without cells; a row's ``index`` becomes that of its first frame.
         sequence: int64 (N,), the sequence of each prediction's sample.
-
-    Returns:
-        One row per sequence and label; ``index`` is that of its first frame.
     """
     pairs = np.column_stack([sequence, predictions.label])
     _, first, group = np.unique(pairs, axis=0, return_index=True, return_inverse=True)

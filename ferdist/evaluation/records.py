@@ -17,6 +17,7 @@ from ferdist.evaluation.benchmark import Cell
 from ferdist.evaluation.metrics import Scores
 
 SCHEMA: Final = 1
+RATES: Final = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
 OCCLUSION: Final = "occlusion"
 """Folder inside ``predictions/`` for those under the occlusion benchmark."""
 CONDITIONS: Final = ("data", "beton_sha256", "split", "fold", "inner_fold", "tta", "checkpoint")
@@ -30,9 +31,7 @@ class Damage:
     """What covered the face in an evaluation: a cell of the benchmark and what is known of it.
 
     Attributes:
-        kind: shape, e.g. ``square``.
-        severity: 1 (least) to 5 (most).
-        fill: what the covered pixels were replaced by.
+        kind, severity, fill: as of `benchmark.Cell`.
         covered: fraction of the image, 0 to 1; None where nothing is covered or the fraction is unknown.
         seen: whether training showed such occlusion: ``seen``, ``unseen size`` or ``unseen kind``; "" where
             it is not recorded.
@@ -90,7 +89,7 @@ class EvaluationKey:
         return replace(self.key, occlusion=None)
 
     def predictions_name(self, *, own_data: bool) -> str:
-        """The file, relative to the run's ``predictions/``, that holds what this is computed from.
+        """The file in a run's ``predictions/`` that holds what this is computed from.
 
         Args:
             own_data: whether the run was trained on these data.
@@ -160,7 +159,7 @@ def read_results(path: Path) -> Results:
     """
     content = read_json(path)
     if not isinstance(content, dict):
-        raise RunError(f"{path}: not a JSON object; evaluate the run again")
+        raise _fault(path, "not a JSON object")
     if content.get("schema") != SCHEMA:
         raise RunError(
             f"{path}: schema {content.get('schema')!r} is unknown, this version reads {SCHEMA}: "
@@ -202,34 +201,25 @@ def read_json(path: Path) -> Any:
 
 def _evaluation(entry: Any, classes: int, trained_on: str, where: str) -> Evaluation:
     if not isinstance(entry, dict):
-        raise RunError(f"{where}: not a JSON object; evaluate the run again")
-    confusion = _confusion(entry, classes, where)
+        raise _fault(where, "not a JSON object")
     recall = _typed(entry, "per_class_recall", list, where)
-    if len(recall) != len(confusion):
-        raise RunError(f"{where}: {len(recall)} recalls for {len(confusion)} classes; evaluate the run again")
-    fold, inner_fold = (
-        None if entry.get(key) is None else _typed(entry, key, int, where) for key in ("fold", "inner_fold")
-    )
+    if len(recall) != classes:
+        raise _fault(where, f"{len(recall)} recalls for {classes} classes")
+    values: dict[str, Any] = {
+        **{name: _typed(entry, name, str, where) for name in ("data", "split", "subset", "unit", "tta")},
+        **{name: _fraction(_typed(entry, name, object, where), f"{where}: {name}") for name in RATES},
+    }
+    for name, kind in (("fold", int), ("inner_fold", int), ("loss", float)):
+        values[name] = None if entry.get(name) is None else _typed(entry, name, kind, where)
     evaluation = Evaluation(
-        data=_typed(entry, "data", str, where),
+        **values,
         beton_sha256=str(entry.get("beton_sha256") or ""),
-        split=_typed(entry, "split", str, where),
-        fold=fold,
-        inner_fold=inner_fold,
-        subset=_typed(entry, "subset", str, where),
-        unit=_typed(entry, "unit", str, where),
-        tta=_typed(entry, "tta", str, where),
         checkpoint=str(entry.get("checkpoint", "")),
         occlusion=_occlusion(entry, where),
         samples=_typed(entry, "samples", int, where),
-        accuracy=_rate(entry, "accuracy", where),
         interval=_interval(entry, where),
-        balanced_accuracy=_rate(entry, "balanced_accuracy", where),
-        macro_f1=_rate(entry, "macro_f1", where),
         recall=tuple(_fraction(value, f"{where}: per_class_recall") for value in recall),
-        confusion=confusion,
-        ece=_rate(entry, "ece", where),
-        loss=None if entry.get("loss") is None else _typed(entry, "loss", float, where),
+        confusion=_confusion(entry, classes, where),
     )
     # Entries of versions that did not name the file: it follows from the key.
     own_data = trained_on in ("", evaluation.beton_sha256) or not evaluation.beton_sha256
@@ -237,38 +227,37 @@ def _evaluation(entry: Any, classes: int, trained_on: str, where: str) -> Evalua
     return replace(evaluation, predictions=str(named))
 
 
+def _fault(where: Path | str, fault: str) -> RunError:
+    return RunError(f"{where}: {fault}; evaluate the run again")
+
+
 def _typed(mapping: Mapping[str, Any], key: str, kind: type[T], where: Path | str) -> T:
     if key not in mapping:
-        raise RunError(f"{where}: {key!r} is missing; evaluate the run again")
+        raise _fault(where, f"{key!r} is missing")
     value = mapping[key]
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise RunError(
-            f"{where}: {key!r} is {type(value).__name__}, not {kind.__name__}; evaluate the run again"
-        )
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise _fault(where, f"{key!r} is {type(value).__name__}, not {kind.__name__}")
     return value
 
 
 def _confusion(entry: Mapping[str, Any], classes: int, where: str) -> Integers:
     rows = _typed(entry, "confusion", list, where)
     if len(rows) != classes or any(not isinstance(row, list) or len(row) != classes for row in rows):
-        raise RunError(
-            f"{where}: 'confusion' is not {classes} rows of {classes} counts; evaluate the run again"
-        )
-    counts = [count for row in rows for count in row]
-    if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in counts):
-        raise RunError(f"{where}: 'confusion' holds something other than counts; evaluate the run again")
+        raise _fault(where, f"'confusion' is not {classes} rows of {classes} counts")
+    if any(type(count) is not int or count < 0 for row in rows for count in row):
+        raise _fault(where, "'confusion' holds something other than counts")
     return np.asarray(rows, dtype=np.int64).reshape(classes, classes)
 
 
 def _occlusion(entry: Mapping[str, Any], where: str) -> Damage | None:
     if entry.get("occlusion") is None:
         return None
-    occlusion = _typed(entry, "occlusion", dict, where)
+    occlusion, where = _typed(entry, "occlusion", dict, where), f"{where}: occlusion"
     return Damage(
-        kind=_typed(occlusion, "kind", str, f"{where}: occlusion"),
-        severity=_typed(occlusion, "severity", int, f"{where}: occlusion"),
+        kind=_typed(occlusion, "kind", str, where),
+        severity=_typed(occlusion, "severity", int, where),
         fill=str(occlusion.get("fill")),
-        covered=_fraction(occlusion.get("covered"), f"{where}: occlusion: covered"),
+        covered=_fraction(occlusion.get("covered"), f"{where}: covered"),
         seen=str(occlusion.get("seen", "")),
         checksum=str(occlusion.get("checksum", "")),
     )
@@ -279,18 +268,14 @@ def _interval(entry: Mapping[str, Any], where: str) -> tuple[float, float] | Non
     if bounds is None:
         return None
     if not isinstance(bounds, list) or len(bounds) != 2:
-        raise RunError(f"{where}: 'accuracy_ci95' is not a pair of bounds; evaluate the run again")
+        raise _fault(where, "'accuracy_ci95' is not a pair of bounds")
     low, high = (_fraction(bound, f"{where}: accuracy_ci95") for bound in bounds)
     return None if low is None or high is None else (low, high)
-
-
-def _rate(entry: Mapping[str, Any], key: str, where: str) -> float | None:
-    return _fraction(_typed(entry, key, object, where), f"{where}: {key}")
 
 
 def _fraction(value: Any, where: str) -> float | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-        raise RunError(f"{where}: {value!r} is not a fraction from 0 to 1; evaluate the run again")
+        raise _fault(where, f"{value!r} is not a fraction from 0 to 1")
     return float(value)

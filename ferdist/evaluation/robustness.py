@@ -38,11 +38,7 @@ def correct_share(seeds: Sequence[Predictions]) -> npt.NDArray[np.float64]:
 def mean_intervals(
     seeds: Sequence[Predictions], groups: Sequence[Sequence[Cell]]
 ) -> list[tuple[float, float]]:
-    """95 % bootstrap interval of the mean accuracy over each of several groups of cells.
-
-    Args:
-        seeds: predictions for the same images, over which the accuracies are means too.
-        groups: cells that the predictions have.
+    """95 % bootstrap interval of the mean accuracy over each of several groups of cells, and over the seeds.
 
     Raises:
         RunError: if the seeds' samples, cells or images differ.
@@ -54,12 +50,7 @@ def mean_intervals(
 
 
 def area_under_curve(covered: Sequence[float], accuracy: Sequence[float]) -> float:
-    """Mean accuracy over the covered fraction from 0 to the largest one, by the trapezoid rule.
-
-    Args:
-        covered: fractions, starting with 0 for uncovered images, ascending.
-        accuracy: fractions, at each of them.
-    """
+    """Mean accuracy over covered fractions, ascending from 0 to the largest one, by the trapezoid rule."""
     return float(np.trapezoid(accuracy, covered) / covered[-1])
 
 
@@ -75,16 +66,9 @@ def benchmark_scores(evaluations: Iterable[Evaluation]) -> list[Summary]:
     """The scores of each occlusion benchmark among evaluations.
 
     Returns:
-        For each set of ``records.CONDITIONS`` with covered images: these, ``samples``, ``clean_accuracy``
-        (None where the same samples were not scored uncovered), ``kinds``, ``accuracy``,
-        ``relative_robustness``, ``area_under_curve`` (over the graded kinds), ``macro_f1``, ``seen``,
-        ``cells`` and ``checksum`` (of the cells' checksums).
-
-        ``kinds`` holds for each kind ``cells``, ``accuracy`` and ``macro_f1`` (means over its severities and
-        fills), ``by_severity`` (accuracies, means over the fills), ``covered`` (by severity, or None),
-        ``relative_robustness`` (accuracy over the clean one) and ``area_under_curve`` (graded kinds only).
-        The scores above the kinds are means over the kinds. ``seen`` has the number of cells and their mean
-        accuracy for ``seen``, ``unseen size`` and ``unseen kind`` (`benchmark.seen_in_training`).
+        For each set of `records.CONDITIONS` with covered images: these, ``samples``, ``clean_accuracy`` (None
+        where the same samples were not scored uncovered), ``cells``, ``checksum`` (of the cells' checksums),
+        ``kinds`` with the scores of each, and the means over the kinds. docs/occlusion.md defines the scores.
     """
     groups: dict[EvaluationKey, list[Evaluation]] = {}
     for one in evaluations:
@@ -98,10 +82,10 @@ def _summary(group: Sequence[Evaluation]) -> Summary:
     covered = sorted(pairs, key=lambda pair: place_of(pair[0].cell))
     samples = covered[0][1].samples
     clean = next((one.accuracy for one in group if not one.occlusion and one.samples == samples), None)
-    names = dict.fromkeys(damage.kind for damage, _ in covered)
-    kinds = {
-        name: _kind_scores(name, [pair for pair in covered if pair[0].kind == name], clean) for name in names
-    }
+    members: dict[str, list[tuple[Damage, Evaluation]]] = {}
+    for pair in covered:
+        members.setdefault(pair[0].kind, []).append(pair)
+    kinds = {name: _kind_scores(name, of_kind, clean) for name, of_kind in members.items()}
     areas = [kind["area_under_curve"] for kind in kinds.values() if kind["area_under_curve"] is not None]
     accuracy = _mean(kind["accuracy"] for kind in kinds.values())
     seen = {name: [one.accuracy for damage, one in covered if damage.seen == name] for name in MARKS}
@@ -129,11 +113,10 @@ def _kind_scores(kind: str, members: Sequence[tuple[Damage, Evaluation]], clean:
         rows.setdefault(damage.severity, []).append(one)
         shares.setdefault(damage.severity, damage.covered)
     by_severity = [_mean(one.accuracy for one in row) for row in rows.values()]
-    covered = list(shares.values())
-    known = [share for share in covered if share is not None]
+    known = [share for share in shares.values() if share is not None]
     accuracy = _mean(one.accuracy for _, one in members)
     area = None
-    if kind in KINDS and KINDS[kind].graded and clean is not None and len(known) == len(covered):
+    if kind in KINDS and KINDS[kind].graded and clean is not None and len(known) == len(shares):
         area = area_under_curve([0.0, *known], [clean, *by_severity])
     return {
         "cells": len(members),
@@ -143,7 +126,7 @@ def _kind_scores(kind: str, members: Sequence[tuple[Damage, Evaluation]], clean:
         "area_under_curve": area,
         "severities": list(rows),
         "by_severity": by_severity,
-        "covered": covered,
+        "covered": list(shares.values()),
     }
 
 
@@ -157,54 +140,41 @@ def compare_benchmarks(owns: Sequence[Predictions], references: Sequence[Predict
         ``cells``; ``mean_corruption_error`` (the mean of the kinds' `corruption_error`, 1 where the two are
         alike, less where the model is better; None where one of them is), ``difference`` of the accuracies
         (own - reference, mean over the kinds) with its paired 95 % interval ``difference_ci95``; and
-        ``kinds`` with ``cells``, ``corruption_error``, ``difference`` and ``difference_ci95`` of each. The
-        interval resamples subjects or groups of copies, as that of an accuracy does.
+        ``kinds`` with ``cells``, ``corruption_error``, ``difference`` and ``difference_ci95`` of each.
 
     Raises:
         RunError: if samples, labels or images differ, or there is no common cell.
     """
     own, reference = owns[0], references[0]
     check_same_samples(own, reference)
-    pairs = [
-        (number, reference.cells.index(cell))
-        for number, cell in enumerate(own.cells)
-        if cell in reference.cells
-    ]
-    if not pairs:
+    cells = [cell for cell in own.cells if cell in reference.cells]
+    if not cells:
         raise RunError(
             "the two runs share no cell of the benchmark: evaluate both with the same --kinds and --fills"
         )
-    for mine, theirs in pairs:
-        if own.checksums[mine] != reference.checksums[theirs]:
-            cell = own.cells[mine]
+    mine, theirs = ([one.cells.index(cell) for cell in cells] for one in (own, reference))
+    for cell, at, reference_at in zip(cells, mine, theirs, strict=True):
+        if own.checksums[at] != reference.checksums[reference_at]:
             raise RunError(
                 f"the images of {cell.kind} {cell.severity} {cell.fill} differ between the runs: evaluate "
                 "both with this version; the fill mean is that of a run's training data, see --fills"
             )
-    hits, reference_hits = correct_share(owns), correct_share(references)
-    gains, kinds = {}, {}
-    for kind in dict.fromkeys(own.cells[mine].kind for mine, _ in pairs):
-        of_kind = [pair for pair in pairs if own.cells[pair[0]].kind == kind]
-        right = hits[[number for number, _ in of_kind]]
-        reference_right = reference_hits[[number for _, number in of_kind]]
-        gains[kind] = right.mean(axis=0) - reference_right.mean(axis=0)
+    hits, reference_hits = correct_share(owns)[mine], correct_share(references)[theirs]
+    gains: list[npt.NDArray[np.float64]] = []
+    kinds: dict[str, Summary] = {}
+    for kind in dict.fromkeys(cell.kind for cell in cells):
+        of_kind = np.array([cell.kind == kind for cell in cells])
+        right, reference_right = hits[of_kind], reference_hits[of_kind]
+        gains.append(right.mean(axis=0) - reference_right.mean(axis=0))
         ce = corruption_error(1 - right.mean(axis=1), 1 - reference_right.mean(axis=1))
-        kinds[kind] = {"cells": len(of_kind), "corruption_error": ce}
-    rows = np.array([*gains.values(), np.mean(list(gains.values()), axis=0)])
-    differences = [
-        {"difference": float(row.mean()), "difference_ci95": list(interval)}
-        for row, interval in zip(rows, accuracy_intervals(rows, _cluster(own)), strict=True)
-    ]
+        kinds[kind] = {"cells": len(right), "corruption_error": ce}
     errors = [kind["corruption_error"] for kind in kinds.values()]
-    return {
-        "cells": len(pairs),
-        "mean_corruption_error": None if None in errors else _mean(errors),
-        **differences[-1],
-        "kinds": {
-            kind: {**found, **difference}
-            for (kind, found), difference in zip(kinds.items(), differences[:-1], strict=True)
-        },
-    }
+    total: Summary = {"cells": len(cells), "mean_corruption_error": None if None in errors else _mean(errors)}
+    rows = np.array([*gains, np.mean(gains, axis=0)])
+    intervals = accuracy_intervals(rows, _cluster(own))
+    for found, row, interval in zip((*kinds.values(), total), rows, intervals, strict=True):
+        found |= {"difference": float(row.mean()), "difference_ci95": list(interval)}
+    return {**total, "kinds": kinds}
 
 
 def _cluster(predictions: Predictions) -> Integers:

@@ -34,12 +34,11 @@ PROBES: Final = 16
 
 
 def export(model: str, out: Path, *, trust_code: bool = False) -> str:
-    """Write a model into one file, by the ending of its name; the file appears only once it has been checked.
+    """Write a model into one file, ``*.onnx`` or ``*.safetensors``, which appears only once it is checked.
 
     Args:
-        model: a run folder, a .safetensors file or the name of shipped weights.
-        out: ``*.onnx`` or ``*.safetensors``.
-        trust_code: whether a module that the model's card names may be imported, which runs its code.
+        model, trust_code: as for `load_trained`.
+        out: the file.
 
     Returns:
         One line about what was written.

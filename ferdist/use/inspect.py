@@ -16,28 +16,14 @@ GRID_COLUMNS = 8
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """Verify a beton with its full checksum and say what is in it.
-
-    Returns:
-        name, samples, image, classes, splits, folds, sha256, audit, statistics and sources.
+    """Verify a beton with its full checksum and say what is in it, as `ferdist inspect --json` prints it.
 
     Raises:
         DataError: if the file is not what its manifest says.
     """
     manifest = open_beton(path, checksum=True).manifest
-    keys = (
-        "name",
-        "samples",
-        "image",
-        "classes",
-        "splits",
-        "folds",
-        "sha256",
-        "audit",
-        "statistics",
-        "sources",
-    )
-    return {key: getattr(manifest, key) for key in keys}
+    keys = "name samples image classes splits folds sha256 audit statistics sources"
+    return {key: getattr(manifest, key) for key in keys.split()}
 
 
 def as_text(contents: dict[str, Any]) -> str:
@@ -59,18 +45,20 @@ def as_text(contents: dict[str, Any]) -> str:
     audit = contents["audit"]
     lines.append("")
     if "folds" in audit:
-        spread = audit["folds"]
+        samples, subjects = audit["folds"]["samples"], audit["folds"]["subjects"]
         lines.append(
-            f"folds: {spread['samples'][0]} to {spread['samples'][1]} samples and "
-            f"{spread['subjects'][0]} to {spread['subjects'][1]} subjects each, no subject in two"
+            f"folds: {samples[0]} to {samples[1]} samples and {subjects[0]} to {subjects[1]} subjects each, "
+            "no subject in two"
         )
-    lines.append(f"{audit['unique_images']} images are unique")
     copies, conflicts = audit["copies"], audit["conflicting_labels"]
-    lines.append(f"{copies['samples']} images in {copies['groups']} groups of exact copies")
-    lines.append(f"{conflicts['samples']} of them in {conflicts['groups']} groups whose labels disagree")
     leaks = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in audit["leaks"].items())
-    lines.append(f"copies across parts: {leaks}")
-    lines.append(f"{audit['near_constant']['samples']} images are near-constant")
+    lines += [
+        f"{audit['unique_images']} images are unique",
+        f"{copies['samples']} images in {copies['groups']} groups of exact copies",
+        f"{conflicts['samples']} of them in {conflicts['groups']} groups whose labels disagree",
+        f"copies across parts: {leaks}",
+        f"{audit['near_constant']['samples']} images are near-constant",
+    ]
     if audit.get("equalised"):  # manifests of earlier versions do not say
         lines.append(EQUALISED_TEXT)
     return "\n".join(lines)

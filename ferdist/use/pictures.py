@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -45,31 +44,29 @@ class Picture:
         return bool((pixels == pixels[..., :1]).all())
 
 
-def find_pictures(paths: Sequence[Path], skip: Path | None = None) -> list[tuple[Path, Path]]:
-    """All pictures that are meant: files as they are, folders with all image files below them, by name.
+def find_pictures(path: Path, skip: Path | None = None) -> list[tuple[Path, Path]]:
+    """A file as it is, or all image files below a folder, by name.
 
     Args:
-        paths: files and folders.
+        path: of the file or folder.
         skip: a folder inside of which nothing is looked for: where the results go.
 
     Returns:
         Each file with its path relative to what was given.
 
     Raises:
-        DataError: if a path does not exist or a folder has no image file.
+        DataError: if a folder has no image file.
     """
-    found = []
-    for path in paths:
-        if not path.is_dir():
-            found.append((path, Path(path.name)))
-            continue
-        names = [Path(name) for name in FolderArchive(path).names() if is_image(name)]
-        inside = [
-            name for name in names if skip is None or skip.resolve() not in (path / name).resolve().parents
-        ]
-        if not inside:
-            raise DataError(f"{path}: no image files in this folder")
-        found += [(path / name, name) for name in inside]
+    if not path.is_dir():
+        return [(path, Path(path.name))]
+    names = [Path(name) for name in FolderArchive(path).names() if is_image(name)]
+    found = [
+        (path / name, name)
+        for name in names
+        if skip is None or skip.resolve() not in (path / name).resolve().parents
+    ]
+    if not found:
+        raise DataError(f"{path}: no image files in this folder")
     return found
 
 

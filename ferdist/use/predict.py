@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ferdist.augment import normalise
 from ferdist.data.facebox import crop_face, detect_faces
 from ferdist.data.record import Images
 from ferdist.errors import ConfigError, DataError
 from ferdist.evaluation.model import TrainedModel
+from ferdist.evaluation.predict import probabilities
 from ferdist.io import atomic_path
-from ferdist.runtime.precision import autocast, scoring_dtype
+from ferdist.runtime.precision import scoring_dtype
+from ferdist.table import Number, Table
 from ferdist.use.pictures import Picture, find_pictures, read_picture
 
 Box = tuple[int, int, int, int]
@@ -41,7 +44,7 @@ class Face:
     """
 
     box: Box
-    probabilities: np.ndarray[Any, np.dtype[np.float32]]
+    probabilities: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,11 @@ class Result:
 @dataclass(frozen=True)
 class _Seen:
     path: Path
-    target: Path | None
-    picture: Picture | None
+    annotated: tuple[Picture, Path] | None
     boxes: list[Box]
     crops: list[Images]
     note: str | None = None
+    failed: bool = False
 
 
 def predict_pictures(
@@ -72,16 +75,13 @@ def predict_pictures(
     batch_size: int = 64,
     out: Path | None = None,
 ) -> Iterator[Result]:
-    """Find the faces in pictures and classify them; what is waiting for the network is one batch at most.
-
-    Faces are found by the Haar cascade that also cuts CK+'s original frames (`facebox.detect_face`), and
-    cropped and resized as there. A picture that is gray and has the model's size is a face already.
+    """Find the faces in pictures and classify them, as docs/use.md describes.
 
     Args:
         trained: the model.
         paths: image files, and folders to search for such.
-        whole_image: every picture is a face already: it is resized as `prepare folders` does.
-        batch_size: number of faces, or of pictures without any, in a batch.
+        whole_image: every picture is a face already.
+        batch_size: number of faces, or of pictures without any, that wait for the network at most.
         out: folder for annotated pictures (PNG, named like the file and under the same folders).
 
     Yields:
@@ -103,10 +103,10 @@ def predict_pictures(
     waiting: list[_Seen] = []
     for path in paths:
         try:
-            found = find_pictures([path], out)
+            found = find_pictures(path, out)
         except DataError as error:
-            yield Result(path, (), str(error), failed=True)
-            continue
+            found = []
+            waiting.append(_Seen(path, None, [], [], str(error), failed=True))
         for file, name in found:
             target = None if out is None else out / name.with_name(f"{name.name}.png")
             if target is not None and target in taken:
@@ -116,9 +116,7 @@ def predict_pictures(
             try:
                 waiting.append(_look(trained, file, target, whole_image))
             except DataError as error:
-                yield from _classify(trained, waiting, batch_size)
-                waiting = []
-                yield Result(file, (), str(error), failed=True)
+                waiting.append(_Seen(file, None, [], [], str(error), failed=True))
             if max(len(waiting), sum(len(seen.crops) for seen in waiting)) >= batch_size:
                 yield from _classify(trained, waiting, batch_size)
                 waiting = []
@@ -131,42 +129,65 @@ def to_json(result: Result, classes: Sequence[str]) -> list[dict[str, Any]]:
     ``file``, ``box``, ``class``, ``probabilities`` by class, ``note`` (None where there is a face) and
     ``failed``.
     """
-    none = {"file": str(result.path), "box": None, "class": None, "probabilities": None}
-    if not result.faces:
-        return [{**none, "note": result.note, "failed": result.failed}]
-    return [
+    none: dict[str, Any] = {"file": str(result.path), "box": None, "class": None, "probabilities": None}
+    none |= {"note": result.note, "failed": result.failed}
+    entries = [
         {
-            "file": str(result.path),
+            **none,
             "box": list(face.box),
             "class": classes[int(face.probabilities.argmax())],
             "probabilities": dict(zip(classes, face.probabilities.tolist(), strict=True)),
-            "note": None,
-            "failed": False,
         }
         for face in result.faces
     ]
+    return entries or [none]
+
+
+def print_results(results: Sequence[Result], classes: Sequence[str]) -> None:
+    """Print a table on stdout: padded columns on a terminal, else plain lines with tabs.
+
+    Args:
+        results: of `predict_pictures`; failed ones are left out.
+        classes: of the model.
+    """
+    rows = tuple(row for result in results if not result.failed for row in _rows(result, classes))
+    table = Table("", ("file", "box", "expression", "probability", "next"), rows)
+    if rows and sys.stdout.isatty():
+        print(table.text())
+    else:
+        print(*("\t".join(row) for row in (table.head, *rows)), sep="\n")
+
+
+def _rows(result: Result, classes: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    if not result.faces:
+        yield str(result.path), "", result.note or "", "", ""
+    for face in result.faces:
+        best, second = face.probabilities.argsort()[::-1][:2]
+        yield (
+            str(result.path),
+            " ".join(map(str, face.box)),
+            classes[best],
+            Number(f"{face.probabilities[best]:.2f}"),
+            f"{classes[second]} {face.probabilities[second]:.2f}",
+        )
 
 
 def _look(trained: TrainedModel, path: Path, target: Path | None, whole_image: bool) -> _Seen:
-    """Read a picture and cut out its faces, uint8 (C, H, W) each.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
+    """Read a picture and cut out its faces, uint8 (C, H, W) each; a DataError if it cannot be read."""
     task = trained.card.task
     picture = read_picture(path)
-    kept = None if target is None else picture
+    annotated = None if target is None else (picture, target)
     size = (task.width, task.height)
     if whole_image or (picture.size == size and picture.is_gray()):
         whole = picture.image.resize(size, Image.Resampling.BILINEAR)
         crop = _planes(whole, task.channels)
-        return _Seen(path, target, kept, [(0, 0, *picture.size)], [crop])
+        return _Seen(path, annotated, [(0, 0, *picture.size)], [crop])
     boxes = detect_faces(np.asarray(picture.image.convert("L")), SMALLEST_FACE)
     planes = _planes(picture.image, task.channels)
     crops = [np.stack([crop_face(plane, box, task.width) for plane in planes]) for box in boxes]
     scaled = [tuple(round(edge * picture.scale) for edge in box) for box in boxes]
     note = None if boxes else f"{NO_FACE} (for face crops, use --whole-image)"
-    return _Seen(path, target, kept, scaled, crops, note)  # type: ignore[arg-type]
+    return _Seen(path, annotated, scaled, crops, note)  # type: ignore[arg-type]
 
 
 def _planes(image: Image.Image, channels: int) -> Images:
@@ -179,36 +200,28 @@ def _planes(image: Image.Image, channels: int) -> Images:
 def _classify(trained: TrainedModel, waiting: Sequence[_Seen], batch_size: int) -> Iterator[Result]:
     crops = [crop for seen in waiting for crop in seen.crops]
     rows = [
-        probabilities(trained, torch.from_numpy(np.stack(crops[start : start + batch_size]))).cpu().numpy()
+        _answer(trained, torch.from_numpy(np.stack(crops[start : start + batch_size])))
         for start in range(0, len(crops), batch_size)
     ]
     answers = iter(np.concatenate(rows) if rows else ())
     for seen in waiting:
         faces = tuple(Face(box, next(answers)) for box in seen.boxes)
-        if seen.target is not None and seen.picture is not None:
-            _annotate(seen.picture, faces, trained.card.classes, seen.target)
-        yield Result(seen.path, faces, seen.note)
+        if seen.annotated is not None:
+            _annotate(*seen.annotated, faces, trained.card.classes)
+        yield Result(seen.path, faces, seen.note, seen.failed)
 
 
-@torch.inference_mode()
-def probabilities(trained: TrainedModel, images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) to probabilities, float32 (N, K), in the precision that evaluation uses.
-
-    Raises:
-        DataError: if they are not finite.
-    """
-    device = next(trained.network.parameters()).device
-    card = trained.card
-    floats = normalise(images.to(device), card.mean, card.std).contiguous(memory_format=torch.channels_last)
-    with autocast(device, scoring_dtype(card.config.train.precision, device)):
-        logits = trained.network(floats)
-    rows: Tensor = logits.float().softmax(1)
+def _answer(trained: TrainedModel, images: Tensor) -> npt.NDArray[np.float32]:
+    """uint8 (N, C, H, W) to probabilities (N, K), in the precision that evaluation uses."""
+    device, card = next(trained.network.parameters()).device, trained.card
+    dtype = scoring_dtype(card.config.train.precision, device)
+    rows = probabilities(trained.network, images.to(device), card.mean, card.std, dtype)
     if not torch.isfinite(rows).all():
         raise DataError("the network's output is not finite: these weights cannot be used")
-    return rows
+    return np.asarray(rows.cpu().numpy())
 
 
-def _annotate(picture: Picture, faces: Sequence[Face], classes: Sequence[str], target: Path) -> None:
+def _annotate(picture: Picture, target: Path, faces: Sequence[Face], classes: Sequence[str]) -> None:
     """Write the picture, enlarged where it is too small for words, with a frame and a class at each face."""
     enlarged = math.ceil(SMALLEST_ANNOTATED / max(picture.image.size))
     image = picture.image.resize([enlarged * side for side in picture.image.size], Image.Resampling.NEAREST)
