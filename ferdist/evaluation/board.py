@@ -17,13 +17,13 @@ _log = logging.getLogger(__name__)
 def show_benchmark(
     folder: Path, evaluations: Sequence[Evaluation], watched: Sequence[Watched], classes: Sequence[str]
 ) -> None:
-    """Write the accuracy under each kind of occlusion and pictures of attention; a folder that cannot be
-    written is a warning.
+    """Write the accuracy under each kind of occlusion and pictures of attention.
+
+    The step is the covered share of the image in percent, and the severity for noise, which covers nothing.
 
     Args:
-        folder: for the event file, a run of its own in TensorBoard; what was in it is replaced.
-        evaluations: of one benchmark. The step is the covered share of the image in percent,
-            and the severity for noise, which covers nothing.
+        folder: for the event file, which is replaced; one that cannot be written is a warning.
+        evaluations: of one benchmark.
         watched: a picture for each.
         classes: names, in label order.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -61,15 +62,13 @@ def evaluate(
     """Evaluate a run and write its results.json; under torchrun the ranks share the samples.
 
     Args:
-        model: a run folder, a .safetensors file or the name of shipped weights; the results of the latter
-            two go into ``runs/weights/NAME``.
+        model, checkpoint, trust_code: as for `load_trained`; results of exported weights go into
+            ``runs/weights/NAME``.
         data: a beton file, by default the run's own.
         split: ``val`` (the held-out fold where the run has one) or ``test``.
         plan: what else is scored.
         tta: one of ``none``, ``flip``, ``ten-crop``.
-        checkpoint: ``best``, ``last`` or a path; by default what the run's config selects.
         device: ``auto``, ``cpu`` or ``cuda``.
-        trust_code: whether a module that the model's card names may be imported, which runs its code.
 
     Returns:
         results.json, the new evaluations last; None on other ranks than the main one.
@@ -143,45 +142,34 @@ def evaluate_trained(
             evaluations += scoring.evaluations(predictions, name)
         comparison = None
         if covered is not None:
+            if reference is not None:
+                comparison = conditions_of(vars(scoring.key)) | {"reference": str(plan.reference)}
+                comparison |= compare_benchmarks([covered], [reference])
             of_cells = scoring.covered_evaluations(covered)
             covered.merged_into(folder.predictions / of_cells[0].predictions)
             evaluations += of_cells
-            if reference is not None:
-                compared = compare_benchmarks([covered], [reference])
-                comparison = {
-                    **conditions_of(vars(scoring.key)),
-                    "reference": str(plan.reference),
-                    **compared,
-                }
+        described = environment.describe(world.device, world.size)
         results = add_evaluations(
             folder.results,
             evaluations,
             classes=trained.card.classes,
             config=to_dict(trained.card.config),
-            environment={
-                **environment.describe(world.device, world.size),
-                "training": folder.stored_environment(),
-            },
+            environment={**described, "training": folder.stored_environment()},
             comparison=comparison,
         )
         if covered is not None:
             same = [one for one in results.evaluations if one.occlusion and one.conditions == scoring.key]
             board = folder.tensorboard / OCCLUSION / Path(scoring.file(scoring.key)).stem
-            show_benchmark(board, same, scoring.watch(), trained.card.classes)
+            watched: list[Watched] = []
+            with suppress(RunError):  # of a network whose features do not tell where it looks
+                _, watched = data.watch(trained, rounds=1)
+            show_benchmark(board, same, watched, trained.card.classes)
     world.barrier()
     return results
 
 
 class Scoring:
-    """A model, a split and how it is looked at: what all predictions of one evaluation share.
-
-    Args:
-        trained: the model.
-        beton: the data; refused if the model does not fit them.
-        world: this rank.
-        split: name of the split.
-        tta: of ``TTA``.
-    """
+    """A model, a split and how it is looked at: what all predictions of one evaluation share."""
 
     def __init__(self, trained: TrainedModel, beton: Beton, world: World, split: str, tta: str) -> None:
         card, config = trained.card, trained.card.config
@@ -219,13 +207,6 @@ class Scoring:
             cells=cells,
         )
 
-    def watch(self) -> list[Watched]:
-        """Where the model looks in one face of each class; nothing where its features do not tell."""
-        try:
-            return self.data.watch(self.trained, rounds=1)[1]
-        except RunError:
-            return []
-
     def reference(self, run: Path) -> Predictions:
         """The stored predictions of another run under the same conditions, with its own checkpoint.
 
@@ -245,13 +226,9 @@ class Scoring:
         return found
 
     def evaluations(self, predictions: Predictions, part: str) -> list[Evaluation]:
-        """The evaluations that predictions for images as they are give, in all `data.ways`.
+        """The evaluations, in all `data.ways`, of predictions for a list's samples, or the split's (``all``).
 
         Copies are left out only where the model was trained on these data's training images.
-
-        Args:
-            predictions: of the split or of the samples of a list.
-            part: name of the list; ``all`` for the split.
         """
         beton, index, split = self.data.beton, predictions.index, self.key.split
         learned = self.learned_from_train and split != "train"
@@ -273,7 +250,7 @@ class Scoring:
         found = []
         for cell, checksum, of_cell in zip(covered.cells, covered.checksums, scores, strict=True):
             damage = Damage(
-                *(cell.kind, cell.severity, cell.fill),
+                **vars(cell),
                 covered=covered_fraction(cell, height, width),
                 seen=seen_in_training(cell, self.trained.card.config.augment, height, width),
                 checksum=checksum,

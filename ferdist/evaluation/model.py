@@ -63,13 +63,10 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network in evaluation mode with its card.
+    """A network in evaluation mode, fp32, with its card and the step of its checkpoint.
 
     Attributes:
-        network: on its device, fp32.
-        card: what it was trained for.
         checkpoint: ``best``, ``last`` or a path.
-        step: of the checkpoint.
         weights: the exported file that it is from, None where it is from a run folder.
     """
 
@@ -120,18 +117,11 @@ def load_trained(
         )
     stored = folder.stored_config()
     which = which or default_checkpoint(stored)
-    if which == "best":
-        path = folder.checkpoints / checkpoint.BEST
-        state = checkpoint.load(path)
-    elif which == "last":
-        path = folder.checkpoints
-        newest = checkpoint.load_newest(path)
-        if newest is None:
-            raise RunError(f"{path}: no readable checkpoint: train the run first")
-        state = newest
-    else:
-        path = Path(which)
-        state = checkpoint.load(path)
+    named = {"best": folder.checkpoints / checkpoint.BEST, "last": folder.checkpoints}
+    path = named.get(which, Path(which))
+    state = checkpoint.load_newest(path) if which == "last" else checkpoint.load(path)
+    if state is None:
+        raise RunError(f"{path}: no readable checkpoint: train the run first")
     with _readable(path):
         card = ModelCard.from_dict(state["card"], path)
         network = _network(card, state["ema"], device, trust_code)

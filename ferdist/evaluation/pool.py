@@ -44,22 +44,22 @@ class SavedRun:
         """Of the run's evaluation on a split of its data."""
         return key_of(beton, split, self.config.data.holdout, tta, default_checkpoint(self.config))
 
-    def path(self, key: EvaluationKey) -> Path:
+    def path(self, beton: Beton, split: str, tta: str) -> Path:
         """Where the run's predictions are, or would be."""
-        return self.folder.predictions / key.predictions_name(own_data=True)
+        return self.folder.predictions / self.key(beton, split, tta).predictions_name(own_data=True)
 
-    def predictions(self, beton: Beton, key: EvaluationKey) -> Predictions:
+    def predictions(self, beton: Beton, split: str, tta: str) -> Predictions:
         """The saved predictions for a split, which is the fold's samples where a fold is held out.
 
         Raises:
             RunError: if they are missing, or not one for each sample.
         """
-        path, data = self.path(key), self.config.data
+        path, data = self.path(beton, split, tta), self.config.data
         found = Predictions.load(path)
-        expected = labels_of(beton, data.labels).scorable(beton.indices(key.split, data.holdout))
-        if not np.array_equal(found.index, expected) or found.beton_sha256 != key.beton_sha256:
+        expected = labels_of(beton, data.labels).scorable(beton.indices(split, data.holdout))
+        if not np.array_equal(found.index, expected) or found.beton_sha256 != beton.manifest.sha256:
             _, fold = self.seed_fold
-            part = key.split if fold is None else f"fold {fold}"
+            part = split if fold is None else f"fold {fold}"
             raise RunError(f"{path}: not the predictions for {part} of {beton.path}: train it again")
         return found
 
@@ -148,7 +148,7 @@ def pools(runs: Sequence[SavedRun], beton: Beton, split: str, tta: str) -> Itera
     parts: dict[SeedFold, dict[tuple[str, str], Predictions]] = {}
     copies = False
     for run in runs:
-        whole = run.predictions(beton, run.key(beton, split, tta))
+        whole = run.predictions(beton, split, tta)
         copied = has_copy(beton, whole.index, split, run.config.data.holdout)
         copies |= bool(copied.any())
         parts[run.seed_fold] = ways(whole, beton, copied)

@@ -175,7 +175,7 @@ def _pools(runs: Sequence[SavedRun], beton: Beton) -> list[Pool]:
     splits = ("val",) if runs and runs[0].config.data.fold is not None else ("test", "val")
     found: list[Pool] = []
     for split, tta in itertools.product(splits, TTA):
-        scored = [run for run in runs if run.path(run.key(beton, split, tta)).exists()]
+        scored = [run for run in runs if run.path(beton, split, tta).exists()]
         found += pools(scored, beton, split, tta)
     return sorted(found, key=precedence)
 

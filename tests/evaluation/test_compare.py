@@ -11,14 +11,8 @@ from scipy.stats import binomtest, kstest
 
 from ferdist.errors import RunError
 from ferdist.evaluation.compare import compare_networks, holm, mcnemar, permutation_p
-from ferdist.evaluation.metrics import Predictions, accuracy_interval
-
-
-def predictions(right: list[bool] | np.ndarray) -> Predictions:
-    """Two classes, all labels 0: right where asked for."""
-    wrong = 1 - np.asarray(right, dtype=np.int64)
-    rows = np.eye(2, dtype=np.float32)[wrong]
-    return Predictions(np.arange(len(wrong)), np.zeros(len(wrong), np.int64), rows, "a" * 64)
+from ferdist.evaluation.metrics import accuracy_interval
+from tests.evaluation.conftest import answers
 
 
 def enumerated(sums: list[int]) -> float:
@@ -52,7 +46,7 @@ def test_with_single_samples_and_one_seed_it_is_the_exact_mcnemar_test() -> None
     drawn = np.random.default_rng(5)
     first, second = drawn.random(3589) < 0.70, drawn.random(3589) < 0.68
     p = permutation_p(first.astype(np.int64) - second, np.arange(3589))
-    assert p == pytest.approx(mcnemar(predictions(first), predictions(second)).p, rel=1e-9)
+    assert p == pytest.approx(mcnemar(answers(first), answers(second)).p, rel=1e-9)
 
 
 def test_p_is_uniform_where_the_networks_do_not_differ() -> None:
@@ -78,8 +72,8 @@ def test_holm_of_a_textbook_example() -> None:
 
 def test_mcnemar_of_a_case_worked_out_by_hand() -> None:
     # 1 against 5 discordant samples: p = 2 (C(6,0) + C(6,1)) / 2^6 = 14/64.
-    first = predictions([True, *[False] * 5, True, False])
-    second = predictions([False, *[True] * 5, True, False])
+    first = answers([True, *[False] * 5, True, False])
+    second = answers([False, *[True] * 5, True, False])
     result = mcnemar(first, second)
     assert (result.only_first, result.only_second) == (1, 5)
     assert result.p == pytest.approx(14 / 64)
@@ -88,8 +82,8 @@ def test_mcnemar_of_a_case_worked_out_by_hand() -> None:
 
 
 def test_seeds_are_averaged_and_their_number_may_differ() -> None:
-    first = [predictions([1, 1, 0, 0]), predictions([1, 0, 0, 0])]
-    second = [predictions(p) for p in ([1, 1, 0, 1], [1, 1, 1, 0], [0, 1, 0, 0])]
+    first = [answers([1, 1, 0, 0]), answers([1, 0, 0, 0])]
+    second = [answers(p) for p in ([1, 1, 0, 1], [1, 1, 1, 0], [0, 1, 0, 0])]
     by_subject = np.array([0, 0, 1, 1])
     result = compare_networks(first, second, by_subject)
     # Shares 1, 1/2, 0, 0 against 2/3, 1, 1/3, 1/3.
@@ -102,7 +96,7 @@ def test_seeds_are_averaged_and_their_number_may_differ() -> None:
 
 def test_the_interval_is_the_bootstrap_of_the_difference() -> None:
     drawn = np.random.default_rng(2)
-    first, second = (predictions(drawn.random(400) < rate) for rate in (0.9, 0.7))
+    first, second = (answers(drawn.random(400) < rate) for rate in (0.9, 0.7))
     result = compare_networks([first], [second], np.arange(400))
     difference = first.correct().astype(np.float64) - second.correct()
     assert result.interval == accuracy_interval(difference, np.arange(400))
@@ -111,9 +105,9 @@ def test_the_interval_is_the_bootstrap_of_the_difference() -> None:
 
 
 def test_different_data_and_different_samples_are_refused_in_a_line() -> None:
-    one = predictions([True, False, True])
+    one = answers([True, False, True])
     for other, message in (
-        (replace(one, beton_sha256="b" * 64), r"different data .* aaaaaaaaaaaa and bbbbbbbbbbbb"),
+        (replace(one, beton_sha256="b" * 64), r"different data .* 0{12} and b{12}"),
         (replace(one, index=one.index + 1), r"different samples \(3 and 3, 2 of them in common\)"),
         (replace(one, label=1 - one.label), "different labels"),
     ):

@@ -47,14 +47,6 @@ def test_loss_is_the_negative_log_likelihood_and_never_infinite() -> None:
     assert np.isfinite(metrics.quick_score(predictions([0], [[0.0, 1.0]]))["loss"])
 
 
-def test_quick_and_full_scores_agree() -> None:
-    generator = np.random.default_rng(0)
-    raw = generator.random((200, 5)).astype(np.float32)
-    p = Predictions(np.arange(200), generator.integers(0, 5, 200), raw / raw.sum(1, keepdims=True), "")
-    full, quick = metrics.score(p, np.arange(200)), metrics.quick_score(p)
-    assert {name: getattr(full, name) for name in quick} == quick
-
-
 def test_the_interval_of_samples_in_clusters_is_wider() -> None:
     """With all samples of a cluster alike there are only as many observations as clusters."""
     by_cluster = np.random.default_rng(0).random(100) < 0.8
