@@ -70,7 +70,9 @@ class Table:
 
 def percent(fraction: float | None, digits: int = 1) -> Number:
     """A fraction in percent, without the sign; a dash where there is none."""
-    return Number(MISSING if fraction is None or math.isnan(fraction) else f"{100 * fraction:.{digits}f}")
+    return Number(
+        MISSING if fraction is None or math.isnan(fraction) else f"{100 * float(fraction):.{digits}f}"
+    )
 
 
 def percent_interval(bounds: Iterable[float] | None, digits: int = 1) -> Number:

@@ -67,20 +67,16 @@ class Section:
         tables = [chart.table for chart in self.charts]
         return len(tables) == 1 and tables[0] is not None and len(tables[0].rows) <= 15
 
-    def numbered(self) -> Section:
-        """The section with charts whose names differ."""
+    def placed(self, data: str) -> Section:
+        """The section with charts whose names differ, and with the data's name where it is given."""
         total, so_far = Counter(chart.name for chart in self.charts), Counter[str]()
-        charts = []
+        prefix, charts = f"{data}-" if data else "", []
         for chart in self.charts:
             so_far[chart.name] += 1
             number = f"-{so_far[chart.name]}" * (total[chart.name] > 1)
-            charts.append(replace(chart, name=chart.name + number))
-        return replace(self, charts=charts)
-
-    def of_data(self, data: str) -> Section:
-        """The section in a page that has one of its kind for each data set."""
-        charts = [replace(chart, name=f"{data}-{chart.name}") for chart in self.charts]
-        return replace(self, name=f"{data}-{self.name}", title=f"{self.title}: {data}", charts=charts)
+            charts.append(replace(chart, name=f"{prefix}{chart.name}{number}"))
+        title = f"{self.title}: {data}" if data else self.title
+        return replace(self, name=prefix + self.name, title=title, charts=charts)
 
 
 @dataclass(frozen=True)

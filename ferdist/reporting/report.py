@@ -101,8 +101,7 @@ def of_networks(folders: Sequence[Path], album: Album) -> Content:
         sections.append(table1.table1_section(group))
         if pooled:
             headlines.append(_group_headline(group.data, pooled))
-            parts = build_sections(pooled, album)
-            sections += [part.of_data(group.data) for part in parts] if several else parts
+            sections += build_sections(pooled, album, group.data if several else "")
         runs += [replace(run, name=f"{group.data}/{run.name}") if several else run for run in pooled]
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
     return Content(title, headlines, remarks_on(runs), sections, table1.networks_markdown(groups))

@@ -40,7 +40,7 @@ SECTIONS: Final[tuple[Callable[[Sequence[Run], Album], Section | None], ...]] = 
 """In the order of the page."""
 
 
-def build_sections(runs: Sequence[Run], album: Album) -> list[Section]:
-    """All sections that apply to the runs."""
+def build_sections(runs: Sequence[Run], album: Album, data: str = "") -> list[Section]:
+    """All sections that apply to the runs; ``data`` names their data in a page on several data sets."""
     built = (build(runs, album) for build in SECTIONS)
-    return [section.numbered() for section in built if section is not None]
+    return [section.placed(data) for section in built if section is not None]

@@ -37,14 +37,12 @@ class _Looked:
     Attributes:
         run: whose.
         name: of the run where there are several, else None.
-        classes: names, in label order.
         rounds: sample numbers, one of each class in each round.
         watched: all of them, in this order, under each of `attention.CELLS`.
     """
 
     run: Run
     name: str | None
-    classes: tuple[str, ...]
     rounds: list[Integers]
     watched: list[Watched]
 
@@ -112,7 +110,7 @@ def _look(run: Run, album: Album, several: bool) -> _Looked:
     trained = load_trained(str(run.folder), run.main.checkpoint or None, torch.device("cpu"))
     faces.check_fit(trained.card)
     rounds, watched = faces.watch(trained, PER_CLASS)
-    return _Looked(run, run.name if several else None, faces.labels.classes, rounds, watched)
+    return _Looked(run, run.name if several else None, rounds, watched)
 
 
 def _pictured(looked: _Looked, kind: str) -> tuple[Watched, range]:
@@ -126,11 +124,12 @@ def _pictured(looked: _Looked, kind: str) -> tuple[Watched, range]:
 def _chart(looked: _Looked, watched: Watched, rows: range) -> Chart:
     maps = ("gate", "evidence") if watched.gate_size else ("evidence",)
     pictures, covered, spoken, tiles = watched.pictures(), 1 + len(maps), [], []
+    classes = looked.run.classes
     for row in rows:
         plain, hidden = (
             f"says {short(name, 12)} {percent(p, 0)} %" for name, p in _answers(looked, watched, row)
         )
-        texts = {0: f"{short(looked.classes[watched.label[row]], 12)}: {plain}", covered: hidden}
+        texts = {0: f"{short(classes[watched.label[row]], 12)}: {plain}", covered: hidden}
         tiles.append([Tile(pixels, texts.get(number, "")) for number, pixels in enumerate(pictures[row])])
         spoken.append(f"{texts[0]}, covered {hidden}")
     gate = "the finest spatial gate of CBAM and " if watched.gate_size else ""
@@ -148,7 +147,7 @@ def _chart(looked: _Looked, watched: Watched, rows: range) -> Chart:
 def _answers(looked: _Looked, watched: Watched, row: int) -> list[tuple[str, float]]:
     """The predicted class of a face and its probability, original and covered."""
     rows = [looks.probabilities[row] for looks in watched.looks]
-    return [(looked.classes[p.argmax()], float(p.max())) for p in rows]
+    return [(looked.run.classes[p.argmax()], float(p.max())) for p in rows]
 
 
 def _faces_table(looked: _Looked, watched: Watched, rows: range) -> Table:
@@ -160,7 +159,7 @@ def _faces_table(looked: _Looked, watched: Watched, rows: range) -> Table:
         cells.append(
             {
                 "Sample": Number(watched.index[row]),
-                "True class": looked.classes[watched.label[row]],
+                "True class": looked.run.classes[watched.label[row]],
                 "Says": plain,
                 "Probability %": percent(p_plain),
                 "Covered: says": covered,

@@ -23,19 +23,20 @@ EDGES: Final = np.linspace(0.0, 1.0, ECE_BINS + 1)
 
 
 class Bins(NamedTuple):
-    """Samples by the probability of the predicted class: the bins of the calibration error that hold any.
+    """Samples by the probability of the predicted class: the F bins of the calibration error that hold any.
 
     A bin holds its upper bound. Guo et al., On calibration of modern neural networks, ICML 2017, section 2.
+
+    Attributes:
+        number: int64 (F,), from 0 to ``ECE_BINS`` - 1.
+        samples: int64 (F,), how many.
+        confidence, accuracy: float64 (F,), mean probability of the predicted class, fraction that is right.
     """
 
     number: Integers
-    """int64 (F,): from 0 to ``ECE_BINS`` - 1."""
     samples: Integers
-    """int64 (F,): how many."""
     confidence: Floats
-    """float64 (F,): mean probability of the predicted class."""
     accuracy: Floats
-    """float64 (F,): fraction that is right."""
 
 
 def calibrate(predictions: Predictions) -> Bins:

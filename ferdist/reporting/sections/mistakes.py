@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
 from ferdist.charts import short
 from ferdist.errors import FerdistError
-from ferdist.evaluation.predictions import Predictions
+from ferdist.evaluation.predictions import Predictions, by_sequence
 from ferdist.evaluation.records import Evaluation
 from ferdist.reporting.album import HIDDEN, MOST_RUNS, Album, Tile, in_rows, left_out, pixels_of, tile_chart
 from ferdist.reporting.load import Run, predictions_of
@@ -20,35 +20,17 @@ from ferdist.table import Cells, Number, Table, count, percent
 MISTAKES: Final = 12
 
 
-class Mistake(NamedTuple):
-    """A sample that was not recognised."""
-
-    sample: int
-    """Its number in the beton."""
-    true: int
-    predicted: int
-    probability: float
-    """Of the predicted class."""
-    of_true: float
-    """Probability of the true class."""
-
-
-def confident_mistakes(predictions: Predictions, most: int = MISTAKES) -> list[Mistake]:
+def confident_mistakes(predictions: Predictions, most: int = MISTAKES) -> Predictions:
     """The samples that were not recognised with the highest probability of another class, highest first.
 
     Args:
         predictions: where a sample is in them several times (once for each seed), its mean counts.
         most: how many at most.
     """
-    index, first, group = np.unique(predictions.index, return_index=True, return_inverse=True)
-    sums = np.zeros((len(index), predictions.probabilities.shape[1]))
-    np.add.at(sums, group, predictions.probabilities)
-    rows = sums / np.bincount(group)[:, None]
-    label, predicted = predictions.label[first], rows.argmax(axis=1)
-    wrong = np.flatnonzero(predicted != label)
-    order = wrong[np.argsort(-rows[wrong].max(axis=1), kind="stable")][:most]
-    columns = index, label, predicted, rows.max(axis=1), rows[np.arange(len(rows)), label]
-    return [Mistake(*(column[row].item() for column in columns)) for row in order]
+    means = by_sequence(predictions, predictions.index)
+    wrong = np.flatnonzero(~means.correct())
+    order = np.argsort(-means.probabilities[wrong].max(axis=1), kind="stable")
+    return means.select(wrong[order[:most]])
 
 
 def mistakes(runs: Sequence[Run], album: Album) -> Section:
@@ -64,17 +46,16 @@ def mistakes(runs: Sequence[Run], album: Album) -> Section:
     for run, main in evaluated:
         predictions = predictions_of(run, main)
         without_predictions |= predictions is None
-        found = confident_mistakes(predictions) if predictions else []
-        if not found:
+        found = confident_mistakes(predictions) if predictions else None
+        if found is None or not len(found.index):
             continue
-        table = _mistakes_table(run, found)
         if album.shown and len(charts) < MOST_RUNS:
             try:
-                charts.append(_mistakes_chart(run, main, found, album, table))
+                charts.append(_mistakes_chart(run, main, found, album))
                 continue
             except FerdistError as error:
                 missing.append(left_out(run, len(runs) > 1, error))
-        folded.append(table)
+        folded.append(_mistakes_table(run, found))
     if without_predictions:
         missing.append("No sample is named where the predictions of a run are missing.")
     return Section(
@@ -91,14 +72,12 @@ def mistakes(runs: Sequence[Run], album: Album) -> Section:
     )
 
 
-def _mistakes_chart(
-    run: Run, main: Evaluation, mistakes: Sequence[Mistake], album: Album, table: Table
-) -> Chart:
-    images = album.faces(run, main).images(np.array([mistake.sample for mistake in mistakes]))
+def _mistakes_chart(run: Run, main: Evaluation, mistakes: Predictions, album: Album) -> Chart:
+    images = pixels_of(album.faces(run, main).images(mistakes.index))
     names = [short(name, 12) for name in run.classes]
     tiles = [
-        Tile(pixels, f"{names[m.true]}, said\n{names[m.predicted]} {percent(m.probability, 0)} %")
-        for m, pixels in zip(mistakes, pixels_of(images), strict=True)
+        Tile(pixels, f"{names[true]}, said\n{names[row.argmax()]} {percent(row.max(), 0)} %")
+        for true, row, pixels in zip(mistakes.label, mistakes.probabilities, images, strict=True)
     ]
     spoken = "; ".join(tile.text.replace("\n", " ") for tile in tiles)
     return Chart(
@@ -107,7 +86,7 @@ def _mistakes_chart(
         "its label and the prediction.",
         alt=f"{count(len(tiles), 'face')} with label, wrong prediction and its probability: {spoken}.",
         figure=tile_chart(in_rows(tiles)),
-        table=table,
+        table=_mistakes_table(run, mistakes),
     )
 
 
@@ -127,17 +106,18 @@ def most_confused(evaluated: Sequence[tuple[Run, Evaluation]], *, several: bool)
                 }
 
 
-def _mistakes_table(run: Run, mistakes: Sequence[Mistake]) -> Table:
+def _mistakes_table(run: Run, mistakes: Predictions) -> Table:
+    rows = zip(mistakes.index, mistakes.label, mistakes.probabilities, strict=True)
     return Table.of(
         f"{run.name}: mistakes with the highest probability",
         (
             {
-                "Sample": Number(mistake.sample),
-                "True class": run.classes[mistake.true],
-                "Mistaken for": run.classes[mistake.predicted],
-                "Probability %": percent(mistake.probability),
-                "Of the true class %": percent(mistake.of_true),
+                "Sample": Number(sample),
+                "True class": run.classes[true],
+                "Mistaken for": run.classes[row.argmax()],
+                "Probability %": percent(row.max()),
+                "Of the true class %": percent(row[true]),
             }
-            for mistake in mistakes
+            for sample, true, row in rows
         ),
     )
