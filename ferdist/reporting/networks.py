@@ -88,8 +88,6 @@ class Network:
 def load_networks(folders: Sequence[Path]) -> list[Network]:
     """The networks of experiments and of single runs; runs that differ in fold and seed only are one network.
 
-    Networks of the same data whose names are the same are named by the ends of their paths.
-
     Raises:
         RunError, DataError: if an experiment, a run or its beton cannot be read, or there is no run.
     """
@@ -101,6 +99,11 @@ def load_networks(folders: Sequence[Path]) -> list[Network]:
         else:
             single.append(folder)
     found += [(group[0], _network("", group, ())) for group in _groups(single)]
+    return _told_apart(found)
+
+
+def _told_apart(found: Sequence[tuple[Path, Network]]) -> list[Network]:
+    """Networks of the same data whose names are the same are named by the ends of their paths."""
     networks = []
     for folder, network in found:
         alike = [other for other, its in found if (its.data, its.name) == (network.data, network.name)]
@@ -228,7 +231,7 @@ def compare_runs(folders: Sequence[Path]) -> tuple[list[Pair], list[str]]:
     Returns:
         The pairs, and a line for whatever cannot be compared.
     """
-    networks: list[Network] = []
+    found: list[tuple[Path, Network]] = []
     remarks: list[str] = []
     try:
         groups = _groups([Path(folder).resolve() for folder in dict.fromkeys(folders)])
@@ -236,9 +239,10 @@ def compare_runs(folders: Sequence[Path]) -> tuple[list[Pair], list[str]]:
         return [], [f"Not compared: {error}."]
     for group in groups:
         try:
-            networks.append(_network("", group, ()))
+            found.append((group[0], _network("", group, ())))
         except FerdistError as error:
             remarks.append(f"{group[0].name}: not compared: {error}.")
+    networks = _told_apart(found)
     remarks += [
         f"{network.name}: not compared: none of its seeds has all {network.folds} folds."
         for network in networks

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,9 +21,8 @@ from ferdist.reporting.sections.protocol import protocol
 from ferdist.reporting.sections.training import history_table
 from ferdist.reporting.words import scorings, value_text
 from ferdist.table import MISSING
+from tests.reporting.conftest import MakeRun
 from tests.test_charts import texts
-
-MakeRun = Callable[..., Path]
 
 
 def test_table1_has_a_row_per_run_and_states_the_protocol(make_run: MakeRun) -> None:
@@ -60,15 +57,6 @@ def test_table1_has_a_row_per_run_and_states_the_protocol(make_run: MakeRun) -> 
     assert "tested: the checkpoint was chosen on val; one view per image; test has been scored once." in text
     assert "val: the checkpoint was chosen on this same split, so its scores are biased upward" in text
     assert "fold: the checkpoint is the last of the schedule, not chosen on any split" in text
-
-
-def test_table1_says_where_nothing_was_evaluated(make_run: MakeRun) -> None:
-    run = replace(load_run(make_run()), evaluations=())
-    text = table1_markdown([run])
-    assert "not evaluated" in text
-    assert "run: no evaluation; test has never been scored." in text
-    assert scorings(3).endswith("3 times")
-    assert " 0.0 " not in text
 
 
 def test_evaluations_are_all_listed(make_run: MakeRun) -> None:
@@ -149,18 +137,10 @@ def test_manifests_are_laid_open(make_run: MakeRun) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (list(range(20)), "0, 1, 2, 3, 4, 5, 6, 7, … (20 in all)"),
-        (None, "–"),
-        (True, "yes"),
-        (34034, "34,034"),
-        (2026, "2026"),
-    ],
-)
-def test_cells_of_other_values(value: object, shown: str) -> None:
-    assert value_text(value) == shown
+def test_values_in_words() -> None:
+    shown = ["0, 1, 2, 3, 4, 5, 6, 7, … (20 in all)", "–", "yes", "34,034", "2026"]
+    assert [value_text(value) for value in ([*range(20)], None, True, 34034, 2026)] == shown
+    assert scorings(3).endswith("3 times")
 
 
 def test_a_recall_chart_places_each_run_and_class() -> None:

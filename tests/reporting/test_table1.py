@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ferdist.config import Config, load_config, to_dict
+from ferdist.config import load_config
 from ferdist.data import prepare
 from ferdist.data.beton import Beton, open_beton
 from ferdist.data.folds import Holdout
 from ferdist.errors import RunError
-from ferdist.evaluation.benchmark import Cell
-from ferdist.evaluation.pool import shared_config
+from ferdist.evaluation.pool import SavedRun, shared_config
 from ferdist.evaluation.predictions import Predictions
+from ferdist.evaluation.records import Damage
 from ferdist.reporting import write_report
 from ferdist.reporting.load import grids_of, occluded_entries, robustness_of
-from ferdist.reporting.networks import Network, compare_pairs, load_networks
+from ferdist.reporting.networks import compare_pairs, load_networks
 from ferdist.reporting.pooled import pooled_run
 from ferdist.reporting.published import PUBLISHED, published_accuracy
 from ferdist.reporting.table1 import group_by_data, networks_markdown, p_value
-from ferdist.runtime.experiment import Trial
+from ferdist.runtime.experiment import Part, Trial
 from ferdist.runtime.folder import RunFolder
+from launch.experiment import Experiment
 from tests.conftest import ROOT
-from tests.reporting.conftest import measure
+from tests.reporting.conftest import edit_results, record, write_files
+from tests.reporting.test_report import Page, table_rows
 
 FOLDS, CLASSES = 10, 7
+SHARES = {"resnet18_cbam": (0.9, 0.8), "resnet18": (0.7, 0.6)}
+"""Accuracy of each network with seed 0 and 1."""
 
 
 @pytest.fixture(scope="module")
@@ -40,96 +42,89 @@ def beton(beton_path: Path) -> Beton:
     return open_beton(beton_path)
 
 
-def right_of(beton: Beton, share: float, seed: int) -> np.ndarray:
-    """Which samples a made-up network recognises: exactly this share, drawn by the seed."""
+def predictions_for(beton: Beton, index: np.ndarray, share: float, seed: int) -> Predictions:
+    """Of a made-up network that recognises exactly this share of all samples, drawn by the seed."""
     order = np.random.default_rng(seed).permutation(beton.manifest.samples)
-    return order < round(share * beton.manifest.samples)
-
-
-def predictions_for(beton: Beton, index: np.ndarray, right: np.ndarray) -> Predictions:
-    label = beton.label[index]
-    said = np.where(right[index], label, (label + 1) % CLASSES)
+    right, label = order < round(share * beton.manifest.samples), beton.label[index]
     rows = np.full((len(index), CLASSES), 0.05, np.float32)
-    rows[np.arange(len(index)), said] = 0.7
+    rows[np.arange(len(index)), np.where(right[index], label, (label + 1) % CLASSES)] = 0.7
     return Predictions(index, label, rows, beton.manifest.sha256)
 
 
-def write_run(
+def write_experiment(
     beton: Beton,
     folder: Path,
-    model: str,
-    cell: Trial,
-    right: np.ndarray,
+    shares: Mapping[str, Sequence[float]] = SHARES,
     *,
-    splits: Sequence[str] = ("val",),
-    scorings: int = 0,
-) -> Config:
-    """A finished run as a training leaves it, with what a report reads of it; its config."""
-    run = RunFolder(folder)
-    fold = "null" if cell.fold is None else str(cell.fold)
-    own = [f"data.path={beton.path}", f"run_dir={folder}", f"data.fold={fold}", f"seed={cell.seed}"]
-    own += [f"model.name={model}", "model.width=8"]
-    config = load_config(ROOT / "configs" / "base.yaml", own)
+    folds: Sequence[int | None] = range(FOLDS),
+    missing: Collection[str] = (),
+    masked: Mapping[str, Sequence[float]] | None = None,
+    prefix: str = "synthetic/",
+) -> Path:
+    """An experiment with a run for each network, seed and fold, as trainings leave it.
+
+    Args:
+        shares: accuracy of each network with each seed.
+        folds: that are held out; [None] for the data's own splits, where test is scored too.
+        missing: names of runs that were not started.
+        masked: accuracies on faces with a mask, as `ferdist evaluate --occlusion` adds them.
+        prefix: of the parts' names.
+    """
     folder.mkdir(parents=True)
-    run.write_config(config, {"beton_sha256": beton.manifest.sha256})
-    which = "best" if cell.fold is None else "last"
-    for split in splits:
-        part = "" if cell.fold is None else f"-fold{cell.fold}"
-        found = predictions_for(beton, beton.indices(split, Holdout(cell.fold)), right)
-        found.save(run.predictions / f"synthetic-{split}{part}-{which}.npz")
-    results = {
-        "schema": 1,
-        "config": to_dict(config),
-        "environment": {},
-        "classes": list(beton.manifest.classes),
-        "test_scorings": scorings,
-        "evaluations": [],
-    }
-    run.results.write_text(json.dumps(results))
-    lines = [
-        {"step": epoch, "epoch": epoch, "train/loss": 2.0 + cell.seed, "val/accuracy": 0.1 * epoch}
-        for epoch in (1, 2)
-    ]
-    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    run.set_status("finished")
-    return config
-
-
-def write_experiment(folder: Path, configs: dict[str, Config], beton: Beton, cells: Sequence[Trial]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    sha256 = beton.manifest.sha256
-    stored = {
-        "schema": 1,
-        "parts": {
-            name: {"config": to_dict(shared_config(config)), "beton_sha256": sha256}
-            for name, config in configs.items()
-        },
-        "cells": {c.name: {"fold": c.fold, "seed": c.seed, "part": c.part} for c in cells},
-        "jobs": {},
-    }
-    (folder / "experiment.json").write_text(json.dumps(stored))
+    parts = {}
+    for model in shares:
+        own = [f"data.path={beton.path}", "run_dir=x", f"model.name={model}", "model.width=8"]
+        config = shared_config(load_config(ROOT / "configs" / "base.yaml", own))
+        parts[prefix and prefix + model] = Part(config, beton.manifest.sha256)
+    seeds = range(max(map(len, shares.values())))
+    experiment = Experiment(
+        folder, parts, [Trial(f, s, part) for part in parts for s in seeds for f in folds]
+    )
+    experiment.write()
+    for trial in experiment.trials:
+        if trial.name in missing:
+            continue
+        config = experiment.run_config(trial)
+        run, model, entries = SavedRun(RunFolder(Path(config.run_dir)), config), config.model.name, []
+        for split in ("val",) if trial.fold is not None else ("val", "test"):
+            index, key = beton.indices(split, Holdout(trial.fold)), run.key(beton, split, "none")
+            predictions_for(beton, index, shares[model][trial.seed], trial.seed).save(run.path(key))
+        if masked:
+            found = predictions_for(beton, index, masked[model][trial.seed], trial.seed)
+            damage = Damage("mask", 1, "drawn", 0.325, "unseen kind", f"{trial.fold}" * 64)
+            entries = [record(replace(key, occlusion=damage), found)]
+            replace(
+                found,
+                probabilities=found.probabilities[None],
+                cells=(damage.cell,),
+                checksums=(damage.checksum,),  # each fold has images of its own
+                cluster=beton.subject[index],
+            ).save(run.folder.predictions / entries[0].predictions)
+        lines = [
+            {"step": epoch, "epoch": epoch, "train/loss": 2.0 + trial.seed, "val/accuracy": 0.1 * epoch}
+            for epoch in (1, 2)
+        ]
+        write_files(config, {"beton_sha256": beton.manifest.sha256}, entries, lines, beton.manifest.classes)
+        if trial.fold is None:
+            edit_results(run.folder.path, lambda results: results.update(test_scorings=1))
     return folder
-
-
-SHARES = {"resnet18_cbam": (0.9, 0.8), "resnet18": (0.7, 0.6)}
-"""Accuracy of each network with seed 0 and 1."""
 
 
 @pytest.fixture(scope="module")
 def kfold(beton: Beton, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two networks, ten folds, two seeds; resnet18 lacks fold 9 of seed 1."""
     folder = tmp_path_factory.mktemp("grid") / "experiment"
-    cells, configs = [], {}
-    for model, shares in SHARES.items():
-        part = f"synthetic/{model}"
-        for seed, share in enumerate(shares):
-            for fold in range(FOLDS):
-                cell = Trial(fold, seed, part)
-                cells.append(cell)
-                if (model, seed, fold) != ("resnet18", 1, 9):
-                    right = right_of(beton, share, 10 * seed)
-                    configs[part] = write_run(beton, folder / cell.name, model, cell, right)
-    return write_experiment(folder, configs, beton, cells)
+    return write_experiment(beton, folder, missing=["synthetic/resnet18/fold-09-seed-1"])
+
+
+@pytest.fixture
+def seeds(beton: Beton, tmp_path: Path) -> Path:
+    """Two networks by the data's own splits, two seeds each."""
+    return write_experiment(beton, tmp_path / "seeds", folds=[None])
+
+
+def table1_of(*experiments: Path) -> str:
+    return networks_markdown(group_by_data(load_networks(experiments)))
 
 
 def cells_of(text: str, first: str, column: int = 0) -> list[str]:
@@ -140,9 +135,8 @@ def cells_of(text: str, first: str, column: int = 0) -> list[str]:
     return next(row for row in rows if row[column] == first)
 
 
-def test_a_grid_gives_pooled_scores_and_says_what_is_missing(kfold: Path, beton: Beton) -> None:
-    networks = load_networks([kfold])
-    text = networks_markdown(group_by_data(networks))
+def test_a_grid_gives_pooled_scores_and_says_what_is_missing(kfold: Path) -> None:
+    text = table1_of(kfold)
     row = cells_of(text, r"resnet18\_cbam")
     assert row[1:3] == ["–", "85.00"], "the mean of 90 and 80 %"
     assert row[4:6] == ["7.07", "2"], "the deviation of 90 and 80 %"
@@ -166,15 +160,10 @@ def test_published_networks_without_a_figure_are_shown_as_missing(
     kfold: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PUBLISHED, "synthetic", PUBLISHED["ckplus"])
-    text = networks_markdown(group_by_data(load_networks([kfold])))
+    text = table1_of(kfold)
     assert cells_of(text, r"resnet18\_cbam")[1:3] == ["96.12", "85.00"]
-    assert cells_of(text, "mianet") == [
-        "mianet",
-        "95.76",
-        *["–"] * 5,
-        "yes",
-        "missing: not in this report",
-    ]
+    absent = ["mianet", "95.76", *["–"] * 5, "yes", "missing: not in this report"]
+    assert cells_of(text, "mianet") == absent
     assert cells_of(text, "resnet18")[1] == "–", "the paper lacks it"
 
 
@@ -182,11 +171,7 @@ def test_published_networks_without_a_figure_are_shown_as_missing(
 def test_networks_of_one_name_are_told_apart_by_their_paths(
     kfold: Path, beton: Beton, tmp_path: Path
 ) -> None:
-    part = "synthetic/resnet18"
-    cells = [Trial(fold, 0, part) for fold in range(FOLDS)]
-    for cell in cells:
-        config = write_run(beton, tmp_path / "small" / cell.name, "resnet18", cell, right_of(beton, 0.5, 0))
-    other = write_experiment(tmp_path / "small", {part: config}, beton, cells)
+    other = write_experiment(beton, tmp_path / "small", {"resnet18": (0.5,)})
     names = [network.name for network in load_networks([kfold, other])]
     assert names == ["resnet18_cbam", "experiment/synthetic/resnet18", "small/synthetic/resnet18"]
 
@@ -209,9 +194,8 @@ def test_what_is_published_stands_beside_what_the_paper_trains_only(
     assert published_accuracy("ckplus", config) == accuracy
 
 
-def test_a_network_becomes_one_run_with_mean_curves(kfold: Path, beton: Beton) -> None:
-    network: Network = load_networks([kfold])[0]
-    run = pooled_run(network)
+def test_a_network_becomes_one_run_with_mean_curves(kfold: Path) -> None:
+    run = pooled_run(load_networks([kfold])[0])
     assert run is not None
     main = run.main
     assert main is not None
@@ -225,44 +209,11 @@ def test_a_network_becomes_one_run_with_mean_curves(kfold: Path, beton: Beton) -
     assert run.curve("val/accuracy")[1] == pytest.approx([0.1, 0.2])
 
 
-def cover(beton: Beton, run: RunFolder, cell: Trial, right: np.ndarray) -> None:
-    """Add the benchmark's masks to a finished run, as `ferdist evaluate --occlusion` does for its fold."""
-    found = predictions_for(beton, beton.indices("val", Holdout(cell.fold)), right)
-    checksum = f"{cell.fold}" * 64  # the images of another fold are others
-    grid = replace(
-        found,
-        probabilities=found.probabilities[None],
-        cells=(Cell("mask", 1, "drawn"),),
-        checksums=(checksum,),
-        cluster=beton.subject[found.index],
-    )
-    grid.merged_into(run.predictions / "occlusion" / f"synthetic-val-fold{cell.fold}-last.npz")
-    results = json.loads(run.results.read_text())
-    damage = {"kind": "mask", "severity": 1, "fill": "drawn", "covered": 0.325, "seen": "unseen kind"}
-    conditions = {"data": "synthetic", "split": "val", "fold": cell.fold, "subset": "all", "unit": "image"}
-    scores = measure(found.label, found.probabilities)
-    entry = {**conditions, "tta": "none", "checkpoint": "last", **scores}
-    results["evaluations"].append(entry | {"occlusion": damage | {"checksum": checksum}})
-    run.results.write_text(json.dumps(results))
-
-
 @pytest.mark.slow
 def test_the_benchmark_is_pooled_over_folds_and_seeds(beton: Beton, tmp_path: Path) -> None:
     """Where each fold has images of its own, and so checksums of its own."""
     masked = {"resnet18_cbam": (0.6, 0.5), "resnet18": (0.4, 0.4)}
-    cells, configs = [], {}
-    for model, shares in masked.items():
-        part = f"synthetic/{model}"
-        for seed, share in enumerate(shares):
-            for fold in range(FOLDS):
-                cell = Trial(fold, seed, part)
-                cells.append(cell)
-                folder = tmp_path / "x" / cell.name
-                right = right_of(beton, SHARES[model][seed], seed)
-                configs[part] = write_run(beton, folder, model, cell, right)
-                cover(beton, RunFolder(folder), cell, right_of(beton, share, seed))
-    experiment = write_experiment(tmp_path / "x", configs, beton, cells)
-
+    experiment = write_experiment(beton, tmp_path / "x", masked=masked)
     run = pooled_run(load_networks([experiment])[0])
     assert run is not None
     (covered,) = occluded_entries(run)
@@ -276,16 +227,17 @@ def test_the_benchmark_is_pooled_over_folds_and_seeds(beton: Beton, tmp_path: Pa
     assert summary["kinds"]["mask"]["relative_robustness"] == pytest.approx(0.55 / 0.85)
     assert len(grids_of(run, [covered])) == 2
 
-    page = write_report([experiment], tmp_path / "report").read_text()
-    table = page.split("<caption>Accuracy under occlusion minus that of resnet18_cbam, in points")[1]
-    row = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", table.split("</table>")[0])[5:9]
+    page = Page(write_report([experiment], tmp_path / "report"))
+    row = table_rows(page, "Accuracy under occlusion minus that of resnet18_cbam, in points")[0]
     assert row[:3] == ["resnet18", "mask", "-15.0"]
     low, high = map(float, row[3].split(" to "))
     assert low < -15 < high < 0
 
-    shutil.rmtree(tmp_path / "x" / cells[0].name / "predictions" / "occlusion")
-    page = write_report([experiment], tmp_path / "report").read_text()
-    assert "scores under occlusion are not pooled: 19 of 20 runs have predictions under occlusion." in page
+    shutil.rmtree(experiment / "synthetic" / "resnet18_cbam" / "fold-00-seed-0" / "predictions" / "occlusion")
+    page = Page(write_report([experiment], tmp_path / "report"))
+    assert (
+        "scores under occlusion are not pooled: 19 of 20 runs have predictions under occlusion." in page.text
+    )
 
 
 @pytest.mark.slow
@@ -302,37 +254,12 @@ def test_the_report_of_an_experiment(kfold: Path, tmp_path: Path) -> None:
     assert "| First | Second |" in (tmp_path / "report" / "table1.md").read_text()
 
 
-@pytest.fixture
-def seeds(beton: Beton, tmp_path: Path) -> dict[str, list[Path]]:
-    """Two networks by the data's own splits, two seeds each; test was scored, once too often by one run."""
-    runs: dict[str, list[Path]] = {}
-    for model, shares in SHARES.items():
-        for seed, share in enumerate(shares):
-            folder = tmp_path / f"{model}-{seed}"
-            times = 3 if (model, seed) == ("resnet18", 0) else 1
-            right = right_of(beton, share, seed)
-            splits = ("val", "test")
-            write_run(beton, folder, model, Trial(None, seed), right, splits=splits, scorings=times)
-            runs.setdefault(model, []).append(folder)
-    return runs
-
-
-def test_a_second_scoring_of_test_is_marked(
-    seeds: dict[str, list[Path]], beton: Beton, tmp_path: Path
-) -> None:
-    cells, configs = [], {}
-    for model, folders in seeds.items():
-        for seed, folder in enumerate(folders):
-            cell = Trial(None, seed, f"synthetic/{model}")
-            (tmp_path / "x" / cell.name).parent.mkdir(parents=True, exist_ok=True)
-            folder.rename(tmp_path / "x" / cell.name)
-            cells.append(cell)
-            configs[cell.part] = RunFolder(tmp_path / "x" / cell.name).stored_config()
-    text = networks_markdown(
-        group_by_data(load_networks([write_experiment(tmp_path / "x", configs, beton, cells)]))
-    )
+def test_a_second_scoring_of_test_is_marked(seeds: Path, beton: Beton) -> None:
+    edit_results(seeds / "synthetic/resnet18/seed-0", lambda results: results.update(test_scorings=3))
+    text = table1_of(seeds)
     test = beton.indices("test")
-    expected = np.mean([right_of(beton, share, seed)[test].mean() for seed, share in enumerate((0.9, 0.8))])
+    shares = SHARES["resnet18_cbam"]
+    expected = np.mean([predictions_for(beton, test, shares[seed], seed).correct() for seed in (0, 1)])
     row = cells_of(text, r"resnet18\_cbam")
     assert row[2] == f"{100 * expected:.2f}"
     assert row[8] == "test, best of 60 epochs on val; scored once"
@@ -341,11 +268,10 @@ def test_a_second_scoring_of_test_is_marked(
 
 
 def test_val_never_stands_for_test(beton: Beton, tmp_path: Path) -> None:
-    folder = tmp_path / "one"
-    config = write_run(beton, folder / "seed-0", "resnet18", Trial(None, 0), right_of(beton, 0.5, 0))
-    text = networks_markdown(
-        group_by_data(load_networks([write_experiment(folder, {"": config}, beton, [Trial(None, 0)])]))
-    )
+    folder = write_experiment(beton, tmp_path / "one", {"resnet18": (0.5,)}, folds=[None], prefix="")
+    (folder / "seed-0" / "predictions" / "synthetic-test-best.npz").unlink()
+    edit_results(folder / "seed-0", lambda results: results.update(test_scorings=0))
+    text = table1_of(folder)
     row = next(row for row in text.splitlines() if "(val)" in row)
     assert "val, which also picked the best of 60 epochs: biased upward" in row
     assert row.startswith("| one |"), "an experiment of one config goes by its folder's name"
@@ -353,47 +279,43 @@ def test_val_never_stands_for_test(beton: Beton, tmp_path: Path) -> None:
 
 
 def test_an_experiment_without_a_finished_run_has_a_table_too(beton: Beton, tmp_path: Path) -> None:
-    own = [f"data.path={beton.path}", "run_dir=x"]
-    config = load_config(ROOT / "configs" / "base.yaml", own)
-    folder = write_experiment(tmp_path / "none", {"": config}, beton, [Trial(0, 0), Trial(1, 0)])
-    page = write_report([folder], tmp_path / "report").read_text()
+    names = ["fold-00-seed-0", "fold-01-seed-0"]
+    none = write_experiment(beton, tmp_path / "x", {"vgg16": (0,)}, folds=[0, 1], missing=names, prefix="")
+    page = write_report([none], tmp_path / "report").read_text()
     assert "missing: 0 of 2 runs finished" in page
     assert "fold-01-seed-0: not started" in page
 
 
 def test_runs_are_compared_by_config_and_seeds_are_averaged(
-    seeds: dict[str, list[Path]], beton: Beton, tmp_path: Path
+    seeds: Path, beton: Beton, tmp_path: Path
 ) -> None:
-    pairs, refused = compare_pairs(load_networks([run for runs in seeds.values() for run in runs]))
+    runs = {model: [seeds / "synthetic" / model / f"seed-{seed}" for seed in (0, 1)] for model in SHARES}
+    pairs, refused = compare_pairs(load_networks([run for of_one in runs.values() for run in of_one]))
     assert refused == []
     (pair,) = pairs
     assert {pair.first.name, pair.second.name} == {"resnet18_cbam, 2 seeds", "resnet18, 2 seeds"}
     assert pair.split == "test"
     assert pair.difference.samples == len(beton.indices("test"))
-    write_report(seeds["resnet18"], tmp_path / "same")
+    write_report(runs["resnet18"], tmp_path / "same")
     text = (tmp_path / "same" / "table1.md").read_text()
     assert (
         "\n\n## Paired comparisons\n\n- The runs differ only in fold and seed, so they are one network."
         in text
     )
-    write_report([seeds["resnet18"][0], seeds["resnet18_cbam"][0]], tmp_path / "report")
+    write_report([runs["resnet18"][0], runs["resnet18_cbam"][0]], tmp_path / "report")
     text = (tmp_path / "report" / "table1.md").read_text()
-    assert cells_of(text, "resnet18-0", column=0)
-    assert "| resnet18-0 | resnet18\\_cbam-0 | test |" in text
+    assert cells_of(text, "resnet18/seed-0")
+    assert "| resnet18/seed-0 | resnet18\\_cbam/seed-0 | test |" in text
 
 
-def test_different_data_of_one_name_are_refused_in_a_line(
-    kfold: Path, seeds: dict[str, list[Path]], tmp_path: Path
-) -> None:
-    other = open_beton(prepare.synthetic(tmp_path, images=140, seed=5))
-    right = right_of(other, 0.5, 0)
-    config = write_run(other, tmp_path / "other" / "seed-0", "resnet18", Trial(None, 0), right)
-    write_experiment(tmp_path / "other", {"": config}, other, [Trial(None, 0)])
+def test_different_data_of_one_name_are_refused_in_a_line(kfold: Path, seeds: Path, tmp_path: Path) -> None:
+    beton = open_beton(prepare.synthetic(tmp_path, images=140, seed=5))
+    other = write_experiment(beton, tmp_path / "other", {"resnet18": (0.5,)}, folds=[None], prefix="")
     with pytest.raises(RunError, match=r"cannot be compared: the betons of synthetic differ") as refused:
-        write_report([kfold, tmp_path / "other"], tmp_path / "report")
+        write_report([kfold, other], tmp_path / "report")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "report").exists()
-    write_report([seeds["resnet18"][0], tmp_path / "other" / "seed-0"], tmp_path / "report")
+    write_report([seeds / "synthetic/resnet18/seed-0", other / "seed-0"], tmp_path / "report")
     lines = (tmp_path / "report" / "table1.md").read_text().splitlines()
     said = [line for line in lines if "cannot be compared: scored on different data" in line]
     assert len(said) == 1
@@ -408,10 +330,5 @@ def test_a_fold_alone_is_no_network(kfold: Path, tmp_path: Path) -> None:
 
 
 def test_p_values_show_two_digits() -> None:
-    assert [p_value(p) for p in (1.0, 0.32, 0.0473, 0.0012, 3.4e-7)] == [
-        "1.00",
-        "0.32",
-        "0.047",
-        "0.0012",
-        "3.4e-07",
-    ]
+    shown = [p_value(p) for p in (1.0, 0.32, 0.0473, 0.0012, 3.4e-7)]
+    assert shown == ["1.00", "0.32", "0.047", "0.0012", "3.4e-07"]
