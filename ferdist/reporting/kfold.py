@@ -25,7 +25,7 @@ def kfold_markdown(summary: Mapping[str, Any]) -> str:
     lines = [
         f"# {summary['data']}, {len(folds)} folds{'' if outer is None else f' without fold {outer}'}",
         "",
-        *(() if outer is None else (f"For choosing settings: no run read fold {outer}.", "")),
+        *([] if outer is None else [f"For choosing settings: no run read fold {outer}.", ""]),
         f"{finished} of {count(len(summary['cells']), 'run')} finished; "
         f"seeds {', '.join(map(str, seeds)) or MISSING}; beton {summary['beton_sha256'][:12]}.",
         "",

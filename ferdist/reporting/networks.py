@@ -31,8 +31,6 @@ class Network:
 
     Attributes:
         name: what tables call it.
-        config: that its runs share.
-        beton: the data.
         runs: those that are finished.
         open_runs: for those that are not, their state and its reason in words.
         measured: what the finished runs say of uncovered faces, by `precedence`.
@@ -188,7 +186,6 @@ class Pair:
     """A paired comparison of two networks.
 
     Attributes:
-        first, second: the networks.
         split: that both were scored on.
         difference: first minus second.
         p_holm: p, adjusted for all pairs of the table.

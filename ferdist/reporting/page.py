@@ -22,9 +22,7 @@ class Chart:
 
     Attributes:
         name: file name without suffix; charts of one name in a section are numbered.
-        caption: what it shows.
-        alt: the same for readers who do not see it, with the main numbers.
-        figure: the figure.
+        alt: the caption for readers who do not see the figure, with the main numbers.
         table: its numbers, where no other table of the section has them.
     """
 
@@ -37,18 +35,16 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page, shown from top to bottom: text, charts, tables, folded texts.
+    """A part of the page, shown in the order of the attributes.
 
     Attributes:
         name: anchor in the page.
-        title: heading.
         text: paragraphs.
         missing: what cannot be shown, and why.
-        charts: figures, side by side where there is room.
-        tables: open tables; those without rows are not shown.
-        folded_tables: tables that open on a click; those without rows are not shown.
+        charts: side by side where there is room.
+        tables, folded_tables: open, and opened by a click; those without rows are not shown.
         folded_texts: titles and texts that open on a click.
-        points: a list of short sentences at the end.
+        points: a list of short sentences.
     """
 
     name: str
@@ -84,10 +80,8 @@ class Content:
     """What a report consists of.
 
     Attributes:
-        title: of the page.
         headlines: what was measured, in sentences.
         remarks: what a reader must know before believing it.
-        sections: of the page, in order.
         table1: text of table1.md.
     """
 

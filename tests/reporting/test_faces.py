@@ -23,14 +23,14 @@ from ferdist.data.beton import write_beton
 from ferdist.data.synthetic import synthesize
 from ferdist.evaluation.benchmark import Cell, checksums, grid, total_checksum
 from ferdist.evaluation.evaluate import Plan, evaluate
-from ferdist.evaluation.predictions import Predictions
+from ferdist.evaluation.predictions import Predictions, side_by_side
 from ferdist.reporting import write_report
 from ferdist.reporting.album import HIDDEN, Album
 from ferdist.reporting.load import load_run
 from ferdist.reporting.sections.mistakes import confident_mistakes
 from ferdist.training.run import run
 from tests.conftest import KINDS, ROOT, TINY
-from tests.reporting.test_report import Page, figure_names
+from tests.reporting.test_report import Page, figure_names, table_rows
 
 FACES = {"mistakes", "gallery-1", "gallery-2", "attention-1", "attention-2"}
 
@@ -65,14 +65,9 @@ def test_the_page_shows_faces_and_loads_nothing(report: Path) -> None:
     assert shown(report) == FACES
     sections = [attributes["id"] for attributes in page.find("section")]
     assert sections[:6] == ["evaluations", "classes", "mistakes", "occlusion", "gallery", "attention"]
-    links = [attributes["href"] for _, attributes in page.elements if "href" in attributes]
-    inside = [link for link in links if not link.startswith("#")]
-    assert inside
+    inside = {link for link in page.links() if not link.startswith("#")}
     assert all(link.startswith("data:image/png;base64,") for link in inside)
-    assert len(page.find("image")) == len(inside)
-    assert not re.search(r"https?:", page.source)
-    identifiers = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(set(identifiers)) == len(identifiers)
+    assert {attributes["href"] for attributes in page.find("image")} == inside != set()
     assert "img-src data:" in page.source
     assert len(page.source) < 3_000_000
     assert all(len(picture["aria-label"]) > 40 for picture in page.find("svg"))
@@ -108,16 +103,14 @@ def test_attention_has_pictures_and_numbers(evaluated_run: Path, report: Path) -
     page = Page(report / "report.html")
     for name in ("attention-1", "attention-2"):
         assert len(pictures(report / "figures" / f"{name}.svg")) == 7 * 6
-    rows = re.findall(r"<tr>\s*(.*?)</tr>", page.source.split("<caption>Share of evidence")[1], re.S)[1:5]
-    cells = [[cell.strip() for cell in re.findall(r">([^<]*)</t[hd]>", row)] for row in rows]
-    assert [row[0] for row in cells] == ["eye band", "mouth band", "glasses", "mask"]
-    assert [row[1] for row in cells] == ["25.0", "25.0", "12.3", "32.5"]
-    assert all(0 <= float(share) <= 100 for row in cells for share in row[2:4])
-    assert all(0.2 < float(ratio) < 5 for row in cells for ratio in row[4:6])
+    rows = table_rows(page, "Share of evidence")
+    assert [row[0] for row in rows] == ["eye band", "mouth band", "glasses", "mask"]
+    assert [row[1] for row in rows] == ["25.0", "25.0", "12.3", "32.5"]
+    assert all(0 <= float(share) <= 100 for row in rows for share in row[2:4])
+    assert all(0.2 < float(ratio) < 5 for row in rows for ratio in row[4:6])
     assert "Spatial gates of CBAM" in page.text
     said = Predictions.load(evaluated_run / "predictions" / "synthetic-val-best.npz")
-    table = page.source.split("drawn, eye band: the faces shown</caption>")[1].split("</table>")[0]
-    sample, true, answer, probability = re.findall(r">([^<]*)</t[hd]>", table)[10:14]
+    sample, true, answer, probability = table_rows(page, "drawn, eye band: the faces shown")[0][:4]
     (row,) = np.flatnonzero(said.index == int(sample))
     classes = load_run(evaluated_run).classes
     assert (true, answer) == (classes[said.label[row]], classes[said.probabilities[row].argmax()])
@@ -135,34 +128,30 @@ def test_without_faces_the_numbers_stay_and_old_pictures_go(evaluated_run: Path,
     assert page.text.count(HIDDEN) == 3
     assert "base64" not in page.source
     assert not page.find("image")
-    for caption in (
+    captions = [
         "Most frequent confusions",
         "drawn: mistakes with the highest probability",
         "Share of evidence",
-        "drawn, eye band: the faces shown",
-    ):
-        assert f"<caption>{caption}" in page.source
+    ]
+    assert all(table_rows(page, caption) for caption in (*captions, "drawn, eye band: the faces shown"))
     assert {"occlusion-1.svg", "confusion.svg"} <= figure_names(out)
 
 
-def copy_of(folder: Path, place: Path) -> Path:
-    """A run's folder elsewhere, to be damaged."""
-    return shutil.copytree(folder, place / "copy")
+@pytest.fixture
+def damaged(evaluated_run: Path, tmp_path: Path) -> Path:
+    """A copy of the run's folder, to be damaged."""
+    return shutil.copytree(evaluated_run, tmp_path / "copy")
 
 
 @pytest.mark.slow
-def test_other_data_than_the_runs_are_not_shown(evaluated_run: Path, tmp_path: Path) -> None:
-    damaged = copy_of(evaluated_run, tmp_path)
+def test_other_data_than_the_runs_are_not_shown(damaged: Path, tmp_path: Path) -> None:
     config = (damaged / "config.yaml").read_text()
     other = prepare.synthetic(tmp_path / "other", images=70, seed=5).rename(tmp_path / "other" / "new.beton")
     for path in other.parent.glob("synthetic.*"):  # its manifest and table of samples
         path.rename(path.with_name(path.name.replace("synthetic", "new")))
+    differ = "not the data that the run was trained on: the checksums differ."
     for pattern, value, sentence in (
-        (
-            "  path: .*",
-            f"  path: {other}",
-            "not the data that the run was trained on: the checksums differ.",
-        ),
+        ("  path: .*", f"  path: {other}", differ),
         (r"beton_sha256: \w+", f"beton_sha256: {'0' * 64}", "the scored data are not the run's own"),
         ("  path: .*", f"  path: {tmp_path}/gone.beton", "there is no such file"),
     ):
@@ -173,8 +162,7 @@ def test_other_data_than_the_runs_are_not_shown(evaluated_run: Path, tmp_path: P
         assert text.count("The faces are left out: ") == 2
 
 
-def test_a_missing_checkpoint_leaves_attention_out(evaluated_run: Path, tmp_path: Path) -> None:
-    damaged = copy_of(evaluated_run, tmp_path)
+def test_a_missing_checkpoint_leaves_attention_out(damaged: Path, tmp_path: Path) -> None:
     shutil.rmtree(damaged / "checkpoints")
     text = Page(write_report([damaged], tmp_path / "report")).text
     assert shown(tmp_path / "report") == FACES - {"attention-1", "attention-2"}
@@ -182,9 +170,8 @@ def test_a_missing_checkpoint_leaves_attention_out(evaluated_run: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_runs_of_one_data_set_share_a_gallery(evaluated_run: Path, tmp_path: Path) -> None:
-    runs = [evaluated_run, copy_of(evaluated_run, tmp_path)]
-    write_report(runs, tmp_path / "report")
+def test_runs_of_one_data_set_share_a_gallery(evaluated_run: Path, damaged: Path, tmp_path: Path) -> None:
+    write_report([evaluated_run, damaged], tmp_path / "report")
     names = {name.removesuffix(".svg") for name in figure_names(tmp_path / "report") if "svg" in name}
     assert {"gallery-1", "gallery-2", "mistakes-1", "mistakes-2", "attention-4"} <= names
     assert not {"gallery-3", "attention-5"} & names
@@ -222,14 +209,15 @@ def test_colours_other_sizes_and_networks_without_gates(in_colour: Config, tmp_p
 def test_the_most_confident_mistakes_come_first() -> None:
     rows = np.array([[0.6, 0.4], [0.1, 0.9], [0.2, 0.8], [0.45, 0.55]], np.float32)
     single = Predictions(np.array([3, 5, 8, 9]), np.array([0, 0, 0, 1]), rows, "")
-    assert [(m.sample, m.true, m.predicted) for m in confident_mistakes(single)] == [(5, 0, 1), (8, 0, 1)]
-    first = confident_mistakes(single, most=1)[0]
-    assert (first.probability, first.of_true) == pytest.approx((0.9, 0.1))
+    assert confident_mistakes(single).index.tolist() == [5, 8]
+    first = confident_mistakes(single, most=1)
+    assert (first.index.tolist(), first.label.tolist()) == ([5], [0])
+    assert first.probabilities[0] == pytest.approx([0.1, 0.9])
     # A second seed is right about sample 5, and of two minds with the first about sample 8.
     again = np.array([[0.6, 0.4], [0.95, 0.05], [0.3, 0.7], [0.45, 0.55]], np.float32)
-    both = Predictions(np.tile(single.index, 2), np.tile(single.label, 2), np.concatenate([rows, again]), "")
-    (mistake,) = confident_mistakes(both)
-    assert (mistake.sample, mistake.probability) == (8, pytest.approx(0.75))
+    both = confident_mistakes(side_by_side([single, replace(single, probabilities=again)]))
+    assert both.index.tolist() == [8]
+    assert both.probabilities[0] == pytest.approx([0.25, 0.75])
 
 
 @pytest.mark.slow

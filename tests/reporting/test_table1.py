@@ -1,4 +1,4 @@
-"""Table 1 of experiments made of predictions whose scores are known."""
+"""Table 1, summaries and reports of experiments made of predictions whose scores are known."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from ferdist.data import prepare
 from ferdist.data.beton import Beton, open_beton
 from ferdist.data.folds import Holdout
 from ferdist.errors import RunError
+from ferdist.evaluation.kfold import kfold_summary
 from ferdist.evaluation.pool import SavedRun, shared_config
 from ferdist.evaluation.predictions import Predictions
 from ferdist.evaluation.records import Damage
 from ferdist.reporting import write_report
+from ferdist.reporting.kfold import kfold_markdown
 from ferdist.reporting.load import grids_of, occluded_entries, robustness_of
 from ferdist.reporting.networks import compare_pairs, load_networks
 from ferdist.reporting.pooled import pooled_run
@@ -327,6 +330,51 @@ def test_a_fold_alone_is_no_network(kfold: Path, tmp_path: Path) -> None:
     write_report(folds, tmp_path / "report")
     text = (tmp_path / "report" / "table1.md").read_text()
     assert text.count("not compared: none of its seeds has all 10 folds.") == 2
+
+
+def summary_of(experiment: Path, beton: Beton, model: str) -> dict[str, Any]:
+    """Of a network's runs; fold 9 of seed 1 counts as failed."""
+    runs = sorted(path for path in (experiment / "synthetic" / model).iterdir())
+    cells = [{"name": run.name, "state": "finished", "reason": None} for run in runs]
+    failed = {"name": "fold-09-seed-1", "state": "failed", "reason": "TIMEOUT, see run_a/`log`"}
+    return kfold_summary(runs, beton) | {"cells": [*cells, failed]}
+
+
+def test_a_summary_shows_pooled_scores_folds_and_what_failed(kfold: Path, beton: Beton) -> None:
+    text = kfold_markdown(summary_of(kfold, beton, "resnet18"))
+    sha256, held_out = beton.manifest.sha256, beton.manifest.folds["9"]
+    start = "# synthetic, 10 folds\n\n19 of 20 runs finished; seeds 0, 1; beton "
+    assert text.startswith(start + sha256[:12])
+    row = cells_of(text, "1", column=3)
+    assert row[:6] == ["one view", "image", "all", "1", "420", "70.0"]
+    low, high = map(float, row[6].split("–"))
+    assert low < 70 < high
+    assert cells_of(text, "seed 1, 9 folds only", column=3)[4] == str(420 - held_out["samples"])
+    row = cells_of(text, "9")
+    assert row[:3] == ["9", str(held_out["samples"]), str(len(held_out["subjects"]))]
+    assert row[4] == "–" != row[3]
+    assert "- fold-09-seed-1: failed: `TIMEOUT, see run_a/'log'`" in text
+    assert "- No subject is in two folds." in text
+    assert "| 85.0 ± 7.1 |" in kfold_markdown(summary_of(kfold, beton, "resnet18_cbam"))
+
+
+def test_a_summary_says_what_makes_the_scores_lean(kfold: Path, beton: Beton) -> None:
+    changed = {"checkpoint": "best", "inner_of": 7, "subjects_in_several_folds": 2}
+    summary = summary_of(kfold, beton, "resnet18") | changed | {"interval_over": "copy_group"}
+    text = kfold_markdown(summary)
+    assert "chosen on the inner fold itself: the scores are biased upward" in text
+    without = "# synthetic, 10 folds without fold 7\n\nFor choosing settings: no run read fold 7"
+    assert text.startswith(without)
+    assert "The folds are not subject-independent: 2 subjects in several of them." in text
+    assert "a bootstrap over groups of exact copies" in text
+
+
+def test_a_summary_without_scores_says_how_the_runs_stand(beton: Beton) -> None:
+    cells = [{"name": "fold-00-seed-0", "state": "pending", "reason": None}]
+    text = kfold_markdown(kfold_summary([], beton) | {"cells": cells})
+    assert "0 of 1 run finished; seeds –" in text
+    assert "- fold-00-seed-0: pending\n" in text
+    assert "Pooled" not in text
 
 
 def test_p_values_show_two_digits() -> None:

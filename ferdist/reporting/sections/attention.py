@@ -35,7 +35,6 @@ class _Looked:
     """Where the network of a run looks.
 
     Attributes:
-        run: whose.
         name: of the run where there are several, else None.
         rounds: sample numbers, one of each class in each round.
         watched: all of them, in this order, under each of `attention.CELLS`.
@@ -66,27 +65,25 @@ def attention(runs: Sequence[Run], album: Album) -> Section:
         missing.append(HIDDEN)
     shown = [(one, *_pictured(one, kind)) for one in looked for kind in PICTURED]
     lives = Table.of("Gates at the end of the training", _lives(looked))
+    text = [
+        "Evidence is Grad-CAM, taken place by place: what in the features spoke for the predicted class. "
+        "A spatial gate is what CBAM multiplied the features with. In each picture yellow is the most "
+        "and dark blue the least, however small the difference: the tables have the numbers. Such maps "
+        "hint at what a network relies on; they do not prove it.",
+        "The tables give the share of the evidence on the covered part, and the mean of a gate there "
+        "over its mean everywhere: in the original face, and covered. All of it is computed in fp32.",
+    ]
+    if lives.rows:
+        text.append(f"A channel gate whose deviation across images is below {DEAD} is a constant.")
+    text += [
+        f"{one.run.name} is represented by the first of its runs, {one.run.folder.name}."
+        for one in looked
+        if one.run.main is not None and (one.run.main.folds or one.run.main.seeds > 1)
+    ]
     return Section(
         "attention",
         title,
-        text=(
-            "Evidence is Grad-CAM, taken place by place: what in the features spoke for the predicted class. "
-            "A spatial gate is what CBAM multiplied the features with. In each picture yellow is the most "
-            "and dark blue the least, however small the difference: the tables have the numbers. Such maps "
-            "hint at what a network relies on; they do not prove it.",
-            "The tables give the share of the evidence on the covered part, and the mean of a gate there "
-            "over its mean everywhere: in the original face, and covered. All of it is computed in fp32.",
-            *(
-                [f"A channel gate whose deviation across images is below {DEAD} is a constant."]
-                if lives.rows
-                else ()
-            ),
-            *(
-                f"{one.run.name} is represented by the first of its runs, {one.run.folder.name}."
-                for one in looked
-                if one.run.main is not None and (one.run.main.folds or one.run.main.seeds > 1)
-            ),
-        ),
+        text=text,
         missing=missing,
         charts=[_chart(*one) for one in shown] if album.shown else (),
         tables=(

@@ -25,11 +25,10 @@ def classes(runs: Sequence[Run], album: Album) -> Section:
         return Section(
             "classes", "Classes", missing=("There are no scores per class without an evaluation.",)
         )
-    groups = [
-        [(run, main) for run, main in evaluated if run.classes == names]
-        for names in dict.fromkeys(run.classes for run, _ in evaluated)
-    ]
-    charts = [*map(_recall, groups), *(_confusion(run, main) for run, main in evaluated)]
+    groups: dict[tuple[str, ...], list[tuple[Run, Evaluation]]] = {}
+    for run, main in evaluated:
+        groups.setdefault(run.classes, []).append((run, main))
+    charts = [*map(_recall, groups.values()), *(_confusion(run, main) for run, main in evaluated)]
     return Section("classes", "Classes", charts=charts)
 
 

@@ -59,10 +59,7 @@ def occlusion(runs: Sequence[Run], album: Album) -> Section:
             Table.of(
                 "Accuracy by kind of occlusion (means over the fills), in percent", _by_kind(covered, several)
             ),
-            Table.of(
-                f"Accuracy under occlusion minus that of {covered[0][0].name}, in points",
-                differences,
-            ),
+            Table.of(f"Accuracy under occlusion minus that of {covered[0][0].name}, in points", differences),
         ),
         missing=(*([] if charts else [unknown]), *_unlike_cells(covered), *not_compared),
         folded_tables=(evaluation_table(runs, occluded=True),),
@@ -160,7 +157,6 @@ def _cells(entries: Sequence[Evaluation]) -> tuple[Cell, ...]:
 def _by_kind(covered: Covered, several: bool) -> Iterator[Cells]:
     """One row per kind and run, and one for the mean over the kinds."""
     known = [(run, summary) for run, entries in covered if (summary := robustness_of(run, entries[0]))]
-    severities = ("Severity 1", "2", "3", "4", "5")
     for kind in [*dict.fromkeys(kind for _, summary in known for kind in summary["kinds"]), "mean"]:
         for run, summary in known:
             found: Mapping[str, Any] | None = summary if kind == "mean" else summary["kinds"].get(kind)
@@ -172,7 +168,8 @@ def _by_kind(covered: Covered, several: bool) -> Iterator[Cells]:
                 "Kind": kind_label(kind),
                 "Run": run.name if several else None,
                 "Covered": Number("–".join(dict.fromkeys((shares[0], shares[-1])))) if shares else MISSING,
-                **{name: percent(at.get(severity)) for severity, name in enumerate(severities, start=1)},
+                "Severity 1": percent(at.get(1)),
+                **{str(severity): percent(at.get(severity)) for severity in range(2, 6)},
                 "Mean": percent(found["accuracy"]),
                 "Relative": percent(found["relative_robustness"]),
                 "Area under curve": percent(found["area_under_curve"]),
@@ -202,24 +199,23 @@ def _differences(covered: Covered) -> tuple[list[Cells], list[str]]:
     for run, own_entries in others:
         own = grids_of(run, own_entries)
         if not first or not own:
-            missing.append(
-                f"{run.name}: without both runs' predictions/occlusion/ there is no paired difference."
-            )
+            both = "without both runs' predictions/occlusion/ there is no paired difference"
+            missing.append(f"{run.name}: {both}.")
             continue
         try:
             comparison = compare_benchmarks(own, first)
         except RunError as error:
             missing.append(f"{run.name} against {reference.name}: {error}.")
             continue
-        for kind, found in (*comparison["kinds"].items(), ("mean", comparison)):
-            error_name = "mean_corruption_error" if kind == "mean" else "corruption_error"
-            rows.append(
-                {
-                    "Run": run.name,
-                    "Kind": kind_label(kind),
-                    "Difference": points(found["difference"]),
-                    "Paired 95 % interval": points_interval(found["difference_ci95"]),
-                    "Corruption error %": percent(found[error_name]),
-                }
-            )
+        mean = {**comparison, "corruption_error": comparison["mean_corruption_error"]}
+        rows += [
+            {
+                "Run": run.name,
+                "Kind": kind_label(kind),
+                "Difference": points(found["difference"]),
+                "Paired 95 % interval": points_interval(found["difference_ci95"]),
+                "Corruption error %": percent(found["corruption_error"]),
+            }
+            for kind, found in (*comparison["kinds"].items(), ("mean", mean))
+        ]
     return rows, missing
