@@ -126,6 +126,13 @@ def seeds(beton: Beton, tmp_path: Path) -> Path:
     return write_experiment(beton, tmp_path / "seeds", folds=[None])
 
 
+def accuracy_on_test(beton: Beton, model: str) -> float:
+    """Mean over the seeds."""
+    test = beton.indices("test")
+    seeds = (predictions_for(beton, test, share, seed) for seed, share in enumerate(SHARES[model]))
+    return float(np.mean([predictions.correct().mean() for predictions in seeds]))
+
+
 def table1_of(*experiments: Path) -> str:
     return networks_markdown(group_by_data(load_networks(experiments)))
 
@@ -260,11 +267,8 @@ def test_the_report_of_an_experiment(kfold: Path, tmp_path: Path) -> None:
 def test_a_second_scoring_of_test_is_marked(seeds: Path, beton: Beton) -> None:
     edit_results(seeds / "synthetic/resnet18/seed-0", lambda results: results.update(test_scorings=3))
     text = table1_of(seeds)
-    test = beton.indices("test")
-    shares = SHARES["resnet18_cbam"]
-    expected = np.mean([predictions_for(beton, test, shares[seed], seed).correct() for seed in (0, 1)])
     row = cells_of(text, r"resnet18\_cbam")
-    assert row[2] == f"{100 * expected:.2f}"
+    assert row[2] == f"{100 * accuracy_on_test(beton, 'resnet18_cbam'):.2f}"
     assert row[8] == "test, best of 60 epochs on val; scored once"
     assert cells_of(text, "resnet18")[8].endswith("SCORED 3 TIMES: not independent")
     assert "Test was scored more than once by a run of resnet18 (3 times): no longer independent." in text
@@ -298,7 +302,8 @@ def test_runs_are_compared_by_config_and_seeds_are_averaged(
     (pair,) = pairs
     assert {pair.first.name, pair.second.name} == {"resnet18_cbam, 2 seeds", "resnet18, 2 seeds"}
     assert pair.split == "test"
-    assert pair.difference.samples == len(beton.indices("test"))
+    first, second = (accuracy_on_test(beton, network.model) for network in (pair.first, pair.second))
+    assert pair.difference.accuracy == pytest.approx(first - second)
     write_report(runs["resnet18"], tmp_path / "same")
     text = (tmp_path / "same" / "table1.md").read_text()
     assert (
