@@ -72,16 +72,15 @@ class Predictions:
             older = self
         if self.beton_sha256 != older.beton_sha256 or not np.array_equal(self.index, older.index):
             older = self
-        kept = [number for number, cell in enumerate(older.cells) if cell not in self.cells]
-        cells = (*(older.cells[k] for k in kept), *self.cells)
-        checksums = (*(older.checksums[k] for k in kept), *self.checksums)
-        order = sorted(range(len(cells)), key=lambda number: place_of(cells[number]))
-        replace(
-            self,
-            cells=tuple(cells[k] for k in order),
-            checksums=tuple(checksums[k] for k in order),
-            probabilities=np.concatenate([older.probabilities[kept], self.probabilities])[order],
-        ).save(path)
+        rows = {
+            cell: (checksum, answers)
+            for one in (older, self)
+            for cell, checksum, answers in zip(one.cells, one.checksums, one.probabilities, strict=True)
+        }
+        cells = sorted(rows, key=place_of)
+        checksums, probabilities = zip(*(rows[cell] for cell in cells), strict=True)
+        whole = replace(self, cells=tuple(cells), checksums=checksums, probabilities=np.stack(probabilities))
+        whole.save(path)
 
     def save(self, path: Path) -> None:
         """Write a compressed .npz, whole or not at all."""
@@ -89,8 +88,8 @@ class Predictions:
         names = ("index", "label", "probabilities", "beton_sha256")
         arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.cells:
-            arrays |= {"cluster": self.cluster, "checksum": self.checksums}
-            arrays |= {name: [getattr(cell, name) for cell in self.cells] for name in CELL}
+            named = {name: [getattr(cell, name) for cell in self.cells] for name in CELL}
+            arrays |= {"cluster": self.cluster, **named, "checksum": self.checksums}
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)
 
