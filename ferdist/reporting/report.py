@@ -21,7 +21,8 @@ from ferdist.reporting.networks import compare_runs, is_experiment, load_network
 from ferdist.reporting.page import Content, Section, render
 from ferdist.reporting.pooled import pooled_run
 from ferdist.reporting.sections import build_sections
-from ferdist.reporting.words import DEFINITIONS, SUBSETS, TTA, data_of, main_table, place, scorings, selection
+from ferdist.reporting.sections.evaluations import main_table
+from ferdist.reporting.words import DEFINITIONS, SUBSETS, TTA, data_of, place, scorings, selection
 from ferdist.table import count, escape, percent
 
 

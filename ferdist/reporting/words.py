@@ -1,4 +1,4 @@
-"""How a report words and tabulates what several of its sections speak of."""
+"""How a report words what several of its sections speak of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ferdist.evaluation.records import Evaluation
 from ferdist.reporting.load import Run
-from ferdist.table import MISSING, Cells, Number, Table, count, percent, percent_interval
+from ferdist.table import MISSING, Table, count
 
 TTA: Final = {"none": "one view", "flip": "image and mirror image", "ten-crop": "ten crops"}
 SUBSETS: Final = {
@@ -66,43 +66,6 @@ def selection(run: Run, evaluation: Evaluation) -> str:
     if evaluation.checkpoint:
         return f"the checkpoint is {evaluation.checkpoint}"
     return "how the checkpoint was chosen is not recorded"
-
-
-def scores(evaluation: Evaluation) -> Cells:
-    """The cells of an evaluation's scores, in percent but for the number of samples."""
-    return {
-        "Accuracy": percent(evaluation.accuracy),
-        "95 % interval": percent_interval(evaluation.interval),
-        "Balanced": percent(evaluation.balanced_accuracy),
-        "Macro-F1": percent(evaluation.macro_f1),
-        "ECE": percent(evaluation.ece),
-        "Samples": count(evaluation.samples, evaluation.unit),
-    }
-
-
-def main_table(runs: Sequence[Run], *, protocol: bool = False) -> Table:
-    """One row per run: its main evaluation (``Run.main``), rates in percent.
-
-    Args:
-        runs: the runs, in order.
-        protocol: whether seed, checkpoint and the scorings of test follow in columns of their own.
-    """
-    records = []
-    for run in runs:
-        main = run.main
-        record: dict[str, str | None] = {
-            "Run": run.name,
-            "Model": run.model,
-            "Data": data_of(run, main) if main else run.data,
-            "Split": place(main) if main else "not evaluated",
-            **(scores(main) if main else {}),
-        }
-        if protocol:
-            record["Seed"] = Number(run.option("seed"))
-            record["Checkpoint"] = (main and main.checkpoint) or MISSING
-            record["Test scorings"] = Number(run.test_scorings)
-        records.append(record)
-    return Table.of("Main evaluation of each run, in percent", records)
 
 
 def key_table(caption: str, runs: Sequence[Run], values: Sequence[Mapping[str, Any]]) -> Table:

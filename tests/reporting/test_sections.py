@@ -13,9 +13,8 @@ from ferdist.reporting.load import load_run, load_runs
 from ferdist.reporting.report import table1_markdown
 from ferdist.reporting.sections.calibration import EDGES, calibrate, reliability_chart
 from ferdist.reporting.sections.classes import recall_chart, recall_table, worst_confusions
-from ferdist.reporting.sections.comparison import comparison
 from ferdist.reporting.sections.data import audit_table, parts_table
-from ferdist.reporting.sections.evaluations import evaluation_table
+from ferdist.reporting.sections.evaluations import comparison, evaluation_table
 from ferdist.reporting.sections.mistakes import most_confused
 from ferdist.reporting.sections.protocol import protocol
 from ferdist.reporting.sections.training import history_table
@@ -158,10 +157,10 @@ def test_calibration_agrees_with_the_calibration_error() -> None:
     probabilities[0] = np.eye(7, dtype=np.float32)[0] * np.float32(1.0000001)  # as a mean of views may be
     label = generator.integers(0, 7, size=2000)
     bins = calibrate(Predictions(np.arange(2000), label, probabilities, ""))
-    assert bins.samples.sum() == 2000
-    assert (bins.confidence > EDGES[bins.number]).all()
-    assert (bins.confidence <= EDGES[bins.number + 1]).all()
-    gap = np.abs(bins.confidence - bins.accuracy) * bins.samples / 2000
+    assert bins["samples"].sum() == 2000
+    assert (bins["confidence"] > EDGES[bins.index]).all()
+    assert (bins["confidence"] <= EDGES[bins.index + 1]).all()
+    gap = (bins["confidence"] - bins["accuracy"]).abs() * bins["samples"] / 2000
     assert gap.sum() == pytest.approx(expected_calibration_error(probabilities, label), abs=1e-6)
 
 

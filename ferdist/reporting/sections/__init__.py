@@ -15,9 +15,8 @@ from ferdist.reporting.page import Section
 from ferdist.reporting.sections.attention import attention
 from ferdist.reporting.sections.calibration import calibration
 from ferdist.reporting.sections.classes import classes
-from ferdist.reporting.sections.comparison import comparison
 from ferdist.reporting.sections.data import data
-from ferdist.reporting.sections.evaluations import evaluations
+from ferdist.reporting.sections.evaluations import comparison, evaluations
 from ferdist.reporting.sections.gallery import gallery
 from ferdist.reporting.sections.mistakes import mistakes
 from ferdist.reporting.sections.occlusion import occlusion

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.calibration import calibration_curve
 
-from ferdist.charts import MARKERS, MUTED, PERCENT, SERIES, Floats, label_of, panel
-from ferdist.data.record import Integers
+from ferdist.charts import MARKERS, MUTED, PERCENT, SERIES, label_of, panel
 from ferdist.evaluation.metrics import ECE_BINS
 from ferdist.evaluation.predictions import Predictions
 from ferdist.reporting.album import Album
@@ -22,30 +21,19 @@ from ferdist.table import Table, count, percent, percent_interval
 EDGES: Final = np.linspace(0.0, 1.0, ECE_BINS + 1)
 
 
-class Bins(NamedTuple):
-    """Samples by the probability of the predicted class: the F bins of the calibration error that hold any.
+def calibrate(predictions: Predictions) -> pd.DataFrame:
+    """Samples by the probability of the predicted class, in the bins of the calibration error.
 
     A bin holds its upper bound. Guo et al., On calibration of modern neural networks, ICML 2017, section 2.
 
-    Attributes:
-        number: int64 (F,), from 0 to ``ECE_BINS`` - 1.
-        samples: int64 (F,), how many.
-        confidence, accuracy: float64 (F,), mean probability of the predicted class, fraction that is right.
+    Returns:
+        A row for each bin that holds any, by its number from 0 to ``ECE_BINS`` - 1: how many ``samples``, the
+        mean ``confidence`` (probability of the predicted class), and the ``accuracy``.
     """
-
-    number: Integers
-    samples: Integers
-    confidence: Floats
-    accuracy: Floats
-
-
-def calibrate(predictions: Predictions) -> Bins:
-    """Group predictions by confidence."""
-    confidence = predictions.probabilities.max(axis=1).clip(max=1)  # a mean of float32 may be just above
-    right = predictions.probabilities.argmax(axis=1) == predictions.label
-    accuracy, mean = calibration_curve(right, confidence, pos_label=True, n_bins=ECE_BINS)
-    number, samples = np.unique(np.searchsorted(EDGES[1:-1], confidence), return_counts=True)
-    return Bins(number, samples, mean, accuracy)
+    confidence = predictions.probabilities.max(axis=1).astype(float)
+    samples = pd.DataFrame({"confidence": confidence, "accuracy": predictions.correct().astype(float)})
+    bins = samples.groupby(np.searchsorted(EDGES[1:-1], confidence))
+    return bins.mean().assign(samples=bins.size())
 
 
 def calibration(runs: Sequence[Run], album: Album) -> Section:
@@ -79,7 +67,7 @@ def calibration(runs: Sequence[Run], album: Album) -> Section:
                     "Accuracy %": percent(accuracy),
                 }
                 for name, bins in found.items()
-                for number, samples, confidence, accuracy in zip(*bins, strict=True)
+                for number, confidence, accuracy, samples in bins.itertuples()
             ),
         ),
     )
@@ -87,7 +75,7 @@ def calibration(runs: Sequence[Run], album: Album) -> Section:
     return Section("calibration", "Calibration", text=(text,), charts=(chart,), missing=missing)
 
 
-def reliability_chart(labels: Sequence[str], calibrations: Sequence[Bins]) -> Figure:
+def reliability_chart(labels: Sequence[str], calibrations: Sequence[pd.DataFrame]) -> Figure:
     """Accuracy against confidence of each run, with the share of samples in each bin below."""
     several = len(labels) > 1
     shown = [*map(label_of, labels)]
@@ -96,15 +84,15 @@ def reliability_chart(labels: Sequence[str], calibrations: Sequence[Bins]) -> Fi
         for number, (label, bins) in enumerate(zip(shown, calibrations, strict=True)):
             colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)] + "-"
             upper.plot(
-                bins.confidence,
-                bins.accuracy,
+                bins["confidence"],
+                bins["accuracy"],
                 marker,
                 color=colour,
                 linewidth=1.3,
                 label=label,
                 clip_on=False,
             )
-            share = np.bincount(bins.number, bins.samples, ECE_BINS) / bins.samples.sum()
+            share = bins["samples"].reindex(range(ECE_BINS), fill_value=0) / bins["samples"].sum()
             lower.stairs(share, EDGES, color=colour, fill=not several, alpha=0.9 if several else 0.6)
         upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         lower.set(ylim=(0, None), xlabel="confidence (probability of the predicted class)", ylabel="samples")
