@@ -55,13 +55,11 @@ def test_main_evaluation_has_the_checkpoint_that_the_run_selects(make_run: MakeR
         results["evaluations"].insert(0, results["evaluations"][0] | {"checkpoint": "best", "accuracy": 1.0})
 
     edit_results(folder, add_best)
-    main = load_run(folder).main
-    assert main is not None
-    assert main.checkpoint == "last"
-    edit_results(folder, lambda results: results["config"]["train"].update(select="best"))
-    main = load_run(folder).main
-    assert main is not None
-    assert main.checkpoint == "best"
+    for select, checkpoint in (("auto", "last"), ("best", "best")):
+        edit_results(folder, lambda results, select=select: results["config"]["train"].update(select=select))
+        main = load_run(folder).main
+        assert main is not None
+        assert main.checkpoint == checkpoint
 
 
 def test_predictions_are_found_by_the_name_in_the_entry(make_run: MakeRun) -> None:

@@ -25,13 +25,8 @@ from tests.test_charts import texts
 
 
 def test_table1_has_a_row_per_run_and_states_the_protocol(make_run: MakeRun) -> None:
-    runs = load_runs(
-        [
-            make_run("tested", test=True, samples=1200),
-            make_run("val", seed=4),
-            make_run("fold", fold=3, samples=98),
-        ]
-    )
+    folders = [make_run("tested", test=True, samples=1200), make_run("val", seed=4)]
+    runs = load_runs([*folders, make_run("fold", fold=3, samples=98)])
     text = table1_markdown(runs)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 3
@@ -39,19 +34,12 @@ def test_table1_has_a_row_per_run_and_states_the_protocol(make_run: MakeRun) -> 
     main = runs[0].main
     assert main is not None
     assert main.interval is not None
+    rates = [main.accuracy, main.balanced_accuracy, main.macro_f1, main.ece]
+    accuracy, *others = (f"{100 * rate:.1f}" for rate in rates if rate is not None)
+    interval = "–".join(f"{100 * bound:.1f}" for bound in main.interval)
     cells = [cell.strip() for cell in rows[2].split("|")]
-    assert cells[1:11] == [
-        "tested",
-        r"resnet18\_cbam",
-        "fer2013",
-        "test",
-        f"{100 * (main.accuracy or 0):.1f}",
-        f"{100 * main.interval[0]:.1f}–{100 * main.interval[1]:.1f}",
-        f"{100 * (main.balanced_accuracy or 0):.1f}",
-        f"{100 * (main.macro_f1 or 0):.1f}",
-        f"{100 * (main.ece or 0):.1f}",
-        "1,200 images",
-    ]
+    place = ["tested", r"resnet18\_cbam", "fer2013", "test"]
+    assert cells[1:11] == [*place, accuracy, interval, *others, "1,200 images"]
     assert "| val, fold 3 |" in rows[4]
     assert "tested: the checkpoint was chosen on val; one view per image; test has been scored once." in text
     assert "val: the checkpoint was chosen on this same split, so its scores are biased upward" in text
