@@ -90,12 +90,12 @@ def write_experiment(
         config = experiment.run_config(trial)
         run, model, entries = SavedRun(RunFolder(Path(config.run_dir)), config), config.model.name, []
         for split in ("val",) if trial.fold is not None else ("val", "test"):
-            index, key = beton.indices(split, Holdout(trial.fold)), run.key(beton, split, "none")
-            predictions_for(beton, index, shares[model][trial.seed], trial.seed).save(run.path(key))
+            index, path = beton.indices(split, Holdout(trial.fold)), run.path(beton, split, "none")
+            predictions_for(beton, index, shares[model][trial.seed], trial.seed).save(path)
         if masked:
             found = predictions_for(beton, index, masked[model][trial.seed], trial.seed)
             damage = Damage("mask", 1, "drawn", 0.325, "unseen kind", f"{trial.fold}" * 64)
-            entries = [record(replace(key, occlusion=damage), found)]
+            entries = [record(replace(run.key(beton, "val", "none"), occlusion=damage), found)]
             replace(
                 found,
                 probabilities=found.probabilities[None],
