@@ -27,8 +27,7 @@ from ferdist.io import sha256
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 """Pillow's names of the formats that are decoded, whatever a file's name says: each further decoder can be
-attacked too, and that of EPS starts Ghostscript.
-"""
+attacked too, and that of EPS starts Ghostscript."""
 
 MAX_MEMBER_BYTES: Final = 2**30
 """Largest unpacked member of a zip: above any image and fer2013.csv, below what fills a memory."""
@@ -235,14 +234,12 @@ def open_image(archive: Archive, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         image.load()
-    except UnidentifiedImageError as error:
-        reason = f"not one of {', '.join(IMAGE_FORMATS)}" if data else "empty file"
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        reason = str(error)
+        if isinstance(error, UnidentifiedImageError):
+            reason = f"not one of {', '.join(IMAGE_FORMATS)}" if data else "empty file"
         raise DataError(
             f"{archive.path}: {name}: not a readable image ({reason}); replace or remove it"
-        ) from error
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{archive.path}: {name}: not a readable image ({error}); replace or remove it"
         ) from error
     return image
 
@@ -256,36 +253,33 @@ def read_gray_images(archive: Archive, names: Sequence[str]) -> Images:
     Raises:
         DataError: if an image is not 8-bit gray or has another size than the first; names the file.
     """
-    images: Images = np.empty((0,), dtype=np.uint8)
-    width = height = 0
-    for row, name in enumerate(progress(names, f"reading {archive.path.name}")):
+    remedy = "replace it, or read colour or mixed sizes with `ferdist prepare folders`"
+    images: list[Images] = []
+    size = (0, 0)
+    for name in progress(names, f"reading {archive.path.name}"):
         image = open_image(archive, name)
-        remedy = "replace it, or read colour or mixed sizes with `ferdist prepare folders`"
         if image.mode != "L":
             raise DataError(f"{archive.path}: {name}: not an 8-bit gray image (mode {image.mode}); {remedy}")
-        if row == 0:
-            width, height = image.size
-            images = np.empty((len(names), 1, height, width), dtype=np.uint8)
-        if image.size != (width, height):
+        size = size if images else image.size
+        if image.size != size:
             raise DataError(
                 f"{archive.path}: {name}: {image.width}x{image.height} pixels, "
-                f"but {names[0]} has {width}x{height}; {remedy}"
+                f"but {names[0]} has {size[0]}x{size[1]}; {remedy}"
             )
-        images[row, 0] = np.asarray(image)
-    return images
+        images.append(np.asarray(image))
+    return np.stack(images)[:, np.newaxis]
 
 
 def _listed(path: Path, names: Iterable[str]) -> list[str]:
     """Sorted names without junk; all of them can stand in a message and in a csv."""
-    listed = sorted(name for name in names if not _is_junk(name))
-    for name in listed:
+    listed = []
+    for name in sorted(names):
+        if any(part.startswith(".") or part in _JUNK for part in name.split("/")):
+            continue
         if any(unicodedata.category(character) in _NOT_IN_A_LINE for character in name):
             raise DataError(f"{path}: {name!r} has control characters or broken text in its name; rename it")
+        listed.append(name)
     return listed
-
-
-def _is_junk(name: str) -> bool:
-    return any(part.startswith(".") or part in _JUNK for part in name.split("/"))
 
 
 def _refuse_folder(error: OSError) -> None:

@@ -48,17 +48,19 @@ class Audit:
 
 def audit(dataset: FaceDataset) -> Audit:
     """Look for exact copies, labels that disagree about them, leaks and near-constant images."""
-    group = _copy_groups(dataset.images)
+    first: dict[bytes, int] = {}
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in dataset.images]
+    group = np.array([first.setdefault(digest, row) for row, digest in enumerate(digests)], dtype=np.int64)
     copied = np.bincount(group, minlength=len(group))[group] > 1
     conflicting = _varies_within(group, dataset.labels)
-    constant = np.flatnonzero(_standard_deviations(dataset.images) < NEAR_CONSTANT_STD)
+    constant = [row for row, image in enumerate(dataset.images) if image.std() < NEAR_CONSTANT_STD]
     train, val, test = (dataset.split == code for code in range(len(SPLITS)))
     in_folds = dataset.fold >= 0
     summary = {
         "unique_images": len(np.unique(group)),
         "copies": _count(group, copied),
         "conflicting_labels": _count(group, conflicting),
-        "near_constant": {"samples": len(constant), "indices": constant.tolist()},
+        "near_constant": {"samples": len(constant), "indices": constant},
         "equalised": looks_equalised(dataset.images),
         "leaks": {
             "val_in_train": int(np.isin(group[val], group[train]).sum()),
@@ -83,14 +85,6 @@ def looks_equalised(images: Images) -> bool:
     return bool(spanning.mean() > share and np.median(apart) < most)
 
 
-def _copy_groups(images: Images) -> Integers:
-    first: dict[bytes, int] = {}
-    return np.array(
-        [first.setdefault(hashlib.sha256(image.tobytes()).digest(), row) for row, image in enumerate(images)],
-        dtype=np.int64,
-    )
-
-
 def _varies_within(group: Integers, values: Integers) -> npt.NDArray[np.bool_]:
     """(N,) whether the sample's group holds more than one value."""
     pairs = np.unique(np.column_stack([group, values]), axis=0)
@@ -100,8 +94,3 @@ def _varies_within(group: Integers, values: Integers) -> npt.NDArray[np.bool_]:
 
 def _count(group: Integers, chosen: npt.NDArray[np.bool_]) -> dict[str, int]:
     return {"groups": len(np.unique(group[chosen])), "samples": int(chosen.sum())}
-
-
-def _standard_deviations(images: Images) -> npt.NDArray[np.float64]:
-    """(N,) over all values of an image, per channel pooled; row by row, to save memory."""
-    return np.array([image.std() for image in images])

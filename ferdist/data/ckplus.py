@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -27,9 +27,6 @@ from ferdist.data.record import CKPLUS7_CLASSES, CKPLUS8_CLASSES, FaceDataset, I
 from ferdist.errors import DataError
 from ferdist.io import sha256
 
-if TYPE_CHECKING:
-    import h5py
-
 FOLDER_CLASSES: Final = {
     "anger": "angry",
     "contempt": "contempt",
@@ -41,9 +38,6 @@ FOLDER_CLASSES: Final = {
 }
 """Class folders of CK+48 and our names of them."""
 
-H5_CLASSES: Final = CKPLUS7_CLASSES
-"""Classes of CK_data.h5 by its label numbers: anger disgust fear happy sadness surprise contempt."""
-
 EMOTION_CODES: Final = ("neutral", "angry", "contempt", "disgust", "fear", "happy", "sad", "surprise")
 """Classes of the original Emotion files by their numbers."""
 
@@ -54,7 +48,6 @@ MAX_H5_BYTES: Final = 2**29
 """Most pixels that an h5 file may declare: over 200 times CK+'s, and below what fills a memory."""
 
 _FRAME: Final = re.compile(r"(S\d+)_(\d+)_(\d+)")
-_HDF5_SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 
 
 class _Frame(NamedTuple):
@@ -76,7 +69,8 @@ def read_ckplus(source: Path, classes: int = 7, *, subjects_from: Path | None = 
 
     Args:
         source: CK+48 holds ``<class>/<subject>_<sequence>_<frame>.png``; the original tree holds
-            ``cohn-kanade-images``, ``Emotion`` and ``Landmarks``; each at any depth.
+            ``cohn-kanade-images``, ``Emotion`` and ``Landmarks``; each at any depth. The label numbers of
+            ``CK_data.h5`` are those of CKPLUS7_CLASSES.
         classes: 7 or 8.
         subjects_from: a CK+48 folder or zip, for an h5 source only, which names no subjects: each h5 image
             is looked up in it, as it is and transposed. Without it subject and sequence are -1.
@@ -89,7 +83,7 @@ def read_ckplus(source: Path, classes: int = 7, *, subjects_from: Path | None = 
     """
     if classes not in (7, 8):
         raise DataError(f"{source}: CK+ has 7 classes, or 8 with neutral, not {classes}")
-    if _is_h5(source):
+    if source.is_file() and h5py.is_hdf5(source):
         _refuse_neutral(source, classes, "CK_data.h5")
         return _read_h5(source, subjects_from)
     if subjects_from is not None:
@@ -147,9 +141,11 @@ def _read_ck48(archive: Archive) -> FaceDataset:
 def _ck48_frames(archive: Archive) -> list[_Frame]:
     frames: list[_Frame] = []
     seen: dict[str, str] = {}
+    first: dict[str, _Frame] = {}  # of each sequence, which shows one expression
     for name in filter(is_image, archive.names()):
         *_, folder, file = ("", *name.split("/"))
-        match = _FRAME.fullmatch(Path(file).stem)
+        stem = Path(file).stem
+        match = _FRAME.fullmatch(stem)
         if folder not in FOLDER_CLASSES or match is None:
             raise DataError(
                 f"{archive.path}: {name}: not a CK+48 image <class>/<subject>_<sequence>_<frame>.png "
@@ -157,41 +153,26 @@ def _ck48_frames(archive: Archive) -> list[_Frame]:
             )
         refuse_second(seen, file, name, archive.path)
         label = CKPLUS7_CLASSES.index(FOLDER_CLASSES[folder])
-        frames.append(_Frame(name, label, match[1], f"{match[1]}_{match[2]}", Path(file).stem))
+        frame = _Frame(name, label, match[1], f"{match[1]}_{match[2]}", stem)
+        other = first.setdefault(frame.sequence, frame)
+        if other.label != label:
+            raise DataError(
+                f"{archive.path}: sequence {frame.sequence} is in two classes ({other.name} and {name}); "
+                "move its images to one class folder"
+            )
+        frames.append(frame)
     if not frames:
         raise DataError(
             f"{archive.path}: no CK+48 images <class>/<subject>_<sequence>_<frame>.png in it; "
             "give the folder that holds the class folders, or a zip of it"
         )
-    _refuse_mixed_sequences(archive.path, frames)
     return frames
-
-
-def _refuse_mixed_sequences(path: Path, frames: Sequence[_Frame]) -> None:
-    """A sequence shows one expression; its subject is a part of its name."""
-    first: dict[str, _Frame] = {}
-    for frame in frames:
-        other = first.setdefault(frame.sequence, frame)
-        if other.label != frame.label:
-            raise DataError(
-                f"{path}: sequence {frame.sequence} is in two classes ({other.name} and {frame.name}); "
-                "move its images to one class folder"
-            )
 
 
 # CK_data.h5
 
 
-def _is_h5(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE
-
-
 def _read_h5(path: Path, subjects_from: Path | None) -> FaceDataset:
-    import h5py
-
     try:
         with h5py.File(path) as file:
             images, labels = _h5_arrays(path, file)
@@ -226,12 +207,10 @@ def _h5_arrays(path: Path, file: h5py.File) -> tuple[Images, Integers]:
         )
     images: Images = pixels[()]
     labels: npt.NDArray[Any] = numbers[()]
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(H5_CLASSES)) | (labels != labels.astype(np.int64)))
+    wrong = np.flatnonzero(~np.isin(labels, np.arange(len(CKPLUS7_CLASSES))))
     if len(wrong):
-        raise DataError(
-            f"{path}: data_label of row {wrong[0]} is {labels[wrong[0]]}, not 0 to {len(H5_CLASSES) - 1}; "
-            "download it again"
-        )
+        fault = f"data_label of row {wrong[0]} is {labels[wrong[0]]}, not 0 to {len(CKPLUS7_CLASSES) - 1}"
+        raise DataError(f"{path}: {fault}; download it again")
     return images, labels.astype(np.int64)
 
 
@@ -240,8 +219,6 @@ def _plain_array(path: Path, file: h5py.File, key: str) -> h5py.Dataset:
 
     A link or a virtual data set reads other files, or itself without end, which crashes the HDF5 library.
     """
-    import h5py
-
     link = file.get(key, getlink=True)
     if link is None:
         raise DataError(f"{path}: no array {key} in it; give CK_data.h5 with data_pixel and data_label")
@@ -275,7 +252,7 @@ def _match_h5(path: Path, images: Images, labels: Integers, archive: Archive) ->
         frame = known[index]
         if frame.label != labels[row]:
             raise DataError(
-                f"{path}: row {row} is {H5_CLASSES[labels[row]]}, but the same image is {frame.name} "
+                f"{path}: row {row} is {CKPLUS7_CLASSES[labels[row]]}, but the same image is {frame.name} "
                 f"in {archive.path}; give the CK+48 copy that belongs to this file"
             )
         frames.append(frame._replace(name=f"row {row}"))
@@ -285,78 +262,71 @@ def _match_h5(path: Path, images: Images, labels: Integers, archive: Archive) ->
 # The original tree
 
 
-@dataclass
-class _Sequence:
-    frames: dict[str, str] = field(default_factory=dict)  # image name by its stem
-    emotion: str = ""  # its emotion file, if there is one
-    landmarks: dict[str, str] = field(default_factory=dict)  # landmark file by the frame's stem
-
-
 def _read_original(archive: Archive, classes: int) -> FaceDataset:
     names = CKPLUS7_CLASSES if classes == 7 else CKPLUS8_CLASSES
+    images, emotions, landmarks = _original_files(archive)
     frames: list[_Frame] = []
-    landmarks: list[str] = []
-    for key, sequence in _original_sequences(archive).items():
-        if not sequence.emotion:
-            continue
-        for stem, label in _labelled_frames(archive, key, sequence, classes):
-            name = sequence.frames[stem]
-            frames.append(_Frame(name, names.index(label), key.partition("_")[0], key, stem))
-            landmarks.append(sequence.landmarks.get(stem, ""))
+    for sequence, file in sorted(emotions.items()):
+        emotion = _read_emotion(archive, file)
+        stems = sorted(images[sequence], key=lambda stem: int(stem.rpartition("_")[2]))
+        needed = PEAK_FRAMES + (classes == 8)
+        if len(stems) < needed:
+            raise DataError(
+                f"{archive.path}: sequence {sequence} has {len(stems)} images, fewer than the {needed} to "
+                "take; get the images again"
+            )
+        taken = dict.fromkeys(stems[-PEAK_FRAMES:], emotion)
+        if classes == 8:
+            taken[stems[0]] = "neutral"
+        subject = sequence.partition("_")[0]
+        frames += [
+            _Frame(images[sequence][stem], names.index(label), subject, sequence, stem)
+            for stem, label in taken.items()
+        ]
     if not frames:
         raise DataError(
             f"{archive.path}: no sequence with an emotion file (S005_001_00000011_emotion.txt); "
             "put the Emotion folder beside cohn-kanade-images"
         )
-    if any(landmarks) and not all(landmarks):
-        name = frames[landmarks.index("")].name
+    missing = [frame.name for frame in frames if frame.stem not in landmarks]
+    if 0 < len(missing) < len(frames):
         raise DataError(
-            f"{archive.path}: {landmarks.count('')} of {len(frames)} frames have no landmark file, such as "
-            f"{name}; get the Landmarks folder again, or remove it to have all faces found by a detector"
+            f"{archive.path}: {len(missing)} of {len(frames)} frames have no landmark file, such as "
+            f"{missing[0]}; get the Landmarks folder again, or remove it to have all faces found by a "
+            "detector"
         )
-    rows = progress(list(zip(frames, landmarks, strict=True)), f"reading {archive.path.name}")
-    images = np.stack([_read_face(archive, frame.name, points) for frame, points in rows])
-    return _dataset(images[:, np.newaxis], frames, names, sources_of(archive))
+    faces = [
+        _read_face(archive, frame.name, landmarks.get(frame.stem, ""))
+        for frame in progress(frames, f"reading {archive.path.name}")
+    ]
+    return _dataset(np.stack(faces)[:, np.newaxis], frames, names, sources_of(archive))
 
 
-def _original_sequences(archive: Archive) -> dict[str, _Sequence]:
-    """Sequences by name (``S005_001``) in sorted order."""
-    sequences: dict[str, _Sequence] = defaultdict(_Sequence)
+def _original_files(archive: Archive) -> tuple[dict[str, dict[str, str]], dict[str, str], dict[str, str]]:
+    """Images by sequence (``S005_001``) and stem; emotion files by sequence; landmark files by stem."""
+    images: dict[str, dict[str, str]] = defaultdict(dict)
+    emotions: dict[str, str] = {}
+    landmarks: dict[str, str] = {}
     for name in archive.names():
-        parts = name.split("/")
         stem = Path(name).stem
         match = _FRAME.match(stem)
         if match is None:
             continue
-        key = f"{match[1]}_{match[2]}"
-        if "cohn-kanade-images" in parts and is_image(name):
+        sequence = f"{match[1]}_{match[2]}"
+        if "cohn-kanade-images" in name.split("/") and is_image(name):
             if not _FRAME.fullmatch(stem):
                 raise DataError(f"{archive.path}: {name}: not named <subject>_<sequence>_<frame>; remove it")
-            refuse_second(sequences[key].frames, stem, name, archive.path)
+            refuse_second(images[sequence], stem, name, archive.path)
         elif stem.endswith("_emotion"):
-            if sequences[key].emotion:
+            if sequence in emotions:
                 raise DataError(
-                    f"{archive.path}: two emotion files for sequence {key} "
-                    f"({sequences[key].emotion} and {name}); remove one"
+                    f"{archive.path}: two emotion files for sequence {sequence} "
+                    f"({emotions[sequence]} and {name}); remove one"
                 )
-            sequences[key].emotion = name
+            emotions[sequence] = name
         elif stem.endswith("_landmarks"):
-            sequences[key].landmarks[stem.removesuffix("_landmarks")] = name
-    return dict(sorted(sequences.items()))
-
-
-def _labelled_frames(archive: Archive, key: str, sequence: _Sequence, classes: int) -> list[tuple[str, str]]:
-    """Stems of the frames to take, with their classes, in time order."""
-    emotion = _read_emotion(archive, sequence.emotion)
-    stems = sorted(sequence.frames, key=lambda stem: int(stem.rpartition("_")[2]))
-    needed = PEAK_FRAMES + (classes == 8)
-    if len(stems) < needed:
-        raise DataError(
-            f"{archive.path}: sequence {key} has {len(stems)} images, fewer than the {needed} to take; "
-            "get the images again"
-        )
-    neutral = [(stems[0], "neutral")] if classes == 8 else []
-    return neutral + [(stem, emotion) for stem in stems[-PEAK_FRAMES:]]
+            landmarks[stem.removesuffix("_landmarks")] = name
+    return images, emotions, landmarks
 
 
 def _read_emotion(archive: Archive, name: str) -> str:

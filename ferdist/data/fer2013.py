@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import re
-import warnings
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +26,7 @@ CKEXTENDED_ROWS: Final = 920
 _FOLDER_OF_USAGE: Final = {"Training": "train", "PublicTest": "test", "PrivateTest": "test"}
 _IMAGE_NAME: Final = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.(?:jpg|png)")
 _LONGEST_HEADER: Final = 4096
+_DIGITS: Final = re.compile(r"[0-9\s]+")
 _NO_SUBJECTS: Final = (
     "ckextended.csv does not say who is in an image, so it cannot give subject-independent folds, and "
     "its own split may share subjects; give CK+48 or the original tree to `ferdist prepare ckplus`, "
@@ -70,9 +69,6 @@ def read_ckextended(source: Path) -> FaceDataset:
     Its Training is ``train``, PublicTest ``val`` and PrivateTest ``test``. They may share people: the file
     names neither subjects nor sequences.
 
-    Args:
-        source: the csv.
-
     Returns:
         Gray images (N, 1, S, S) in CKPLUS8_CLASSES, without subjects, so ``assign_folds`` refuses them.
 
@@ -92,22 +88,13 @@ def _starts_like_zip(path: Path) -> bool:
 # The csv files
 
 
-class _Columns(NamedTuple):
-    emotion: int
-    pixels: int
-    usage: int
-    total: int
-
-
 def _read_csv(path: Path, name: str, classes: tuple[str, ...]) -> FaceDataset:
     pixels = bytearray()
     labels: list[int] = []
     splits: list[int] = []
     source_id: list[str] = []
     side = 0
-    with path.open("rb") as file, warnings.catch_warnings():
-        # numpy before 2.4 only warns where np.fromstring stops at what is not a number
-        warnings.simplefilter("error", DeprecationWarning)
+    with path.open("rb") as file:
         columns = _read_header(path, file)
         for number, line in enumerate(file, start=2):
             if not line.strip():
@@ -137,8 +124,8 @@ def _read_csv(path: Path, name: str, classes: tuple[str, ...]) -> FaceDataset:
     )
 
 
-def _read_header(path: Path, file: BinaryIO) -> _Columns:
-    """Find the columns by name, in any order; icml_face_data.csv puts blanks before the names."""
+def _read_header(path: Path, file: BinaryIO) -> list[str]:
+    """Names of the columns, in any order; icml_face_data.csv puts blanks before them."""
     line = file.readline(_LONGEST_HEADER)
     if not line:
         raise DataError(f"{path}: empty file; download it again")
@@ -153,23 +140,24 @@ def _read_header(path: Path, file: BinaryIO) -> _Columns:
             f"{path}: line 1: column {' and '.join(missing)} missing (the line starts with {has!r}); "
             "the header must be emotion,pixels,Usage"
         )
-    return _Columns(names.index("emotion"), names.index("pixels"), names.index("Usage"), len(names))
+    return names
 
 
 def _parse_row(
-    line: bytes, columns: _Columns, classes: int, place: str
+    line: bytes, columns: list[str], classes: int, place: str
 ) -> tuple[int, int, npt.NDArray[np.uint8]]:
     """Label, split and pixels of a row; there may be quotes or blanks around its fields."""
     try:
         fields = [field.strip().strip('"').strip() for field in line.decode().split(",")]
     except UnicodeDecodeError as error:
         raise DataError(f"{place}: not text; the file is damaged, get the original file again") from error
-    if len(fields) != columns.total:
+    if len(fields) != len(columns):
         raise DataError(
-            f"{place}: {len(fields)} fields instead of {columns.total}; "
+            f"{place}: {len(fields)} fields instead of {len(columns)}; "
             "the row is damaged or cut off, get the original file again"
         )
-    emotion, usage = fields[columns.emotion], fields[columns.usage]
+    row = dict(zip(columns, fields, strict=True))
+    emotion, usage = row["emotion"], row["Usage"]
     if emotion not in map(str, range(classes)):
         if emotion == str(CKPLUS8_CLASSES.index("contempt")):
             raise DataError(f"{place}: emotion {emotion}, which FER2013 does not have: {_NO_SUBJECTS}")
@@ -179,46 +167,54 @@ def _parse_row(
         raise DataError(
             f"{place}: Usage {usage!r} is not one of {', '.join(USAGE_SPLIT)}; correct or remove the row"
         )
-    return int(emotion), USAGE_SPLIT[usage], _parse_pixels(fields[columns.pixels], place)
+    return int(emotion), USAGE_SPLIT[usage], _parse_pixels(row["pixels"], place)
 
 
 def _parse_pixels(text: str, place: str) -> npt.NDArray[np.uint8]:
-    try:
+    if _DIGITS.fullmatch(text):
         values = np.fromstring(text, dtype=np.int64, sep=" ")
-        if values.size > 1 and 0 <= values.min() <= values.max() <= 255:  # a blank field reads as one zero
+        if values.max() <= 255:
             return values.astype(np.uint8)
-    except (ValueError, DeprecationWarning):
-        pass
-    texts = text.split()
-    for position, value in enumerate(texts, start=1):
-        if not (value.isascii() and value.isdigit() and len(value) <= 3 and int(value) <= 255):
+    for position, value in enumerate(text.split(), start=1):
+        if not _DIGITS.fullmatch(value) or len(value) > 3 or int(value) > 255:
             raise DataError(
                 f"{place}: pixel {position} is {value[:20]!r}, not an integer from 0 to 255; "
                 "correct or remove the row"
             )
-    if not texts:
-        raise DataError(f"{place}: no pixels; correct or remove the row")
-    return np.array([int(value) for value in texts], dtype=np.uint8)
+    raise DataError(f"{place}: no pixels; correct or remove the row")
 
 
 # The image folders
 
 
-class _Member(NamedTuple):
-    name: str
-    label: int
-    usage: str
-
-
 def _read_folders(archive: Archive, allow_extra: bool) -> FaceDataset:
-    members, extra = _sort_out(archive.names())
-    if not members:
+    names: list[str] = []
+    labels: list[int] = []
+    splits: list[int] = []
+    extra: list[str] = []  # images and other files in class folders that are not FER2013's own
+    seen: dict[tuple[str, ...], str] = {}
+    for name in archive.names():
+        split_folder, class_folder, file = ["", "", *name.split("/")][-3:]
+        match = _IMAGE_NAME.fullmatch(file)
+        if class_folder in FER2013_CLASSES and split_folder in _FOLDER_OF_USAGE.values() and match:
+            expected = _FOLDER_OF_USAGE[match[1]]
+            if split_folder != expected:
+                raise DataError(
+                    f"{archive.path}: {name} lies in {split_folder}, but {match[1]} images belong in "
+                    f"{expected}; get an original copy"
+                )
+            refuse_second(seen, (split_folder, class_folder, file), name, archive.path)
+            names.append(name)
+            labels.append(FER2013_CLASSES.index(class_folder))
+            splits.append(USAGE_SPLIT[match[1]])
+        elif class_folder in FER2013_CLASSES or is_image(name):
+            extra.append(name)
+    if not names:
         raise DataError(
             f"{archive.path}: no train/<class>/Training_<id>.jpg or test/<class>/PublicTest_<id>.jpg in it, "
             f"<class> one of {', '.join(FER2013_CLASSES)}; give the folder that holds train and test, "
             "or the path of fer2013.csv itself"
         )
-    _refuse_misplaced(archive.path, members)
     if extra:
         places = Counter(name.rpartition("/")[0] for name in extra).most_common(3)
         where = ", ".join(f"{count} in {folder or 'the top folder'}" for folder, count in places)
@@ -226,43 +222,7 @@ def _read_folders(archive: Archive, allow_extra: bool) -> FaceDataset:
         if not allow_extra:
             raise DataError(f"{found}; get an original copy, or leave them out with --allow-extra")
         log.warning("%s are left out", found)
-    names = [member.name for member in members]
+    images = read_gray_images(archive, names)
     return FaceDataset.of(
-        "fer2013",
-        read_gray_images(archive, names),
-        [member.label for member in members],
-        FER2013_CLASSES,
-        names,
-        split=[USAGE_SPLIT[member.usage] for member in members],
-        sources=sources_of(archive),
+        "fer2013", images, labels, FER2013_CLASSES, names, split=splits, sources=sources_of(archive)
     )
-
-
-def _sort_out(names: Sequence[str]) -> tuple[list[_Member], list[str]]:
-    """Tell FER2013's own files from others that are images or lie in a class folder."""
-    members: list[_Member] = []
-    extra: list[str] = []
-    for name in names:
-        parts = name.split("/")
-        in_class = len(parts) >= 2 and parts[-2] in FER2013_CLASSES
-        in_split = len(parts) >= 3 and parts[-3] in _FOLDER_OF_USAGE.values()
-        match = _IMAGE_NAME.fullmatch(parts[-1])
-        if in_class and in_split and match:
-            members.append(_Member(name, FER2013_CLASSES.index(parts[-2]), match[1]))
-        elif in_class or is_image(name):
-            extra.append(name)
-    return members, extra
-
-
-def _refuse_misplaced(path: Path, members: Sequence[_Member]) -> None:
-    """An image in the other split's folder, or twice, shows a copy that was changed or unpacked twice."""
-    seen: dict[tuple[str, ...], str] = {}
-    for member in members:
-        parts = member.name.split("/")
-        expected = _FOLDER_OF_USAGE[member.usage]
-        if parts[-3] != expected:
-            raise DataError(
-                f"{path}: {member.name} lies in {parts[-3]}, but {member.usage} images belong in {expected}; "
-                "get an original copy"
-            )
-        refuse_second(seen, tuple(parts[-3:]), member.name, path)

@@ -51,22 +51,14 @@ class FerPlusLabels(NamedTuple):
     distribution: npt.NDArray[np.float32]
 
 
-class ListedImage(NamedTuple):
-    """A line of a published list: the label, an index into ``FERPLUS_CLASSES``, and FER+'s image name."""
-
-    label: int
-    image_name: str
-
-
 # The votes
 
 
 def read_ferplus(path: Path, dataset: FaceDataset) -> pd.DataFrame:
     """Read ``fer2013new.csv`` and join it, row by row, with the ``fer2013.csv`` that it was made for.
 
-    Row position is the only key, since the number in an image's name is not its row. The number of rows is
-    not compared with the published 35,887: equal numbers, each row's Usage and the agreement of the labels
-    show a wrong pair of any size.
+    Row position is the only key, since the number in an image's name is not its row. Equal numbers of rows,
+    each row's Usage and the agreement of the labels show a wrong pair of any size.
 
     Args:
         path: of ``fer2013new.csv``.
@@ -226,19 +218,16 @@ def _distribution(classes: Integers, others: Integers, total: Integers) -> npt.N
 # The published lists
 
 
-def read_name_list(path: Path) -> tuple[ListedImage, ...]:
+def read_name_list(path: Path) -> dict[str, int]:
     """Read a list of FER+ test images: ``occlusion_ferplus_list.txt`` or ``pose_30_ferplus_list.txt``.
 
     They name really occluded and strongly turned faces (Wang et al. 2020, Region Attention Networks for Pose
     and Occlusion Robust Facial Expression Recognition, IEEE TIP). A line of the first is
     ``0_fer0033508.png 8 3``, of the second ``0/fer0032226.jpg``.
 
-    Args:
-        path: of the list; lines may end in CRLF and a name in ``.jpg`` or ``.png``.
-
     Returns:
-        The label as it is listed, which is not always the majority of the votes, and the image name as in
-        ``fer2013new.csv``, which ends in ``.png``; in the order of the lines.
+        The label as it is listed, an index into ``FERPLUS_CLASSES`` that is not always the majority of the
+        votes, by the image name as in ``fer2013new.csv``, which ends in ``.png``; in the order of the lines.
 
     Raises:
         DataError: if the file cannot be read, a line has another form or an image is named twice.
@@ -249,7 +238,7 @@ def read_name_list(path: Path) -> tuple[ListedImage, ...]:
         raise DataError(f"{path}: cannot read it: {error.strerror}; give the published list") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file; give the published list") from error
-    listed: dict[str, ListedImage] = {}
+    listed: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -262,7 +251,7 @@ def read_name_list(path: Path) -> tuple[ListedImage, ...]:
         name = f"{match[2]}.png"
         if name in listed:
             raise DataError(f"{path}: line {number}: {name} appears twice; give the published list")
-        listed[name] = ListedImage(int(match[1]), name)
+        listed[name] = int(match[1])
     if not listed:
         raise DataError(f"{path}: no image in it; give the published list")
-    return tuple(listed.values())
+    return listed

@@ -41,12 +41,12 @@ def listed_samples(beton: Beton, path: Path, labels: Labels) -> tuple[Integers, 
     test = beton.samples[beton.split == SPLITS.index("test")]
     number = dict(zip(test["image_name"], test["index"], strict=True))
     label = no_values(len(beton.label))
-    for listed in read_name_list(path):
-        if listed.image_name not in number:
+    for name, listed in read_name_list(path).items():
+        if name not in number:
             raise DataError(
-                f"{path}: {listed.image_name} is not a test image of {beton.path}: give the published list "
+                f"{path}: {name} is not a test image of {beton.path}: give the published list "
                 "and the original fer2013.csv and fer2013new.csv"
             )
-        sample = number[listed.image_name]
-        label[sample] = listed.label if labels.classes == FERPLUS_CLASSES else labels.label[sample]
+        sample = number[name]
+        label[sample] = listed if labels.classes == FERPLUS_CLASSES else labels.label[sample]
     return np.flatnonzero(label >= 0).astype(np.int64), replace(labels, label=label)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,26 +8,22 @@ from PIL import Image
 
 from ferdist.data.folders import read_folders, to_rgb
 from ferdist.errors import DataError
+from tests.data.files import encoded, noise, pack, write_files
+
+GRAY = encoded(Image.new("L", (10, 10), 100))
 
 
-def save(path: Path, image: Image.Image | None = None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (image or Image.new("L", (10, 10), 100)).save(path)
-
-
-def pack(folder: Path, prefix: str = "") -> Path:
-    path = folder.with_suffix(".zip")
-    with zipfile.ZipFile(path, "w") as target:
-        for file in sorted(folder.rglob("*")):
-            target.write(file, prefix + file.relative_to(folder).as_posix())
-    return path
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with two classes, a and b, of a file x.png each."""
+    return write_files(tmp_path / "data", {"a/x.png": GRAY, "b/x.png": GRAY})
 
 
 def test_class_folders(tmp_path: Path) -> None:
-    for name in ("10/p1_a.png", "2/p2_b.jpg", "2/deep/p1_c.png"):
-        save(tmp_path / "data" / name)
-    (tmp_path / "data" / "readme.txt").write_text("no image")
-    dataset = read_folders(tmp_path / "data", "mine", size=8, subject_regex=r"/(p\d)_")
+    jpeg = encoded(Image.new("L", (10, 10), 100), "jpeg")
+    files = {"10/p1_a.png": GRAY, "2/p2_b.jpg": jpeg, "2/deep/p1_c.png": GRAY, "readme.txt": b"no image"}
+    source = write_files(tmp_path / "data", files)
+    dataset = read_folders(source, "mine", size=8, subject_regex=r"/(p\d)_")
     assert dataset.name == "mine"
     assert dataset.classes == ("10", "2")
     assert dataset.labels.tolist() == [0, 1, 1]
@@ -41,49 +36,41 @@ def test_class_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize("val", ["val", "valid", "Validation"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_split_folders(tmp_path: Path, val: str, packed: bool) -> None:
-    for split in ("train", val, "test"):
-        for class_name in ("a", "b"):
-            save(tmp_path / "data" / split / class_name / "x.png")
-    source = pack(tmp_path / "data", prefix="outer/inner/") if packed else tmp_path / "data"
+    files = {f"{split}/{name}/x.png": GRAY for split in ("train", val, "test") for name in ("a", "b")}
+    source = write_files(tmp_path / "data", files)
+    if packed:
+        source = pack(source, tmp_path / "data.zip", prefix="outer/inner/")
     dataset = read_folders(source, "mine")
-    codes = {
-        name.split("/")[-3]: int(code) for name, code in zip(dataset.source_id, dataset.split, strict=True)
-    }
-    assert codes == {"train": 0, val: 1, "test": 2}
+    splits = [name.split("/")[-3] for name in dataset.source_id]
+    assert dict(zip(splits, dataset.split.tolist(), strict=True)) == {"train": 0, val: 1, "test": 2}
     assert dataset.classes == ("a", "b")
     assert dataset.images.shape == (6, 1, 48, 48)
 
 
-def test_one_colour_image_makes_the_data_set_colour(tmp_path: Path) -> None:
-    save(tmp_path / "data/a/gray.png", Image.new("L", (8, 8), 7))
-    save(tmp_path / "data/b/rgb.png", Image.new("RGB", (8, 8), (7, 7, 7)))
-    assert read_folders(tmp_path / "data", "mine").images.shape[1] == 1
-    save(tmp_path / "data/b/rgb.png", Image.new("RGB", (8, 8), (1, 2, 3)))
-    dataset = read_folders(tmp_path / "data", "mine", size=8)
-    assert dataset.images[:, :, 0, 0].tolist() == [[7, 7, 7], [1, 2, 3]]
+def test_one_colour_image_makes_the_data_set_colour(data: Path) -> None:
+    write_files(data, {"b/x.png": encoded(Image.new("RGB", (8, 8), (7, 7, 7)))})
+    assert read_folders(data, "mine").images.shape[1] == 1
+    write_files(data, {"b/x.png": encoded(Image.new("RGB", (8, 8), (1, 2, 3)))})
+    dataset = read_folders(data, "mine", size=8)
+    assert dataset.images[:, :, 0, 0].tolist() == [[100, 100, 100], [1, 2, 3]]
 
 
-def test_images_of_the_wanted_size_stay_as_they_are_and_others_are_averaged(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
-    save(tmp_path / "data/a/x.png", Image.fromarray(noise))
+def test_images_of_the_wanted_size_stay_as_they_are_and_others_are_averaged(data: Path) -> None:
     board = np.indices((64, 96)).sum(axis=0) % 2 * 255
-    save(tmp_path / "data/b/x.png", Image.fromarray(board.astype(np.uint8)))
-    dataset = read_folders(tmp_path / "data", "mine", size=8)
-    assert (dataset.images[0, 0] == noise).all()
+    write_files(data, {"a/x.png": encoded(noise(8, 8)), "b/x.png": encoded(board.astype(np.uint8))})
+    dataset = read_folders(data, "mine", size=8)
+    assert (dataset.images[0, 0] == noise(8, 8)).all()
     assert np.abs(dataset.images[1].astype(int) - 127).max() <= 4
 
 
-def test_exif_orientation(tmp_path: Path) -> None:
+def test_exif_orientation(data: Path) -> None:
     pixels = np.zeros((8, 8), dtype=np.uint8)
     pixels[:4] = 200
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    (tmp_path / "data/a").mkdir(parents=True)
-    Image.fromarray(pixels).save(tmp_path / "data/a/x.png", exif=exif)
-    save(tmp_path / "data/b/x.png")
-    image = read_folders(tmp_path / "data", "mine", size=8).images[0, 0]
-    assert image[0, 0] == 0
-    assert image[-1, 0] == 200
+    write_files(data, {"a/x.png": encoded(pixels, exif=exif)})
+    image = read_folders(data, "mine", size=8).images[0, 0]
+    assert image[:, 0].tolist() == [0] * 4 + [200] * 4
 
 
 def test_modes() -> None:
@@ -96,11 +83,8 @@ def test_modes() -> None:
     assert pixel(Image.new("RGBA", (2, 2), (200, 200, 200, 0))) == (0, 0, 0)
     assert pixel(Image.new("LA", (2, 2), (200, 255))) == (200, 200, 200)
     assert pixel(Image.new("1", (2, 2), 1)) == (255, 255, 255)
-    assert pixel(Image.new("RGB", (2, 2), (3, 4, 5)).convert("P", palette=Image.Palette.ADAPTIVE)) == (
-        3,
-        4,
-        5,
-    )
+    palette = Image.new("RGB", (2, 2), (3, 4, 5)).convert("P", palette=Image.Palette.ADAPTIVE)
+    assert pixel(palette) == (3, 4, 5)
     with pytest.raises(DataError, match="x: its values are floats"):
         to_rgb(Image.new("F", (2, 2)), "x")
     with pytest.raises(DataError, match="x: its values are not from 0 to 65535"):
@@ -121,38 +105,35 @@ def test_modes() -> None:
     ],
 )
 def test_layouts_that_are_refused(tmp_path: Path, files: list[str], message: str) -> None:
-    (tmp_path / "data").mkdir()
+    source = tmp_path / "data"
+    source.mkdir()
     for name in files:
         if name.endswith("/"):
-            (tmp_path / "data" / name).mkdir(parents=True)
+            (source / name).mkdir(parents=True)
         else:
-            save(tmp_path / "data" / name)
+            write_files(source, {name: GRAY})
     with pytest.raises(DataError, match=message):
-        read_folders(tmp_path / "data", "mine")
+        read_folders(source, "mine")
 
 
 @pytest.mark.parametrize(
     ("regex", "message"),
     [
-        (r"(q\d)_", r"a/p1_x\.png: subject regex .* finds no subject"),
+        (r"(q\d)_", r"a/x\.png: subject regex .* finds no subject"),
         (r"p\d_", r"no group in it"),
-        (r"(p\d", r"subject regex .*correct it"),
+        (r"(x\d", r"subject regex .*correct it"),
     ],
 )
-def test_bad_subject_regex(tmp_path: Path, regex: str, message: str) -> None:
-    for class_name in ("a", "b"):
-        save(tmp_path / "data" / class_name / "p1_x.png")
+def test_bad_subject_regex(data: Path, regex: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_folders(tmp_path / "data", "mine", subject_regex=regex)
+        read_folders(data, "mine", subject_regex=regex)
 
 
-def test_bad_name_size_and_image(tmp_path: Path) -> None:
-    for class_name in ("a", "b"):
-        save(tmp_path / "data" / class_name / "x.png")
+def test_bad_name_size_and_image(data: Path) -> None:
     with pytest.raises(DataError, match=r"name '\.\./x'"):
-        read_folders(tmp_path / "data", "../x")
+        read_folders(data, "../x")
     with pytest.raises(DataError, match="size 0"):
-        read_folders(tmp_path / "data", "mine", size=0)
-    (tmp_path / "data/b/x.png").write_bytes(b"junk")
+        read_folders(data, "mine", size=0)
+    write_files(data, {"b/x.png": b"junk"})
     with pytest.raises(DataError, match=r"b/x\.png: not a readable image"):
-        read_folders(tmp_path / "data", "mine")
+        read_folders(data, "mine")

@@ -56,16 +56,14 @@ def labels_of(beton: Beton, kind: str) -> Labels:
     Raises:
         DataError: if the beton has no FER+ votes.
     """
-    if kind == "own":
-        classes = tuple(beton.manifest.classes)
-        return Labels(classes, beton.label, np.eye(len(classes), dtype=np.float32)[beton.label])
-    try:
-        votes = ferplus_labels(beton.samples)
-    except DataError as error:
-        raise DataError(f"{beton.path}: {error}") from None
-    if kind == "ferplus-soft":
-        return Labels(FERPLUS_CLASSES, votes.majority, votes.distribution)
-    targets = np.zeros((len(votes.majority), len(FERPLUS_CLASSES)), dtype=np.float32)
-    known = np.flatnonzero(votes.majority >= 0)
-    targets[known, votes.majority[known]] = 1.0
-    return Labels(FERPLUS_CLASSES, votes.majority, targets)
+    classes, label = tuple(beton.manifest.classes), beton.label
+    if kind != "own":
+        try:
+            votes = ferplus_labels(beton.samples)
+        except DataError as error:
+            raise DataError(f"{beton.path}: {error}") from None
+        classes, label = FERPLUS_CLASSES, votes.majority
+        if kind == "ferplus-soft":
+            return Labels(classes, label, votes.distribution)
+    one_hot = np.eye(len(classes) + 1, len(classes), dtype=np.float32)[label]  # -1 picks the row of zeros
+    return Labels(classes, label, one_hot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -181,12 +182,13 @@ def pixel_statistics(images: Images, split: Integers, fold: Integers) -> dict[st
         return {"mean": [t / (255 * count) for t in total], "std": [d / (255 * count) for d in deviation]}
 
     statistics: dict[str, Any] = {}
+    train = split == SPLITS.index("train")
     if (split < 0).all():
-        statistics["all"] = moments(np.ones(len(images), dtype=np.bool_))
-    elif (split == SPLITS.index("train")).any():
-        statistics["train"] = moments(split == SPLITS.index("train"))
-    rest = {int(number): (fold >= 0) & (fold != number) for number in np.unique(fold[fold >= 0])}
-    statistics["without_fold"] = {str(number): moments(mask) for number, mask in rest.items() if mask.any()}
+        statistics["all"] = moments(split < 0)
+    elif train.any():
+        statistics["train"] = moments(train)
+    rest = {str(number): (fold >= 0) & (fold != number) for number in np.unique(fold[fold >= 0])}
+    statistics["without_fold"] = {number: moments(mask) for number, mask in rest.items() if mask.any()}
     return statistics
 
 
@@ -260,37 +262,29 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _is_positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_checksum(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
-def _is_names(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
-
-
-def _is_object(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-_RULES: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
-    "name": (
-        lambda value: isinstance(value, str) and bool(NAME.fullmatch(value)),
-        "a file name of letters, digits, '_', '.' and '-'",
+_RULES: Final[dict[str, tuple[str, Callable[[Any], object]]]] = {
+    "a file name of letters, digits, '_', '.' and '-'": (
+        "name",
+        lambda value: isinstance(value, str) and NAME.fullmatch(value),
     ),
-    **dict.fromkeys(("samples", "bytes"), (_is_positive, "a positive integer")),
-    **dict.fromkeys(("sha256", "samples_sha256"), (_is_checksum, "64 hexadecimal digits")),
-    "classes": (_is_names, "a list of names"),
-    **dict.fromkeys(
-        ("image", "splits", "folds", "statistics", "sources", "audit", "created"), (_is_object, "an object")
+    "64 hexadecimal digits": (
+        "sha256 samples_sha256",
+        lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value),
     ),
-    **dict.fromkeys(("image.channels", "image.height", "image.width"), (_is_positive, "a positive integer")),
-    "statistics.without_fold": (_is_object, "an object"),
+    "a list of names": (
+        "classes",
+        lambda value: isinstance(value, list) and value and all(isinstance(item, str) for item in value),
+    ),
+    "an object": (
+        "image splits folds statistics sources audit created statistics.without_fold",
+        lambda value: isinstance(value, dict),
+    ),
+    "a positive integer": (
+        "samples bytes image.channels image.height image.width",
+        lambda value: type(value) is int and value > 0,
+    ),
 }
-"""What a value must be, in the order of checking. Opening the beton compares the counts with it."""
+"""What values must be, with their keys, in the order of checking; the counts are checked with the beton."""
 
 
 def _faults(content: object) -> Iterator[str]:
@@ -303,11 +297,12 @@ def _faults(content: object) -> Iterator[str]:
     for key in Manifest.__dataclass_fields__:
         if key not in content:
             yield f"the key {key!r} is missing"
-    for key, (right, kind) in _RULES.items():
-        section, _, last = key.rpartition(".")
-        value = content[section].get(last) if section else content[key]
-        if not right(value):
-            yield f"{key!r} must be {kind}, not {value!r:.80}"
+    for kind, (keys, right) in _RULES.items():
+        for key in keys.split():
+            section, _, last = key.rpartition(".")
+            value = content[section].get(last) if section else content[key]
+            if not right(value):
+                yield f"{key!r} must be {kind}, not {value!r:.80}"
     statistics, channels = content["statistics"], content["image"]["channels"]
     if len(content["folds"]) > 1 and set(statistics["without_fold"]) != set(content["folds"]):
         yield "'statistics.without_fold' must have the folds of 'folds'"
