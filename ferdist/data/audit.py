@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from ferdist.data.folds import fold_evenness
 from ferdist.data.record import SPLITS, FaceDataset, Images, Integers
 
 NEAR_CONSTANT_STD: Final = 2.0
@@ -37,9 +38,9 @@ class Audit:
         summary: JSON-able counts: ``unique_images``; ``copies`` and ``conflicting_labels`` (groups of exact
             copies, and such groups with more than one label, each with the samples in them);
             ``near_constant`` (images with a standard deviation below NEAR_CONSTANT_STD); ``equalised``,
-            whether the images look histogram-equalised; and ``leaks``:
+            whether the images look histogram-equalised; ``leaks``:
             samples of val with a copy in train, of test with a copy in train or val, and samples with a
-            copy in another fold.
+            copy in another fold; and ``folds`` where each sample has one, see ``fold_evenness``.
     """
 
     copy_group: Integers
@@ -56,7 +57,7 @@ def audit(dataset: FaceDataset) -> Audit:
     constant = [row for row, image in enumerate(dataset.images) if image.std() < NEAR_CONSTANT_STD]
     train, val, test = (dataset.split == code for code in range(len(SPLITS)))
     in_folds = dataset.fold >= 0
-    summary = {
+    summary: dict[str, Any] = {
         "unique_images": len(np.unique(group)),
         "copies": _count(group, copied),
         "conflicting_labels": _count(group, conflicting),
@@ -68,6 +69,8 @@ def audit(dataset: FaceDataset) -> Audit:
             "across_folds": int(_varies_within(group[in_folds], dataset.fold[in_folds]).sum()),
         },
     }
+    if in_folds.all():
+        summary["folds"] = fold_evenness(dataset)
     return Audit(copy_group=group, summary=summary)
 
 

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
@@ -139,14 +139,14 @@ def write(
     seed: int = 0,
     extra_columns: pd.DataFrame | None = None,
 ) -> Path:
-    """Assign subject-independent folds where ``folds`` is given, audit, and write the beton; its path.
+    """Assign subject-independent folds where ``folds`` is given, and write the audited beton; its path.
 
     Raises:
         DataError: if folds cannot be assigned or the files cannot be written.
     """
-    from ferdist.data.audit import EQUALISED_TEXT, audit
+    from ferdist.data.audit import EQUALISED_TEXT, looks_equalised
     from ferdist.data.beton import write_beton
-    from ferdist.data.folds import assign_folds, fold_evenness
+    from ferdist.data.folds import assign_folds
 
     if folds is not None:
         dataset = assign_folds(dataset, folds, seed)
@@ -154,12 +154,6 @@ def write(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out}: cannot make this folder: {error.strerror}") from None
-    findings = audit(dataset)
-    summary: dict[str, Any] = dict(findings.summary)
-    if summary["equalised"]:
+    if looks_equalised(dataset.images):
         tell(f"ferdist: {dataset.name}: {EQUALISED_TEXT}")
-    if (dataset.fold >= 0).all():
-        summary["folds"] = fold_evenness(dataset)
-    return write_beton(
-        dataset, out, dataclasses.replace(findings, summary=summary), extra_columns=extra_columns
-    )
+    return write_beton(dataset, out, extra_columns=extra_columns)

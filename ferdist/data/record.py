@@ -138,3 +138,8 @@ def _numbered(names: Sequence[str]) -> tuple[Integers, tuple[str, ...]]:
 def no_values(samples: int) -> Integers:
     """An int64 array (samples,) of -1: "none" for split, subject, sequence or fold."""
     return np.full(samples, -1, dtype=np.int64)
+
+
+def named(codes: Integers, names: Sequence[str]) -> npt.NDArray[np.object_]:
+    """The name of each code, "" for -1."""
+    return np.array([*names, ""], dtype=object)[codes]

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ferdist.data.audit import audit
 from ferdist.data.beton import open_beton, write_beton
 from ferdist.data.ferplus import FERPLUS_CLASSES, ferplus_labels, read_ferplus, read_name_list
 from ferdist.data.record import FER2013_CLASSES, FaceDataset, Integers
@@ -68,7 +67,7 @@ def test_a_pair_is_joined_row_by_row_and_comes_back_from_samples_csv(tmp_path: P
     assert columns["image_name"][2:6].tolist() == ["fer0000004.png", "", "fer0000008.png", "fer0000010.png"]
     assert (columns[COLUMNS].to_numpy() == table[VOTED].to_numpy()).all()
     assert set(columns[COLUMNS].dtypes) == {np.dtype(np.int64)}
-    samples = open_beton(write_beton(dataset, tmp_path, audit(dataset), extra_columns=columns)).samples
+    samples = open_beton(write_beton(dataset, tmp_path, extra_columns=columns)).samples
     assert samples["image_name"].isna().tolist() == [row == 3 for row in range(60)]
     assert samples["image_name"][5] == "fer0000010.png"
     for written, read in zip(ferplus_labels(columns), ferplus_labels(samples), strict=True):

@@ -18,7 +18,6 @@ from PIL import Image
 from ferdist.cli import main
 from ferdist.config import Config, load_config
 from ferdist.data import prepare
-from ferdist.data.audit import audit
 from ferdist.data.beton import write_beton
 from ferdist.data.synthetic import synthesize
 from ferdist.evaluation.benchmark import Cell, checksums, grid, total_checksum
@@ -186,7 +185,7 @@ def in_colour(tmp_path_factory: pytest.TempPathFactory) -> Config:
     images = np.repeat(drawn.images[:, :, rows][..., rows], 3, axis=1)
     images[:, 2] //= 2
     dataset = replace(drawn, name="colour", images=images, split=np.arange(len(images)) // 7 % 2)
-    beton = write_beton(dataset, place, audit(dataset))
+    beton = write_beton(dataset, place)
     own = (f"data.path={beton}", f"run_dir={place / 'run'}", "model.name=resnet18", "model.width=8")
     config = load_config(ROOT / "configs" / "base.yaml", [*TINY, *own, "train.epochs=1"])
     run(config)

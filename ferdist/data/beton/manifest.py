@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypedDict
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ferdist.data.record import NAME, SPLITS, FaceDataset, Images, Integers
+from ferdist.data.record import NAME, SPLITS, FaceDataset, Images, Integers, named
 from ferdist.errors import DataError
 
 SCHEMA: Final = 1
@@ -141,21 +141,29 @@ class Manifest:
         return cls(**{key: content[key] for key in cls.__dataclass_fields__})
 
 
-def count_splits(label: Integers, split: Integers, classes: int) -> dict[str, SplitCounts]:
-    """Counts by name of each split that has samples, from ``label`` and ``split``, int64 (N,)."""
-    parts = {name: split == code for code, name in enumerate(SPLITS)}
-    return {name: _count(label[part], classes) for name, part in parts.items() if part.any()}
+def count_parts(
+    label: Integers, split: Integers, fold: Integers, subjects: npt.NDArray[np.object_], classes: int
+) -> tuple[dict[str, SplitCounts], dict[str, FoldCounts]]:
+    """Counts by name of each split that has samples, and by number of each fold.
 
+    Args:
+        label, split, fold: int64 (N,).
+        subjects: names (N,), "" for none.
+        classes: number of classes.
+    """
 
-def count_folds(
-    label: Integers, fold: Integers, subjects: npt.NDArray[np.object_], classes: int
-) -> dict[str, FoldCounts]:
-    """Counts by fold number, from ``label`` and ``fold``, int64 (N,), and subjects by name, "" for none."""
-    parts = {str(number): fold == number for number in np.unique(fold[fold >= 0])}
-    return {
-        number: {**_count(label[part], classes), "subjects": sorted(set(subjects[part].tolist()) - {""})}
-        for number, part in parts.items()
-    }
+    def count(part: npt.NDArray[np.bool_]) -> SplitCounts:
+        return {"samples": int(part.sum()), "per_class": np.bincount(label[part], minlength=classes).tolist()}
+
+    splits = {name: split == code for code, name in enumerate(SPLITS)}
+    folds = {str(number): fold == number for number in np.unique(fold[fold >= 0])}
+    return (
+        {name: count(part) for name, part in splits.items() if part.any()},
+        {
+            number: {**count(part), "subjects": sorted(set(subjects[part].tolist()) - {""})}
+            for number, part in folds.items()
+        },
+    )
 
 
 def pixel_statistics(images: Images, split: Integers, fold: Integers) -> dict[str, Any]:
@@ -204,9 +212,6 @@ def samples_table(
         if len({*names, ""}) != len(names) + 1:
             raise DataError(f"{dataset.name}: each {kind} must have a name of its own")
 
-    def named(codes: Integers, names: Sequence[str]) -> npt.NDArray[np.object_]:
-        return np.array([*names, ""], dtype=object)[codes]  # -1 picks the empty last one
-
     table = pd.DataFrame(
         {
             "index": np.arange(len(dataset)),
@@ -252,10 +257,6 @@ def read_samples(path: Path) -> pd.DataFrame:
     if missing:
         raise DataError(f"{path}: the column {missing[0]!r} is missing; {_AGAIN}")
     return table
-
-
-def _count(label: Integers, classes: int) -> SplitCounts:
-    return {"samples": len(label), "per_class": np.bincount(label, minlength=classes).tolist()}
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from ferdist.data.beton.layout import CODES, read_records
-from ferdist.data.beton.manifest import Manifest, count_folds, count_splits, read_samples
+from ferdist.data.beton.manifest import Manifest, count_parts, read_samples
 from ferdist.data.folds import HOLDOUT, Holdout
-from ferdist.data.record import SPLITS, Integers
+from ferdist.data.record import SPLITS, Integers, named
 from ferdist.errors import DataError
 from ferdist.io import sha256
 
@@ -182,16 +182,15 @@ def open_beton(path: Path, *, checksum: bool = False) -> Beton:
     known = label.min() >= 0 and label.max() < classes and split.min() >= -1 and split.max() < len(SPLITS)
     check(known, "it has a label or split that the manifest does not know")
     subjects = samples["subject"].to_numpy(dtype=object)
-    counts = count_splits(label, split, classes), count_folds(label, fold, subjects, classes)
     check(
-        counts == (manifest.splits, manifest.folds),
+        count_parts(label, split, fold, subjects, classes) == (manifest.splits, manifest.folds),
         "its counts per split, fold or class are not the manifest's",
     )
     copy_group = samples["copy_group"].to_numpy(dtype=np.int64)
     agreement = {
         "index": samples["index"].to_numpy() == index,
         "label": samples["label"].to_numpy() == label,
-        "split": samples["split"].to_numpy(dtype=object) == np.array([*SPLITS, ""], dtype=object)[split],
+        "split": samples["split"].to_numpy(dtype=object) == named(split, SPLITS),
         "subject": _numbered(samples["subject"], "") == _numbered(pd.Series(subject), -1),
         "fold": samples["fold"].fillna(-1).to_numpy(dtype=np.int64) == fold,
         "copy_group": (copy_group >= 0) & (copy_group <= index),

@@ -12,30 +12,23 @@ import numpy as np
 import pandas as pd
 
 import ferdist
-from ferdist.data.audit import Audit
+from ferdist.data.audit import Audit, audit
 from ferdist.data.beton.layout import contents
 from ferdist.data.beton.manifest import (
     SAMPLE_COLUMNS,
     Manifest,
-    count_folds,
-    count_splits,
+    count_parts,
     pixel_statistics,
     read_samples,
     samples_table,
 )
-from ferdist.data.record import NAME, NAME_RULE, FaceDataset
+from ferdist.data.record import NAME, NAME_RULE, FaceDataset, named
 from ferdist.errors import DataError
 from ferdist.io import sha256, sync
 
 
-def write_beton(
-    dataset: FaceDataset,
-    out_dir: Path,
-    audit: Audit,
-    *,
-    extra_columns: pd.DataFrame | None = None,
-) -> Path:
-    """Write ``NAME.beton``, ``NAME.json`` and ``NAME.samples.csv`` into a folder.
+def write_beton(dataset: FaceDataset, out_dir: Path, *, extra_columns: pd.DataFrame | None = None) -> Path:
+    """Audit a data set and write ``NAME.beton``, ``NAME.json`` and ``NAME.samples.csv`` into a folder.
 
     The files are written in a temporary folder beside their places, read back, compared with the data set
     byte by byte, and only then renamed. An older set of the same name is replaced. The manifest goes
@@ -45,7 +38,6 @@ def write_beton(
     Args:
         dataset: the samples; its name is the stem of the files.
         out_dir: an existing folder.
-        audit: the audit of the same data set.
         extra_columns: further columns for the table of samples, one row per sample in the same order.
 
     Returns:
@@ -53,16 +45,14 @@ def write_beton(
 
     Raises:
         DataError: if the folder is missing or cannot be written, the disk is full, the name cannot name a
-            file, or the audit or the extra columns do not fit the data set. Nothing new is left then.
+            file, or the extra columns do not fit the data set. Nothing new is left then.
     """
-    out_dir = Path(out_dir)
     if not NAME.fullmatch(dataset.name):
         raise DataError(f"{dataset.name!r} cannot name a file: {NAME_RULE}")
     if not out_dir.is_dir():
         raise DataError(f"{out_dir}: no such folder; create it first")
-    if audit.copy_group.shape != (len(dataset),):
-        raise DataError(f"{dataset.name}: the audit covers {len(audit.copy_group)} of {len(dataset)} samples")
-    table = samples_table(dataset, audit.copy_group, extra_columns)
+    findings = audit(dataset)
+    table = samples_table(dataset, findings.copy_group, extra_columns)
     beton = f"{dataset.name}.beton"
     try:
         with TemporaryDirectory(dir=out_dir, prefix=f".{dataset.name}.") as folder:
@@ -77,7 +67,7 @@ def write_beton(
             sync(samples)
             _verify_table(samples, table)
             manifest = temporary / f"{dataset.name}.json"
-            description = _describe(dataset, audit, temporary / beton, samples)
+            description = _describe(dataset, findings, temporary / beton, samples)
             manifest.write_text(description.to_json(), encoding="utf-8")
             sync(manifest)
             _replace(out_dir, [samples, temporary / beton, manifest])
@@ -104,22 +94,23 @@ def _verify_table(path: Path, table: pd.DataFrame) -> None:
         )
 
 
-def _describe(dataset: FaceDataset, audit: Audit, beton: Path, samples: Path) -> Manifest:
+def _describe(dataset: FaceDataset, findings: Audit, beton: Path, samples: Path) -> Manifest:
     channels, height, width = dataset.images.shape[1:]
-    subjects = np.array([*dataset.subject_names, ""], dtype=object)[dataset.subject]
+    subjects = named(dataset.subject, dataset.subject_names)
+    splits, folds = count_parts(dataset.labels, dataset.split, dataset.fold, subjects, len(dataset.classes))
     return Manifest(
         name=dataset.name,
         samples=len(dataset),
         image={"channels": channels, "height": height, "width": width},
         classes=list(dataset.classes),
-        splits=count_splits(dataset.labels, dataset.split, len(dataset.classes)),
-        folds=count_folds(dataset.labels, dataset.fold, subjects, len(dataset.classes)),
+        splits=splits,
+        folds=folds,
         statistics=pixel_statistics(dataset.images, dataset.split, dataset.fold),
         sources=dict(dataset.sources),
         bytes=beton.stat().st_size,
         sha256=sha256(beton),
         samples_sha256=sha256(samples),
-        audit=audit.summary,
+        audit=findings.summary,
         created={
             "ferdist": ferdist.__version__,
             "ffcv": version("ffcv"),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ferdist.data.audit import audit
 from ferdist.data.beton import write_beton
 from ferdist.data.record import FaceDataset
+from tests.data.beton import Make, Write
 
 CLASSES = ("angry", "happy", "sad")
 
@@ -36,7 +36,7 @@ def _videos(samples: int = 60, *, folds: int = 4, seed: int = 0) -> FaceDataset:
         generator.integers(0, 256, (samples, 3, 6, 8), dtype=np.uint8),
         generator.integers(0, len(CLASSES), samples),
         CLASSES,
-        [f'S{row},"{row}".png' for row in range(samples)],
+        [f' S{row},\n"{row}".png ' for row in range(samples)],
         subjects=[f"S{number:03d}" if number else "NA" for number in subject],
         sequences=[f"Q{row // 3:02d}" for row in range(samples)],
     )
@@ -44,18 +44,18 @@ def _videos(samples: int = 60, *, folds: int = 4, seed: int = 0) -> FaceDataset:
 
 
 @pytest.fixture
-def faces() -> Callable[..., FaceDataset]:
+def faces() -> Make:
     """Make a data set with splits; see ``_faces``."""
     return _faces
 
 
 @pytest.fixture
-def videos() -> Callable[..., FaceDataset]:
+def videos() -> Make:
     """Make a data set with subjects, sequences and folds; see ``_videos``."""
     return _videos
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[[FaceDataset], Path]:
-    """Write a data set, with its audit, into the test's folder."""
-    return lambda dataset: write_beton(dataset, tmp_path, audit(dataset))
+def write(tmp_path: Path) -> Write:
+    """Write a data set into the test's folder."""
+    return partial(write_beton, out_dir=tmp_path)

@@ -1,18 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from ferdist.data.beton import BetonLoader, DeviceCache, cached, loader, open_beton
-from ferdist.data.record import FaceDataset
 from ferdist.errors import RunError
-
-Make = Callable[..., FaceDataset]
-Write = Callable[[FaceDataset], Path]
+from tests.data.beton import Make, Write
 
 
 def test_the_same_batches_bit_for_bit(faces: Make, write: Write) -> None:

@@ -1,24 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from ferdist.data.audit import audit
-from ferdist.data.beton import Beton, labels_of, open_beton, write_beton
+from ferdist.data.beton import Beton, labels_of, open_beton
 from ferdist.data.ferplus import FERPLUS_CLASSES
-from ferdist.data.record import FaceDataset
 from ferdist.errors import DataError
+from tests.data.beton import Make, Write
 
 VOTES = ("neutral", "happy", "surprise", "sad", "angry", "disgust", "fear", "contempt", "unknown", "nf")
 
 
 @pytest.fixture
-def voted(faces: Callable[..., FaceDataset], tmp_path: Path) -> Beton:
+def voted(faces: Make, write: Write) -> Beton:
     """Four samples: clearly happy; happy or sad; unknown; fear."""
     table = pd.DataFrame(
         [
@@ -30,10 +27,10 @@ def voted(faces: Callable[..., FaceDataset], tmp_path: Path) -> Beton:
         columns=[f"votes_{name}" for name in VOTES],
     )
     dataset = dataclasses.replace(faces(4), split=np.zeros(4, dtype=np.int64))
-    return open_beton(write_beton(dataset, tmp_path, audit(dataset), extra_columns=table))
+    return open_beton(write(dataset, extra_columns=table))
 
 
-def test_own_labels_are_the_betons(faces: Callable[..., FaceDataset], write: Callable[..., Path]) -> None:
+def test_own_labels_are_the_betons(faces: Make, write: Write) -> None:
     beton = open_beton(write(faces(30)))
     labels = labels_of(beton, "own")
     assert labels.classes == tuple(beton.manifest.classes)
@@ -61,8 +58,6 @@ def test_votes_are_learned_as_shares_and_scored_by_their_majority(voted: Beton) 
         labels.scorable(np.array([1, 2]))
 
 
-def test_without_votes_the_way_to_get_them_is_named(
-    faces: Callable[..., FaceDataset], write: Callable[..., Path]
-) -> None:
+def test_without_votes_the_way_to_get_them_is_named(faces: Make, write: Write) -> None:
     with pytest.raises(DataError, match=r"faces\.beton: .*--ferplus fer2013new\.csv"):
         labels_of(open_beton(write(faces(10))), "ferplus-soft")

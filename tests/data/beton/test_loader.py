@@ -4,8 +4,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,10 @@ import torch
 
 from ferdist.data.beton import Batch, Beton, BetonLoader, open_beton
 from ferdist.data.beton.loader import _Epoch
-from ferdist.data.record import FaceDataset
 from ferdist.errors import DataError, RunError
 from tests.conftest import PATIENCE
+from tests.data.beton import Make, Write
 
-Make = Callable[..., FaceDataset]
-Write = Callable[[FaceDataset], Path]
 CPU = torch.device("cpu")
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from ferdist.data.beton import Manifest
-from ferdist.data.beton.manifest import count_folds, count_splits, pixel_statistics, read_samples
-from ferdist.data.record import FaceDataset, no_values
+from ferdist.data.beton.manifest import count_parts, pixel_statistics, read_samples
+from ferdist.data.record import no_values
 from ferdist.errors import DataError
-
-Make = Callable[..., FaceDataset]
-Write = Callable[[FaceDataset], Path]
+from tests.data.beton import Make, Write
+from tests.data.files import refused
 
 
 @pytest.fixture
@@ -38,16 +37,12 @@ def test_json_has_the_keys_of_the_contract(manifest_path: Path) -> None:
     assert set(content["statistics"]) == {"all", "without_fold"}
 
 
-def test_load_gives_back_what_was_written(manifest_path: Path) -> None:
+def test_load_gives_back_what_was_written_and_passes_over_keys_of_later_versions(manifest_path: Path) -> None:
+    text = manifest_path.read_text()
+    manifest_path.write_text(json.dumps({**json.loads(text), "licence": "research only"}))
     manifest = Manifest.load(manifest_path)
-    assert manifest.to_json() == manifest_path.read_text()
+    assert manifest.to_json() == text
     assert manifest.image_shape == (3, 6, 8)
-
-
-def test_keys_of_later_versions_are_passed_over(manifest_path: Path) -> None:
-    content = json.loads(manifest_path.read_text())
-    manifest_path.write_text(json.dumps({**content, "licence": "research only"}))
-    assert Manifest.load(manifest_path).to_json() == json.dumps(content, indent=1) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -81,11 +76,8 @@ def test_a_wrong_value_is_named(manifest_path: Path, keys: str, value: object, f
     content = json.loads(manifest_path.read_text())
     set_at(content, keys, value)
     manifest_path.write_text(json.dumps(content))
-    with pytest.raises(DataError) as raised:
+    with refused(f"^{re.escape(f'{manifest_path}: not a manifest: ')}.*{re.escape(fault)}"):
         Manifest.load(manifest_path)
-    assert str(raised.value).startswith(f"{manifest_path}: not a manifest: ")
-    assert fault in str(raised.value)
-    assert "\n" not in str(raised.value)
 
 
 def test_every_key_is_needed(manifest_path: Path) -> None:
@@ -109,25 +101,24 @@ def test_a_manifest_that_cannot_be_read(tmp_path: Path) -> None:
         Manifest.load(tmp_path)
 
 
-def test_statistics_equal_those_of_the_pixels_in_float64(faces: Make) -> None:
+def assert_moments(moments: dict[str, list[float]], images: np.ndarray) -> None:
+    pixels = images.astype(np.float64) / 255
+    np.testing.assert_allclose(moments["mean"], pixels.mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(moments["std"], pixels.std(axis=(0, 2, 3)), rtol=1e-12)
+
+
+def test_statistics_are_those_of_the_training_pixels(faces: Make, videos: Make) -> None:
     dataset = faces(500, shape=(3, 9, 7))
     statistics = pixel_statistics(dataset.images, dataset.split, dataset.fold)
-    train = dataset.images[dataset.split == 0].astype(np.float64) / 255
     assert list(statistics) == ["train", "without_fold"]
-    np.testing.assert_allclose(statistics["train"]["mean"], train.mean(axis=(0, 2, 3)), rtol=1e-12)
-    np.testing.assert_allclose(statistics["train"]["std"], train.std(axis=(0, 2, 3)), rtol=1e-12)
+    assert_moments(statistics["train"], dataset.images[dataset.split == 0])
     assert statistics["without_fold"] == {}
-
-
-def test_statistics_without_a_fold_leave_it_out(videos: Make) -> None:
     dataset = videos(120, folds=5)
     fold = np.where(np.arange(120) == 7, -1, dataset.fold)  # one sample without a fold is in no training part
     statistics = pixel_statistics(dataset.images, dataset.split, fold)
     for number in range(5):
-        pixels = dataset.images[(fold >= 0) & (fold != number)].astype(np.float64) / 255
-        moments = statistics["without_fold"][str(number)]
-        np.testing.assert_allclose(moments["mean"], pixels.mean(axis=(0, 2, 3)), rtol=1e-12)
-        np.testing.assert_allclose(moments["std"], pixels.std(axis=(0, 2, 3)), rtol=1e-12)
+        chosen = (fold >= 0) & (fold != number)
+        assert_moments(statistics["without_fold"][str(number)], dataset.images[chosen])
 
 
 def test_statistics_are_exact() -> None:
@@ -143,16 +134,19 @@ def test_statistics_are_exact() -> None:
 
 
 def test_counts() -> None:
-    label, split = np.array([0, 1, 1, 2, 0]), np.array([0, 0, 2, 2, -1])
-    assert count_splits(label, split, 4) == {
+    label, split, fold = np.array([[0, 1, 1, 2, 0], [0, 0, 2, 2, -1], [0, 0, 0, 10, -1]])
+    splits, folds = count_parts(label, split, fold, np.array(["b", "a", "", "b", "c"], dtype=object), 4)
+    assert splits == {
         "train": {"samples": 2, "per_class": [1, 1, 0, 0]},
         "test": {"samples": 2, "per_class": [0, 1, 1, 0]},
     }
-    subjects = np.array(["b", "a", "", "b", "c"], dtype=object)
-    assert count_folds(label, np.array([0, 0, 0, 10, -1]), subjects, 3) == {
-        "0": {"samples": 3, "per_class": [1, 2, 0], "subjects": ["a", "b"]},
-        "10": {"samples": 1, "per_class": [0, 0, 1], "subjects": ["b"]},
+    assert folds == {
+        "0": {"samples": 3, "per_class": [1, 2, 0, 0], "subjects": ["a", "b"]},
+        "10": {"samples": 1, "per_class": [0, 0, 1, 0], "subjects": ["b"]},
     }
+
+
+HEADER = b"index,source_id,label,class,split,subject,sequence,fold,copy_group\n"
 
 
 @pytest.mark.parametrize(
@@ -161,19 +155,12 @@ def test_counts() -> None:
         (b"", "not a table of samples"),
         (b"\xff\xfe\x00", "not a table of samples"),
         (b"index,label\n0,0\n", "the column 'source_id' is missing"),
-        (
-            b"index,source_id,label,class,split,subject,sequence,fold,copy_group\n0,a,x,a,,,,,0\n",
-            "not a table of samples",
-        ),
-        (
-            b"index,source_id,label,class,split,subject,sequence,fold,copy_group\n0,a,0,a,,,,1.5,0\n",
-            "not a table of samples",
-        ),
+        (HEADER + b"0,a,x,a,,,,,0\n", "not a table of samples"),
+        (HEADER + b"0,a,0,a,,,,1.5,0\n", "not a table of samples"),
     ],
 )
 def test_a_file_that_is_no_table(tmp_path: Path, text: bytes, fault: str) -> None:
     path = tmp_path / "faces.samples.csv"
     path.write_bytes(text)
-    with pytest.raises(DataError, match=fault) as raised:
+    with refused(fault):
         read_samples(path)
-    assert "\n" not in str(raised.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,11 @@ from ffcv.types import ALLOC_TABLE_TYPE, HeaderType
 
 from ferdist.data.beton import open_beton
 from ferdist.data.folds import Holdout
-from ferdist.data.record import FaceDataset
 from ferdist.errors import DataError
 from ferdist.io import sha256
+from tests.data.beton import Make, Write
+from tests.data.files import refused
 
-Make = Callable[..., FaceDataset]
-Write = Callable[[FaceDataset], Path]
 DESCRIPTORS = 6 * 1041
 
 
@@ -46,14 +46,9 @@ def alter(path: Path, position: int, value: bytes) -> None:
 def test_open_gives_codes_and_table(videos: Make, faces: Make, write: Write) -> None:
     dataset = videos()
     beton = open_beton(write(dataset), checksum=True)
-    for name, wanted in {
-        "label": dataset.labels,
-        "split": dataset.split,
-        "subject": dataset.subject,
-        "fold": dataset.fold,
-        "sequence": dataset.sequence,
-        "copy_group": np.arange(60),
-    }.items():
+    others = {"label": dataset.labels, "copy_group": np.arange(60)}
+    same = {name: getattr(dataset, name) for name in ("split", "subject", "fold", "sequence")}
+    for name, wanted in (others | same).items():
         values = getattr(beton, name)
         assert values.dtype == np.int64
         assert np.array_equal(values, wanted), name
@@ -128,16 +123,7 @@ def test_what_cannot_be_normalised_by_is_refused(faces: Make, videos: Make, writ
 
 
 def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 1)
-
-
-def cut_with_new_size(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 24)
-    bless(path)
-
-
-def cut_to_its_header(path: Path) -> None:
-    os.truncate(path, 100)
     bless(path)
 
 
@@ -173,8 +159,6 @@ LAST_ALLOCATION = -ALLOC_TABLE_TYPE.itemsize
 PREAMBLE = "its header does not describe 60 images"
 BROKEN = {
     "truncated": (cut, "bytes, not .*: truncated"),
-    "truncated, with the size in its manifest": (cut_with_new_size, "bytes, not .*: truncated"),
-    "header only": (cut_to_its_header, "100 bytes, not"),
     "empty": (lambda path: path.write_bytes(b""), "0 bytes, not"),
     "random": (random_bytes, PREAMBLE),
     "a folder": (folder, "this is a folder"),
@@ -196,9 +180,6 @@ BROKEN = {
         lambda path: edit_table(path, lambda rows: [*rows[:3], rows[4], rows[3], *rows[5:]]),
         "row 2 of its table has another index",
     ),
-    "version": (at(0, 3, 2), PREAMBLE),
-    "page size": (at(4, 0, 4), PREAMBLE),
-    "samples": (at(8, 61), PREAMBLE),
     "table pointer": (at(16, 1 << 60), PREAMBLE),
     "field name": (at(HeaderType.itemsize + 1, ord("x"), 1), PREAMBLE),
     "image pointer": (at(RECORDS, 1 << 62), "an image is not where it must be"),
@@ -222,10 +203,8 @@ def test_a_broken_set_is_refused(faces: Make, write: Write, name: str) -> None:
     path = write(faces())
     open_beton(path)
     spoil(path)
-    with pytest.raises(DataError, match=fault) as raised:
+    with refused(f"^{re.escape(str(path.with_suffix('')))}.*{fault}"):
         open_beton(path)
-    assert str(path.with_suffix("")) in str(raised.value)
-    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("part", [".json", ".samples.csv"])
