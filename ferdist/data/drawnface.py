@@ -11,7 +11,7 @@ frame does not depend on what else is drawn.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -44,9 +44,6 @@ class Actions:
     chin_raise: float = 0.0
     lip_press: float = 0.0
     teeth: float = 0.0
-
-    def scaled(self, factor: float) -> Actions:
-        return Actions(*(factor * getattr(self, f.name) for f in fields(self)))
 
 
 UPPER_FACE: Final = ("inner_brow", "outer_brow", "brow_pinch", "lid")
@@ -163,11 +160,11 @@ def draw_subject(rng: np.random.Generator) -> Subject:
 class Shot:
     """What stays the same through a sequence: the expression at its peak, the camera and the light."""
 
-    actions: Actions
-    turn: tuple[float, float, float]
-    shift: tuple[float, float]
+    actions: dict[str, float]
+    turn: Points
+    shift: Points
     zoom: float
-    light: tuple[float, float, float]
+    light: Points
     ambient: float
     gain: float
     offset: float
@@ -175,24 +172,23 @@ class Shot:
     blur: float
     background: float
     clothes: float
-    drift: tuple[float, float, float]
+    drift: Points
 
 
 def draw_shot(expression: str, conditions: Conditions, rng: np.random.Generator) -> Shot:
     """An expression as one person shows it once, and how it is filmed."""
     u = rng.uniform
-    turn, shift = conditions.turn, conditions.shift
+    shift, zoom = conditions.shift, conditions.zoom
+    turn = conditions.turn * np.array([0.42, 0.22, 0.22])
+    drift = conditions.turn * np.array([0.05, 0.05, 0.03])
     azimuth, elevation = u(-1.4, 1.4), u(-0.3, 1.0)
+    light = [np.sin(azimuth) * np.cos(elevation), -np.sin(elevation), np.cos(azimuth) * np.cos(elevation)]
     return Shot(
         actions=draw_actions(expression, rng),
-        turn=(u(-0.42, 0.42) * turn, u(-0.22, 0.22) * turn, u(-0.22, 0.22) * turn),
-        shift=(u(-shift, shift), u(-shift, shift)),
-        zoom=float(np.exp(u(-conditions.zoom, conditions.zoom))),
-        light=(
-            float(np.sin(azimuth) * np.cos(elevation)),
-            float(-np.sin(elevation)),
-            float(np.cos(azimuth) * np.cos(elevation)),
-        ),
+        turn=u(-turn, turn),
+        shift=u(-shift, shift, 2),
+        zoom=float(np.exp(u(-zoom, zoom))),
+        light=np.array(light),
         ambient=1.0 - u(0.3, 1.0) * conditions.light,
         gain=u(0.8, 1.15),
         offset=u(-15, 15),
@@ -200,12 +196,12 @@ def draw_shot(expression: str, conditions: Conditions, rng: np.random.Generator)
         blur=u(0.0, conditions.blur),
         background=u(20, 235),
         clothes=u(20, 235),
-        drift=(u(-0.05, 0.05) * turn, u(-0.05, 0.05) * turn, u(-0.03, 0.03) * turn),
+        drift=u(-drift, drift),
     )
 
 
-def draw_actions(expression: str, rng: np.random.Generator) -> Actions:
-    """The facial actions of an expression at its peak.
+def draw_actions(expression: str, rng: np.random.Generator) -> dict[str, float]:
+    """The strengths of the facial actions of an expression at its peak.
 
     The upper face takes part to a varying degree and the mouth nearly always, as in posed expressions.
     """
@@ -218,7 +214,7 @@ def draw_actions(expression: str, rng: np.random.Generator) -> Actions:
     }
     for name in ("inner_brow", "outer_brow", "lid", "left_corner", "right_corner"):
         strengths[name] = strengths.get(name, 0.0) + rng.normal(0.0, 0.08)
-    return Actions(**strengths)
+    return strengths
 
 
 class Stroke(NamedTuple):
@@ -296,40 +292,36 @@ def pose_face(s: Subject, a: Actions) -> Geometry:
     chin = s.chin + 0.2 * a.jaw - 0.03 * a.lip_press
     nose_y = s.eye_y + s.nose_length - 0.05 * a.nose_wrinkle
     wing = s.nose_width * (1 + 0.2 * a.nose_wrinkle + 0.1 * a.cheek)
+    jaw_x = s.width * np.sign(sin) * np.abs(sin) ** s.jaw_power
+    brows, upper_lids, lower_lids = zip(_brow_and_lids(s, a, -1), _brow_and_lids(s, a, 1), strict=True)
     return Geometry(
-        curve(
-            s.width * np.sign(sin) * np.abs(sin) ** s.jaw_power,
-            EAR_Y + (chin - EAR_Y) * np.clip(cos, 0, 1) ** 0.8,
-        ),
-        (_brow(s, a, -1), _brow(s, a, 1)),
-        (_upper_lid(s, a, -1), _upper_lid(s, a, 1)),
-        (_lower_lid(s, a, -1), _lower_lid(s, a, 1)),
+        curve(jaw_x, EAR_Y + (chin - EAR_Y) * np.clip(cos, 0, 1) ** 0.8),
+        brows,
+        upper_lids,
+        lower_lids,
         np.array([0.0, nose_y - 0.03]),
         curve(wing * np.array([-1, -0.5, 0, 0.5, 1]), nose_y + np.array([0, 0.03, 0.045, 0.03, 0])),
         *_lips(s, a),
     )
 
 
-def _brow(s: Subject, a: Actions, side: int) -> Points:
+def _brow_and_lids(s: Subject, a: Actions, side: int) -> tuple[Points, Points, Points]:
     inwards = 0.5 * (1 - side * T)
-    x = side * (s.eye_x - 0.045 * a.brow_pinch * inwards) + 1.3 * s.eye_width * T
+    brow_x = side * (s.eye_x - 0.045 * a.brow_pinch * inwards) + 1.3 * s.eye_width * T
     lift = (0.12 * a.inner_brow - s.brow_tilt) * inwards**1.3 + 0.12 * a.outer_brow * (1 - inwards)
     arch = s.brow_arch + 0.05 * max(0.0, a.outer_brow)
-    return curve(x, s.brow_y - lift + 0.03 * a.nose_wrinkle - arch * PARABOLA)
-
-
-def _upper_lid(s: Subject, a: Actions, side: int) -> Points:
     opening = s.eye_height * max(0.25, 1 + 0.75 * a.lid)
     droop = 0.025 * max(0.0, -a.outer_brow) * (1 + side * T) / 2
-    return curve(side * s.eye_x + s.eye_width * T, s.eye_y - opening * BULGE**1.2 + droop)
-
-
-def _lower_lid(s: Subject, a: Actions, side: int) -> Points:
     low = 0.75 * s.eye_height * (1 + 0.3 * max(0.0, a.lid)) - 0.07 * a.cheek
-    return curve(side * s.eye_x + s.eye_width * T, s.eye_y + low * BULGE**1.2)
+    eye_x = side * s.eye_x + s.eye_width * T
+    return (
+        curve(brow_x, s.brow_y - lift + 0.03 * a.nose_wrinkle - arch * PARABOLA),
+        curve(eye_x, s.eye_y - opening * BULGE**1.2 + droop),
+        curve(eye_x, s.eye_y + low * BULGE**1.2),
+    )
 
 
-def _lips(s: Subject, a: Actions) -> tuple[Points, Points, Points, Points]:
+def _lips(s: Subject, a: Actions) -> list[Points]:
     half_width = s.mouth_width * (1 + 0.35 * a.mouth_width)
     weight = (1 + T) / 2
     rise = (s.corner + a.left_corner) * (1 - weight) + (s.corner + a.right_corner) * weight
@@ -347,12 +339,7 @@ def _lips(s: Subject, a: Actions) -> tuple[Points, Points, Points, Points]:
     shift = -(0.05 * a.chin_raise) * PARABOLA
     outer_top = top - s.lip * thin * cupid
     outer_bottom = bottom + 1.25 * s.lip * thin * PARABOLA**0.6
-    return (
-        curve(x, outer_top + shift),
-        curve(x, top + shift),
-        curve(x, bottom + shift),
-        curve(x, outer_bottom + shift),
-    )
+    return [curve(x, y + shift) for y in (outer_top, top, bottom, outer_bottom)]
 
 
 def sketch_face(s: Subject, a: Actions, shot: Shot, face: Geometry) -> Iterator[Stroke]:
@@ -363,9 +350,7 @@ def sketch_face(s: Subject, a: Actions, shot: Shot, face: Geometry) -> Iterator[
         yield from _eye(s, face, side)
     yield from _nose(s, face)
     yield from _mouth(s, a, face)
-    yield _hair(s)
-    if s.glasses:
-        yield from _glasses(s)
+    yield from _hair_and_glasses(s)
 
 
 def _ellipse(centre: tuple[float, float], radii: tuple[float, float]) -> Points:
@@ -415,15 +400,13 @@ def _folds(s: Subject, a: Actions, face: Geometry) -> Iterator[Stroke]:
         yield from fold(np.stack([ends[0], middle, ends[1]]), strength)
         dimple = corner[side] + np.array([[0.06, -0.09], [0.09, 0.0], [0.06, 0.07]]) * [sign, 1.0]
         yield from fold(dimple, 1.2 * corner_rise * min(1.0, a.lip_press * 2), 0.05)
-        bag = moved(face.lower_lids[side], 0.0, 0.05)
-        yield from fold(bag[2:-2], a.cheek, 0.025)
+        yield from fold(moved(face.lower_lids[side][2:-2], 0.0, 0.05), a.cheek, 0.025)
 
 
 def _eye(s: Subject, face: Geometry, side: int) -> Iterator[Stroke]:
     upper, lower = face.upper_lids[side], face.lower_lids[side]
     yield Stroke(between(upper, lower), min(250.0, 120 + 0.6 * s.skin))
-    radius = 0.078
-    iris = _ellipse((float(upper[6, 0]), s.eye_y), (radius, radius))
+    iris = _ellipse((float(upper[6, 0]), s.eye_y), (0.078, 0.078))
     top = np.interp(iris[:, 0], upper[:, 0], upper[:, 1])
     bottom = np.interp(iris[:, 0], upper[:, 0], lower[:, 1])
     iris[:, 1] = np.clip(iris[:, 1], top, np.maximum(top, bottom))
@@ -431,11 +414,9 @@ def _eye(s: Subject, face: Geometry, side: int) -> Iterator[Stroke]:
     yield Stroke(upper, 0.3 * s.skin, 0.035)
     yield Stroke(lower[1:-1], 0.75 * s.skin, 0.02)
     yield Stroke(moved(upper[1:-1], 0.0, -0.045), 0.8 * s.skin, 0.02)
-    brow = face.brows[side]
     inwards = 0.5 * (1 - (2 * side - 1) * T)
-    half = s.brow_thickness * (0.35 + 0.65 * inwards**0.5)
-    tone = min(s.hair, s.skin - 45)
-    yield Stroke(between(brow - np.outer(half, [0, 1]), brow + np.outer(half, [0, 1])), tone)
+    half = np.outer(s.brow_thickness * (0.35 + 0.65 * inwards**0.5), [0, 1])
+    yield Stroke(between(face.brows[side] - half, face.brows[side] + half), min(s.hair, s.skin - 45))
 
 
 def _nose(s: Subject, face: Geometry) -> Iterator[Stroke]:
@@ -469,73 +450,62 @@ def _mouth(s: Subject, a: Actions, face: Geometry) -> Iterator[Stroke]:
     yield Stroke(upper, 0.35 * s.skin, 0.03)
 
 
-def _hair(s: Subject) -> Stroke:
-    w = s.width
-    x = np.linspace(-1.0, 1.0, 13)
-    dome = curve(1.1 * w * x, -0.35 - 0.85 * np.sqrt(1 - (x * 0.99) ** 2))
-    dip = 0.3 * (np.abs(x - s.parting) / (1 + abs(s.parting))) ** 1.5
-    fringe = curve(1.05 * w * x, np.minimum(s.hairline + dip + 0.35 * np.abs(x) ** 6, -0.2))
-    return Stroke(between(dome, fringe), s.hair, lift=0.04)
-
-
-def _glasses(s: Subject) -> Iterator[Stroke]:
-    tone = 30.0
+def _hair_and_glasses(s: Subject) -> Iterator[Stroke]:
+    dome = curve(1.1 * s.width * T, -0.35 - 0.85 * np.sqrt(1 - (T * 0.99) ** 2))
+    dip = 0.3 * (np.abs(T - s.parting) / (1 + abs(s.parting))) ** 1.5
+    fringe = curve(1.05 * s.width * T, np.minimum(s.hairline + dip + 0.35 * np.abs(T) ** 6, -0.2))
+    yield Stroke(between(dome, fringe), s.hair, lift=0.04)
+    if not s.glasses:
+        return
+    tone, half = 30.0, 0.22 * s.glasses
     for side in (-1, 1):
-        rim = _ellipse((side * s.eye_x, s.eye_y + 0.03), (0.22 * s.glasses, 0.17 * s.glasses))
+        rim = _ellipse((side * s.eye_x, s.eye_y + 0.03), (half, 0.17 * s.glasses))
         yield Stroke(np.concatenate([rim, rim[:1]]), tone, 0.035, lift=0.12)
-        inner, outer = s.eye_x - 0.22 * s.glasses, s.eye_x + 0.22 * s.glasses
-        yield Stroke(np.array([[0.0, s.eye_y - 0.02], [side * inner, s.eye_y]]), tone, 0.035, lift=0.12)
-        temple = np.array([[side * outer, s.eye_y], [side * s.width, s.eye_y - 0.05]])
+        bridge = np.array([[0.0, s.eye_y - 0.02], [side * (s.eye_x - half), s.eye_y]])
+        yield Stroke(bridge, tone, 0.035, lift=0.12)
+        temple = np.array([[side * (s.eye_x + half), s.eye_y], [side * s.width, s.eye_y - 0.05]])
         yield Stroke(temple, tone, 0.03, lift=0.05)
 
 
 @dataclass(frozen=True)
 class Camera:
-    """Turns a head and maps it to the picture: ``pixel = scale * rotated + origin``, in cells."""
+    """Turns a head of this width and maps it to the picture: ``scale * turned + origin``, in cells."""
 
+    width: float
     rotation: npt.NDArray[np.float64]
-    scale: float
-    origin: Points
+    scale: float = 1.0
+    origin: Points | float = 0.0
 
-    def project(self, points: Points, lift: npt.NDArray[np.float64] | float, subject: Subject) -> Points:
-        """(n, 2) face coordinates to (n, 2) cells."""
-        return self.scale * (on_head(points, lift, subject) @ self.rotation.T)[:, :2] + self.origin
+    def project(self, points: Points, lift: npt.NDArray[np.float64] | float = 0.0) -> Points:
+        """(n, 2) face coordinates to (n, 2) cells.
 
-
-def on_head(points: Points, lift: npt.NDArray[np.float64] | float, subject: Subject) -> Points:
-    """(n, 2) points in the plane to (n, 3) on the head, an ellipsoid; what lies outside is at depth 0."""
-    inside = 1 - (points[:, 0] / (1.08 * subject.width)) ** 2 - ((points[:, 1] - 0.05) / 1.25) ** 2
-    solid = np.empty((len(points), 3))
-    solid[:, :2] = points
-    solid[:, 2] = 0.75 * np.sqrt(np.clip(inside, 0, None)) + lift
-    # The nose stands out from the ellipsoid, most at its tip.
-    solid[:, 2] += 0.2 * np.exp(-((points[:, 0] / 0.12) ** 2) - ((points[:, 1] - 0.27) / 0.14) ** 2)
-    return solid
+        The head is an ellipsoid; what lies outside is at depth 0.
+        """
+        x, y = points.T
+        inside = 1 - (x / (1.08 * self.width)) ** 2 - ((y - 0.05) / 1.25) ** 2
+        depth = 0.75 * np.sqrt(np.clip(inside, 0, None)) + lift
+        # The nose stands out from the ellipsoid, most at its tip.
+        depth += 0.2 * np.exp(-((x / 0.12) ** 2) - ((y - 0.27) / 0.14) ** 2)
+        turned = np.column_stack([points, depth]) @ self.rotation.T
+        return self.scale * turned[:, :2] + self.origin
 
 
-def rotation(turn: tuple[float, float, float]) -> npt.NDArray[np.float64]:
-    """(3, 3) matrix of a head turned by yaw, pitch and roll in radians."""
-    (cy, cp, cr), (sy, sp, sr) = np.cos(turn), np.sin(turn)
-    yaw = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    pitch = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
-    roll = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
-    return np.asarray(roll @ pitch @ yaw)
-
-
-def aim(
-    face: Geometry, subject: Subject, shot: Shot, intensity: float, corner: tuple[float, float]
-) -> Camera:
+def aim(landmarks: Points, subject: Subject, shot: Shot, intensity: float, corner: tuple[int, int]) -> Camera:
     """The camera under which the face box of the landmarks fills 48 x 48 cells from ``corner`` (row, column).
 
     The shot's shift and zoom then spoil the framing, as a face detector does.
     """
-    turn = tuple(t + intensity * d for t, d in zip(shot.turn, shot.drift, strict=True))
-    matrix = rotation((turn[0], turn[1], turn[2]))
-    marks = (on_head(face.landmarks(), 0.0, subject) @ matrix.T)[:, :2]
+    # Yaw, pitch and roll in radians.
+    (cy, cp, cr), (sy, sp, sr) = (f(shot.turn + intensity * shot.drift) for f in (np.cos, np.sin))
+    yaw = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    pitch = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    roll = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
+    camera = Camera(subject.width, roll @ pitch @ yaw)
+    marks = camera.project(landmarks)
     low, high = marks.min(axis=0), marks.max(axis=0)
     scale = shot.zoom * FACE_SIZE / (BOX_MARGIN * float((high - low).max()))
-    centre = np.array([corner[1], corner[0]]) + FACE_SIZE * (0.5 + np.array(shot.shift))
-    return Camera(matrix, scale, centre - scale * (low + high) / 2)
+    centre = np.array(corner)[::-1] + FACE_SIZE * (0.5 + shot.shift)
+    return replace(camera, scale=scale, origin=centre - scale * (low + high) / 2)
 
 
 def render(
@@ -543,9 +513,8 @@ def render(
     shot: Shot,
     intensity: float,
     rng: np.random.Generator,
-    *,
-    size: tuple[int, int] = (FACE_SIZE, FACE_SIZE),
-    corner: tuple[int, int] = (0, 0),
+    size: tuple[int, int],
+    corner: tuple[int, int],
 ) -> tuple[Images, Points]:
     """Draw one frame.
 
@@ -560,21 +529,22 @@ def render(
     Returns:
         The picture, uint8 ``size``, and the landmarks, (68, 2) x and y in its pixels.
     """
-    actions = shot.actions.scaled(intensity)
+    actions = Actions(**{name: intensity * peak for name, peak in shot.actions.items()})
     face = pose_face(subject, actions)
-    camera = aim(face, subject, shot, intensity, corner)
-    picture = _paint([*sketch_face(subject, actions, shot, face)], camera, subject, shot, size)
-    lit = picture * _light(camera, subject, shot, size) * shot.gain + shot.offset
+    landmarks = face.landmarks()
+    camera = aim(landmarks, subject, shot, intensity, corner)
+    picture = _paint([*sketch_face(subject, actions, shot, face)], camera, shot, size)
+    lit = picture * _light(camera, shot, size) * shot.gain + shot.offset
     lit += rng.normal(0.0, shot.noise, size)
-    return np.clip(np.rint(lit), 0, 255).astype(np.uint8), camera.project(face.landmarks(), 0.0, subject)
+    return np.clip(np.rint(lit), 0, 255).astype(np.uint8), camera.project(landmarks)
 
 
 def _paint(
-    shapes: Sequence[Stroke], camera: Camera, subject: Subject, shot: Shot, size: tuple[int, int]
+    shapes: Sequence[Stroke], camera: Camera, shot: Shot, size: tuple[int, int]
 ) -> npt.NDArray[np.float32]:
     lengths = [len(shape.points) for shape in shapes]
     lift = np.repeat([shape.lift for shape in shapes], lengths)
-    cells = camera.project(np.concatenate([shape.points for shape in shapes]), lift, subject)
+    cells = camera.project(np.concatenate([shape.points for shape in shapes]), lift)
     # Pillow puts pixel centres on whole numbers, the cells' coordinates have them at a half.
     corners = np.split(SUPERSAMPLING * cells - 0.5, np.cumsum(lengths)[:-1])
     large = Image.new("L", (SUPERSAMPLING * size[1], SUPERSAMPLING * size[0]), round(shot.background))
@@ -592,10 +562,10 @@ def _paint(
     return np.asarray(picture, dtype=np.float32)
 
 
-def _light(camera: Camera, subject: Subject, shot: Shot, size: tuple[int, int]) -> npt.NDArray[np.float64]:
+def _light(camera: Camera, shot: Shot, size: tuple[int, int]) -> npt.NDArray[np.float64]:
     """Lambert's cosine law on an ellipsoid around the head, plus ambient light."""
-    centre = camera.project(np.array([[0.0, 0.05]]), -0.75, subject)[0]
-    x = (np.arange(size[1]) + 0.5 - centre[0]) / (1.2 * subject.width * camera.scale)
+    centre = camera.project(np.array([[0.0, 0.05]]), -0.75)[0]
+    x = (np.arange(size[1]) + 0.5 - centre[0]) / (1.2 * camera.width * camera.scale)
     y = (np.arange(size[0]) + 0.5 - centre[1])[:, None] / (1.4 * camera.scale)
     square = x**2 + y**2
     norm = np.sqrt(np.maximum(square, 1.0))

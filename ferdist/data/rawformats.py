@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ferdist.data.ckplus import EMOTION_CODES, FOLDER_CLASSES
 from ferdist.data.fer2013 import USAGE_SPLIT
-from ferdist.data.record import FaceDataset, Images
-from ferdist.data.synthetic import CELL, DrawnSequence, ckplus_sequences, synthesize, synthesize_ckplus
+from ferdist.data.record import CKPLUS7_CLASSES, FaceDataset, Images
+from ferdist.data.synthetic import CELL, ckplus_faces, ckplus_sequences, synthesize
 from ferdist.errors import DataError
 
 
@@ -58,57 +59,56 @@ def write_fer2013_csv(dataset: FaceDataset, path: Path) -> Path:
     return path
 
 
-def write_ckplus48(dataset: FaceDataset, path: Path) -> None:
-    """Write ``<class>/S010_004_00000017.png``: faces in CK+'s seven classes, named as CK+48 names them."""
+def write_ckplus48(path: Path, images: int, seed: int) -> None:
+    """Write ``<class>/S010_004_00000017.png``."""
     folders = {ours: theirs for theirs, ours in FOLDER_CLASSES.items()}
-    for image, label, name in zip(dataset.images, dataset.labels, dataset.source_id, strict=True):
-        _write(path / folders[dataset.classes[label]] / f"{name}.png", _png(image[0]))
+    for label, name, face in ckplus_faces(images, seed):
+        _write_png(path / folders[CKPLUS7_CLASSES[label]] / f"{name}.png", face)
 
 
-def write_ckplus_h5(dataset: FaceDataset, path: Path) -> None:
-    """Write ``CK_data.h5``: data_pixel, uint8 (N, 48, 48), and data_label, int64 (N,), without subjects."""
+def write_ckplus_h5(path: Path, images: int, seed: int) -> None:
+    """Write data_pixel, uint8 (N, 48, 48), and data_label, int64 (N,), without subjects."""
     import h5py
 
+    labels, _, faces = zip(*ckplus_faces(images, seed), strict=True)
     with h5py.File(path, "w") as file:
-        file["data_pixel"] = dataset.images[:, 0]
-        file["data_label"] = dataset.labels
+        file["data_pixel"] = np.stack(faces)
+        file["data_label"] = np.array(labels, dtype=np.int64)
 
 
-def write_ckplus_original(sequences: list[DrawnSequence], path: Path) -> None:
-    """Write CK+'s original tree: all frames, 640 x 490 pixels, with 68 landmarks each, and emotions.
+def write_ckplus_original(path: Path, images: int, seed: int) -> None:
+    """Write all frames, 640 x 490 pixels, with 68 landmarks each, and emotions.
 
     A frame is the drawn scene enlarged five times, so the area average of its ``face_box`` is the 48 x 48
     face again, to the pixel.
     """
-    for sequence in sequences:
+    for sequence in ckplus_sequences(images, seed):
         folder = sequence.name.replace("_", "/")
         for frame in range(1, sequence.frames + 1):
             name = sequence.frame_name(frame)
             cells, landmarks = sequence.scene(frame)
-            points = "".join(f"   {x:.7e}   {y:.7e}\n" for x, y in (CELL * landmarks).tolist())
             picture = cells.repeat(CELL, axis=0).repeat(CELL, axis=1)
-            _write(path / "cohn-kanade-images" / folder / f"{name}.png", _png(picture))
-            _write(path / "Landmarks" / folder / f"{name}_landmarks.txt", points.encode())
+            _write_png(path / "cohn-kanade-images" / folder / f"{name}.png", picture)
+            _write_numbers(path / "Landmarks" / folder / f"{name}_landmarks.txt", CELL * landmarks)
         if sequence.labelled:
-            emotion = f"   {EMOTION_CODES.index(sequence.expression):.7e}\n"
-            _write(path / "Emotion" / folder / f"{name}_emotion.txt", emotion.encode())
+            emotion = [[EMOTION_CODES.index(sequence.expression)]]
+            _write_numbers(path / "Emotion" / folder / f"{name}_emotion.txt", emotion)
 
 
 LAYOUTS: Final[dict[str, tuple[str, Callable[[Path, int, int], object]]]] = {
     "fer2013-csv": ("fer2013.csv", lambda path, n, seed: write_fer2013_csv(synthesize(n, seed), path)),
-    "ckplus48": ("CK+48", lambda path, n, seed: write_ckplus48(synthesize_ckplus(n, seed), path)),
-    "ckplus-h5": ("CK_data.h5", lambda path, n, seed: write_ckplus_h5(synthesize_ckplus(n, seed), path)),
-    "ckplus-original": ("CK+", lambda path, n, seed: write_ckplus_original(ckplus_sequences(n, seed), path)),
+    "ckplus48": ("CK+48", write_ckplus48),
+    "ckplus-h5": ("CK_data.h5", write_ckplus_h5),
+    "ckplus-original": ("CK+", write_ckplus_original),
 }
 """What each ``--format`` writes, and how: path, number of images, seed."""
 
 
-def _png(image: Images) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-def _write(path: Path, data: bytes) -> None:
+def _write_png(path: Path, image: Images) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    Image.fromarray(image).save(path, compress_level=1)
+
+
+def _write_numbers(path: Path, rows: npt.ArrayLike) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savetxt(path, rows, fmt="   %.7e", delimiter="")
