@@ -221,11 +221,12 @@ def bench(
     device: Device = "auto",
 ) -> None:
     """Measure each stage against a peer and its limit; the table's terms: docs/performance.md."""
-    from ferdist.bench.run import print_table, run_bench
+    from ferdist.bench.harness import print_table
+    from ferdist.bench.run import run_bench
 
     rows, where = run_bench(stages or (), size=size, images=images, data=data, csv=csv, device=device)
     if as_json:
-        print(json.dumps([{**row.to_json(), "where": where} for row in rows]))
+        print(json.dumps([{**row, "where": where} for row in rows]))
     else:
         print_table(rows, where)
 

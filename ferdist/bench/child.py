@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -29,18 +28,17 @@ class Work:
     """What a child does.
 
     Attributes:
-        name: ``convert``, ``by_hand``, ``load``, ``train`` or ``evaluate``.
-        threads: of this process.
-        source: a fer2013.csv, for the first two; they write into its folder.
-        config: of a run as plain values, for the others.
+        name: ``convert`` or ``by_hand``, which read the fer2013.csv beside the config's beton and write into
+            its folder, or ``load``, ``train`` or ``evaluate``.
+        config: of a run, as plain values.
+        threads: of each process.
         steps: that ``train`` measures, after a few that it does not.
     """
 
     name: str
-    threads: int = 1
-    source: str = ""
-    config: dict[str, Any] | None = None
-    steps: int = 1
+    config: dict[str, Any]
+    threads: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,12 @@ class Outcome:
 
     Attributes:
         seconds: of the work, without imports and warm-up.
-        images: that the work handled, over all ranks.
         start_mib: resident memory before the work, imports done, in MiB.
         peak_mib: the most that was resident.
-        device_mib: the most that PyTorch held on the GPU, None without one.
+        device_mib: the most that PyTorch held on the GPU, None where it was not used.
     """
 
     seconds: float
-    images: int
     start_mib: float
     peak_mib: float
     device_mib: float | None
@@ -84,34 +80,45 @@ def start(work: Work, processes: int = 1) -> list[Outcome]:
     return [Outcome(**json.loads(line)) for line in lines]
 
 
-def _convert(work: Work) -> Callable[[], int]:
-    source = Path(work.source)
-    with source.open("rb") as rows:
-        images = sum(1 for _ in rows) - 1
+def main(work: Work) -> Outcome:
+    """Prepare and do the work in this process."""
+    with ExitStack() as stack:
+        do = _prepare(work, stack)
+        before = _resident("VmRSS")
+        start = time.perf_counter()
+        do()
+        seconds = time.perf_counter() - start
+    device_mib, torch = None, sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        device_mib = torch.cuda.max_memory_allocated() / 2**20
+    return Outcome(seconds, before, _resident("VmHWM"), device_mib)
+
+
+def _prepare(work: Work, stack: ExitStack) -> Callable[[], object]:
+    """What remains to be done when everything is imported, built and warm."""
+    source = Path(work.config["data"]["path"]).with_suffix(".csv")
+    if work.name == "by_hand":
+        from ferdist.bench.byhand import rows_by_hand
+
+        return lambda: rows_by_hand(source, source.parent)
     if work.name == "convert":
         from ferdist.data import prepare
 
-        return lambda: (prepare.fer2013(source, source.parent), images)[1]
-    from ferdist.bench.byhand import rows_by_hand
+        return lambda: prepare.fer2013(source, source.parent)
 
-    return lambda: (rows_by_hand(source, source.parent), images)[1]
-
-
-def _run(work: Work, stack: ExitStack) -> Callable[[], int]:
     import torch
 
     from ferdist.config import from_dict
     from ferdist.data.beton import BetonLoader, open_beton
 
     torch.set_num_threads(work.threads)
-    assert work.config is not None
     config = from_dict(work.config, Path("bench"))
-    batch, beton = config.data.batch_size, open_beton(Path(config.data.path))
+    beton = open_beton(Path(config.data.path))
     if work.name == "load":
-        loader = BetonLoader(beton, batch_size=batch, device=torch.device(config.device))
+        loader = BetonLoader(beton, batch_size=config.data.batch_size, device=torch.device(config.device))
         indices = beton.indices("train", config.data.holdout)
         list(loader.batches(indices[:1]))  # FFCV compiles its pipeline
-        return lambda: sum(len(part.label) for part in loader.batches(indices))
+        return lambda: sum(len(batch.label) for batch in loader.batches(indices))
 
     from ferdist.runtime.distributed import join_world
     from ferdist.training.build import build
@@ -119,48 +126,22 @@ def _run(work: Work, stack: ExitStack) -> Callable[[], int]:
     setup = build(config, beton, stack.enter_context(join_world(config.device)))
     if work.name == "evaluate":
         setup.score(samples=1)
-        return lambda: len(setup.score().index)
+        return setup.score
     stream = setup.batches()
-    stack.callback(stream.close)  # type: ignore[attr-defined]
 
-    def train(steps: int) -> int:
+    def train(steps: int) -> None:
         for _ in range(steps):
             setup.engine.train_step(next(stream))
         setup.engine.read()
-        return steps * batch
 
     train(WARM_UP_STEPS)
     return lambda: train(work.steps)
 
 
-def main(work: Work) -> Outcome:
-    """Prepare and do the work in this process."""
-    with ExitStack() as stack:
-        do = _convert(work) if work.config is None else _run(work, stack)
-        before = _resident("VmRSS")
-        start = time.perf_counter()
-        images = do()
-        seconds = time.perf_counter() - start
-    device_mib = None
-    if work.config and work.config["device"] == "cuda":
-        import torch
-
-        device_mib = torch.cuda.max_memory_allocated() / 2**20
-    return Outcome(seconds, images, before, _resident("VmHWM"), device_mib)
-
-
 def _resident(field: str) -> float:
-    """VmRSS, resident now, or VmHWM, its peak, in MiB.
-
-    Not from `resource` where it can be helped: Linux starts its peak with what the parent held.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith(f"{field}:"):
-                return int(line.split()[1]) / 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    """VmRSS, resident now, or VmHWM, its peak, in MiB; `resource` starts its peak with the parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 if __name__ == "__main__":

@@ -2,117 +2,100 @@
 
 from __future__ import annotations
 
-import time
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from ferdist.table import Number, Table
 
 Measure = Callable[[], float]
 """Measures once and returns the number."""
-Peers = Mapping[str, Measure | str]
-"""What does the same work another way, by name; text says why it cannot be measured."""
+Rounds = Sequence[float] | None
+"""What one contestant reached, a number per round; nothing where it could not be measured."""
+Side = tuple[str | None, Rounds]
+"""What a peer or a floor is, and its rounds."""
+Row = dict[str, Any]
+"""One line of the table, by the keys of ``ferdist bench --json`` (docs/performance.md)."""
 
 HIGHER_IS_BETTER: Final = ("img/s", "GFLOP/s")
-LOWER_IS_BETTER: Final = ("s", "ms", "MiB", "%")
-CONTESTANTS: Final = ("ferdist", "peer", "floor")
-
-Rounds = Sequence[float] | None
-"""What one contestant reached, a number per round; None where it could not be measured."""
+NOBODY: Final[Side] = (None, None)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: ferdist, at most one peer and the floor, from the same rounds.
+def make_row(
+    name: str,
+    unit: str,
+    ferdist: Rounds,
+    peer: Side = NOBODY,
+    floor: Side = NOBODY,
+    hint: str | None = None,
+) -> Row:
+    """A row of ferdist, at most one peer and the floor, the least work that the result needs.
 
-    Attributes:
-        stage: of the bench.
+    Args:
         name: of the work.
-        unit: one of ``HIGHER_IS_BETTER`` or ``LOWER_IS_BETTER``.
-        ferdist, peer, floor: numbers per round. The floor is the least work that the result needs.
-        peer_name, floor_name: what these two are.
+        unit: of all numbers.
+        ferdist: its numbers.
+        peer, floor: what they are, and their numbers from the same rounds.
         hint: why a number is missing.
+
+    Returns:
+        Medians and quartiles by contestant. A ratio of medians above 1 is better, whatever the unit.
     """
+    numbers = {"ferdist": ferdist, "peer": peer[1], "floor": floor[1]}
+    medians = {who: median(values) if values else None for who, values in numbers.items()}
+    quartiles = {
+        who: np.quantile(values, [0.25, 0.75]).tolist() if values else None for who, values in numbers.items()
+    }
 
-    stage: str
-    name: str
-    unit: str
-    ferdist: Rounds
-    peer: Rounds = None
-    peer_name: str | None = None
-    floor: Rounds = None
-    floor_name: str | None = None
-    hint: str | None = None
-
-    @property
-    def medians(self) -> dict[str, float | None]:
-        """By contestant."""
-        rounds = {name: getattr(self, name) for name in CONTESTANTS}
-        return {name: median(numbers) if numbers else None for name, numbers in rounds.items()}
-
-    @property
-    def spread(self) -> dict[str, list[float] | None]:
-        """Lower and upper quartile by contestant."""
-        rounds = {name: getattr(self, name) for name in CONTESTANTS}
-        return {
-            name: np.quantile(numbers, [0.25, 0.75]).tolist() if numbers else None
-            for name, numbers in rounds.items()
-        }
-
-    def ratio(self, other: str) -> float | None:
-        """How many times better than the peer or the floor, whatever the unit: a ratio of medians."""
-        mine, theirs = self.medians["ferdist"], self.medians[other]
+    def ratio(other: str) -> float | None:
+        mine, theirs = medians["ferdist"], medians[other]
         if mine is None or theirs is None or mine <= 0 or theirs <= 0:
             return None
-        return mine / theirs if self.unit in HIGHER_IS_BETTER else theirs / mine
+        return mine / theirs if unit in HIGHER_IS_BETTER else theirs / mine
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values: medians under the contract's keys, quartiles under ``spread``."""
-        return {
-            "stage": self.stage,
-            "name": self.name,
-            **self.medians,
-            "peer_name": self.peer_name,
-            "floor_name": self.floor_name,
-            "unit": self.unit,
-            "ratio_peer": self.ratio("peer"),
-            "ratio_floor": self.ratio("floor"),
-            "spread": self.spread,
-            "rounds": len(self.ferdist or ()),
-            "hint": self.hint,
-        }
+    return {
+        "name": name,
+        **medians,
+        "peer_name": peer[0],
+        "floor_name": floor[0],
+        "unit": unit,
+        "ratio_peer": ratio("peer"),
+        "ratio_floor": ratio("floor"),
+        "spread": quartiles,
+        "rounds": len(ferdist or ()),
+        "hint": hint,
+    }
 
 
 def contest(
-    stage: str,
     name: str,
     unit: str,
     rounds: int,
     ferdist: Measure,
-    peers: Peers | None = None,
+    peers: Mapping[str, Measure | str] | None = None,
     floor: tuple[str, Measure] | None = None,
 ) -> list[Row]:
-    """Measure ferdist, its peers and the floor in the same rounds: a row per peer, or one without."""
+    """Measure ferdist, its peers and the floor in the same rounds: a row per peer, or one without.
+
+    Instead of a peer's measure, text says why it cannot be measured.
+    """
     peers = peers or {}
     measures = {"ferdist": ferdist} | {f"peer {k}": m for k, m in peers.items() if not isinstance(m, str)}
     if floor is not None:
         measures["floor"] = floor[1]
     numbers = interleave(measures, rounds)
-    ours, limit = numbers["ferdist"], (numbers.get("floor"), None if floor is None else floor[0])
+    ours = numbers["ferdist"]
+    limit: Side = (floor[0], numbers["floor"]) if floor is not None else NOBODY
     if not peers:
-        return [Row(stage, name, unit, ours, None, None, *limit)]
-    return [
-        Row(
-            *(stage, name, unit, ours, numbers.get(f"peer {peer}"), peer, *limit),
-            hint=measure if isinstance(measure, str) else None,
-        )
-        for peer, measure in peers.items()
-    ]
+        return [make_row(name, unit, ours, floor=limit)]
+    rows = []
+    for peer, measure in peers.items():
+        hint = measure if isinstance(measure, str) else None
+        rows.append(make_row(name, unit, ours, (peer, numbers.get(f"peer {peer}")), limit, hint))
+    return rows
 
 
 def interleave(
@@ -139,72 +122,34 @@ def interleave(
     return values
 
 
-class Seconds:
-    """Seconds that a call takes: the mean over as many calls as fill a given time.
+def print_table(rows: Sequence[Row], where: str) -> None:
+    """Print rows, the machine they were measured on, and what is missing: Markdown where no terminal is.
 
-    The first measurement runs the call once, to warm up, and then doubles the calls until they fill it.
-
-    Args:
-        call: the work.
-        device: that the work may run on; it is waited for.
-        at_least: seconds that a later measurement lasts, unless one call is longer.
+    The cells are medians, with quartiles where there is more than one round, and ratios.
     """
-
-    def __init__(self, call: Callable[[], object], device: torch.device, at_least: float = 0.0) -> None:
-        self.call, self.device, self.at_least = call, device, at_least
-        self.repeats = 0
-
-    def __call__(self) -> float:
-        if self.repeats:
-            return self._time(self.repeats)
-        self._time(1)
-        self.repeats = 1
-        while (once := self._time(self.repeats)) * self.repeats < self.at_least:
-            self.repeats *= 2
-        return once
-
-    def _time(self, repeats: int) -> float:
-        self._wait()
-        start = time.perf_counter()
-        for _ in range(repeats):
-            self.call()
-        self._wait()
-        return (time.perf_counter() - start) / repeats
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-def table(rows: Sequence[Row]) -> Table:
-    """The rows for people: medians, quartiles where there is more than one round, and ratios."""
-    records = []
-    for row in rows:
-        peer, floor = (
-            f"{shown}, {name}" if name else shown
-            for shown, name in ((_shown(row, "peer"), row.peer_name), (_shown(row, "floor"), row.floor_name))
-        )
-        records.append(
-            {
-                "stage": row.stage,
-                "work": row.name,
-                "unit": row.unit,
-                "ferdist": Number(_shown(row, "ferdist")),
-                "peer": peer if row.peer_name else None,
-                "x peer": _ratio(row.ratio("peer")),
-                "floor": floor if row.floor_name else None,
-                "of floor": _ratio(row.ratio("floor")),
-            }
-        )
-    return Table.of("The bench", records)
+    cells = [
+        {
+            "stage": row["stage"],
+            "work": row["name"],
+            "unit": row["unit"],
+            "ferdist": Number(_shown(row, "ferdist")),
+            "peer": f"{_shown(row, 'peer')}, {row['peer_name']}" if row["peer_name"] else None,
+            "x peer": _ratio(row["ratio_peer"]),
+            "floor": f"{_shown(row, 'floor')}, {row['floor_name']}" if row["floor_name"] else None,
+            "of floor": _ratio(row["ratio_floor"]),
+        }
+        for row in rows
+    ]
+    shown = Table.of("The bench", cells)
+    notes = dict.fromkeys(f"{row['stage']}, {row['name']}: {row['hint']}" for row in rows if row["hint"])
+    print(shown.text() if sys.stdout.isatty() else shown.markdown(), where, *notes, sep="\n")
 
 
 def _shown(row: Row, contestant: str) -> str:
-    middle, quartiles = row.medians[contestant], row.spread[contestant]
-    if middle is None or quartiles is None:
+    if row[contestant] is None:
         return "-"
-    low, high = quartiles
-    return _number(middle) + (f" ({_number(low)}-{_number(high)})" if len(row.ferdist or ()) > 1 else "")
+    low, high = row["spread"][contestant]
+    return _number(row[contestant]) + (f" ({_number(low)}-{_number(high)})" if row["rounds"] > 1 else "")
 
 
 def _number(value: float) -> str:

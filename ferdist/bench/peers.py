@@ -5,9 +5,8 @@ What needs an optional package raises ImportError where it is missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -18,13 +17,21 @@ from torchvision import transforms
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
-from ferdist.augment import AugmentConfig
+from ferdist.augment import AugmentConfig, GeometryConfig, NoiseConfig, OcclusionConfig, PhotometricConfig
 from ferdist.data.record import Images, Integers
 from ferdist.models import Task
 
 Transform = Callable[[Any], Any]
 Pipeline = Callable[[Tensor], Tensor]
 """uint8 (B, C, H, W) to normalised floats."""
+
+OFF: Final = AugmentConfig(
+    geometry=GeometryConfig(flip=0.0, probability=0.0),
+    photometric=PhotometricConfig(probability=0.0),
+    occlusion=OcclusionConfig(probability=0.0),
+    noise=NoiseConfig(probability=0.0),
+)
+"""Nothing is changed."""
 
 
 class PilFaces(Dataset[tuple[Any, int]]):
@@ -48,18 +55,13 @@ class PilFaces(Dataset[tuple[Any, int]]):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-@contextmanager
 def data_loader(
     faces: PilFaces, batch_size: int, workers: int, *, train: bool
-) -> Iterator[DataLoader[tuple[Any, int]]]:
-    """A DataLoader whose workers stay between the epochs, and end with the block."""
-    loader = DataLoader(
+) -> DataLoader[tuple[Any, int]]:
+    """A DataLoader whose workers stay between the epochs."""
+    return DataLoader(
         faces, batch_size, shuffle=train, drop_last=train, num_workers=workers, persistent_workers=True
     )
-    try:
-        yield loader
-    finally:
-        loader._iterator = None  # ends the workers now, not whenever the loader is collected
 
 
 def torchvision_steps(config: AugmentConfig) -> tuple[list[Transform], list[Transform]]:
@@ -95,9 +97,9 @@ def torchvision_steps(config: AugmentConfig) -> tuple[list[Transform], list[Tran
     return either, floats
 
 
-def pil_transform(config: AugmentConfig | None, mean: Sequence[float], std: Sequence[float]) -> Transform:
-    """PIL image to normalised tensor, augmented where a config is given."""
-    either, floats = ([], []) if config is None else torchvision_steps(config)
+def pil_transform(config: AugmentConfig, mean: Sequence[float], std: Sequence[float]) -> Transform:
+    """PIL image to normalised tensor, augmented."""
+    either, floats = torchvision_steps(config)
     steps = [*either, transforms.ToTensor(), *floats, transforms.Normalize(mean, std)]
     return cast(Transform, transforms.Compose(steps))
 

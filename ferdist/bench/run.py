@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -11,22 +10,16 @@ from pathlib import Path
 from typing import Final
 
 from ferdist import environment
-from ferdist.bench import processes, stages
-from ferdist.bench.harness import Row, table
+from ferdist.bench.harness import Row
+from ferdist.bench.processes import memory, scale
 from ferdist.bench.setting import SIZES, Bench
-from ferdist.errors import ConfigError, DataError
+from ferdist.bench.stages import augment, convert, epoch, evaluate, load, step
+from ferdist.errors import ConfigError, DataError, tell
 from ferdist.runtime.distributed import choose_device
 from ferdist.runtime.precision import keep_freed_memory
 
 STAGES: Final[dict[str, Callable[[Bench], list[Row]]]] = {
-    "convert": stages.convert,
-    "load": stages.load,
-    "augment": stages.augment,
-    "step": stages.step,
-    "epoch": stages.epoch,
-    "scale": processes.scale,
-    "evaluate": stages.evaluate,
-    "memory": processes.memory,
+    stage.__name__: stage for stage in (convert, load, augment, step, epoch, scale, evaluate, memory)
 }
 
 
@@ -73,10 +66,10 @@ def run_bench(
     with tempfile.TemporaryDirectory(prefix="ferdist-bench-") as folder:
         bench = Bench(chosen, where, Path(folder), data, csv)
         for number, name in enumerate(names or STAGES, start=1):
-            _say(f"{name} ({number} of {len(names or STAGES)})")
+            tell(f"bench: {name} ({number} of {len(names or STAGES)})")
             begin = time.perf_counter()
-            rows += STAGES[name](bench)
-            _say(f"{name}: {time.perf_counter() - begin:.0f} s")
+            rows += [{"stage": name} | row for row in STAGES[name](bench)]
+            tell(f"bench: {name}: {time.perf_counter() - begin:.0f} s")
     described = environment.describe(where, 1)
     machine = described["cpu"] if where.type == "cpu" else f"{described['device']}, {described['cpu']}"
     subject = data or csv or f"{chosen.images:,} drawn faces"
@@ -85,14 +78,3 @@ def run_bench(
         f"ferdist {described['git_revision'] or described['ferdist']}; {subject}; size {size}, "
         f"batch {chosen.batch}; {described['date']}"
     )
-
-
-def print_table(rows: Sequence[Row], where: str) -> None:
-    """Print rows, the machine they were measured on, and what is missing: Markdown where no terminal is."""
-    shown = table(rows)
-    notes = dict.fromkeys(f"{row.stage}, {row.name}: {row.hint}" for row in rows if row.hint)
-    print(shown.text() if sys.stdout.isatty() else shown.markdown(), where, *notes, sep="\n")
-
-
-def _say(text: str) -> None:
-    print(f"bench: {text}", file=sys.stderr, flush=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Callable
+import time
+import timeit
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Final
 
 import torch
 
-from ferdist.bench.harness import Measure, Seconds
+from ferdist.bench.harness import Measure
 from ferdist.config import Config, DataConfig, TrainConfig
 from ferdist.data import prepare
 from ferdist.data.beton import Beton, BetonLoader, open_beton
@@ -33,8 +36,9 @@ class Size:
         rounds: of quick measurements.
         long_rounds: of those that take seconds each: steps and epochs.
         process_rounds: of those that start processes.
-        seconds: that a quick measurement lasts at least.
+        repeat: what takes less than 0.2 s, until it has lasted that long.
         stems: of the networks.
+        stem: where one is enough.
         compile: also measure what torch.compile makes; compiling takes most of a stage's time.
         steps: in an epoch, and in the processes of ``scale`` and ``memory``.
         scored: images that an evaluation scores.
@@ -47,27 +51,32 @@ class Size:
     rounds: int = 7
     long_rounds: int = 5
     process_rounds: int = 3
-    seconds: float = 0.2
+    repeat: bool = True
     stems: tuple[str, ...] = STEMS
+    stem: str = ModelConfig.stem
     compile: bool = True
     steps: int = 4
     scored: int = 512
     growth: tuple[int, ...] = (500, 2000, 8000)
     matrix: int = 2048
 
-    @property
-    def stem(self) -> str:
-        """Where one is enough: the configs' default."""
-        return ModelConfig.stem if ModelConfig.stem in self.stems else self.stems[0]
-
-    @property
-    def compiled(self) -> tuple[bool, ...]:
-        """Whether to compile, for each measurement of the same work."""
-        return (False, True) if self.compile else (False,)
-
 
 SIZES: Final = {
-    "smallest": Size(140, 16, 1, 1, 1, 0.0, ("imagenet",), False, 1, 16, (70, 140), 256),
+    "smallest": Size(
+        images=140,
+        batch=16,
+        rounds=1,
+        long_rounds=1,
+        process_rounds=1,
+        repeat=False,
+        stems=("imagenet",),
+        stem="imagenet",
+        compile=False,
+        steps=1,
+        scored=16,
+        growth=(70, 140),
+        matrix=256,
+    ),
     "default": Size(),
 }
 
@@ -125,9 +134,28 @@ class Bench:
         images, labels = (torch.cat([getattr(p, field) for p in parts]) for field in ("image", "label"))
         return images.numpy(), labels.numpy()
 
+    def kinds(self) -> Iterator[tuple[bool, str]]:
+        """Whether to compile, for each measurement of the same work, and what to call it."""
+        for compiled in (False, True) if self.size.compile else (False,):
+            torch._dynamo.reset()  # it refuses to compile one function for many networks
+            yield compiled, "compiled" if compiled else "eager"
+
     def seconds(self, call: Callable[[], object]) -> Measure:
-        """Seconds of a call; see `Seconds`."""
-        return Seconds(call, self.device, self.size.seconds)
+        """Seconds that a call takes, the device's work included: the mean over one or more calls.
+
+        The first measurement runs the call once, to warm up, and then finds how many calls last 0.2 s.
+        """
+        timer, calls = timeit.Timer(call, gc.enable, self._clock), 0
+
+        def measure() -> float:
+            nonlocal calls
+            if calls:
+                return timer.timeit(calls) / calls
+            call()
+            calls, seconds = timer.autorange() if self.size.repeat else (1, timer.timeit(1))
+            return seconds / calls
+
+        return measure
 
     def rate(self, call: Callable[[], object], images: int) -> Measure:
         """Images per second of a call that handles so many images."""
@@ -140,3 +168,8 @@ class Bench:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -13,38 +12,23 @@ from torch.nn.functional import conv2d, cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from ferdist.augment import (
-    Augment,
-    AugmentConfig,
-    GeometryConfig,
-    NoiseConfig,
-    OcclusionConfig,
-    PhotometricConfig,
-    normalise,
-)
+from ferdist.augment import Augment, AugmentConfig, normalise
 from ferdist.bench import peers
 from ferdist.bench.byhand import NAME, parse_only, rows_by_hand
-from ferdist.bench.harness import Measure, Row, contest
-from ferdist.bench.peers import PilFaces, PlainLoop, Transform, data_loader, pil_transform
+from ferdist.bench.harness import Measure, Row, contest, make_row
+from ferdist.bench.peers import OFF, PilFaces, PlainLoop, Transform, data_loader, pil_transform
 from ferdist.bench.setting import Bench
 from ferdist.config import TrainConfig
 from ferdist.data import prepare
-from ferdist.data.beton import Batch, BetonLoader
+from ferdist.data.beton import BetonLoader
 from ferdist.evaluation.predict import TTA, views
 from ferdist.models import ModelConfig, Task, build_model
 from ferdist.runtime.precision import autocast, autocast_dtype, configure_kernels
 from ferdist.training import optim, seeds
-from ferdist.training.build import Setup
 from ferdist.training.monitor import Stopwatch
 
-TRAIN_TO_VAL: Final = 8
+TRAIN_TO_VAL = 8
 """Training samples per validation sample, as in FER2013."""
-_OFF: Final = {
-    "geometry": GeometryConfig(flip=0.0, probability=0.0),
-    "photometric": PhotometricConfig(probability=0.0),
-    "occlusion": OcclusionConfig(probability=0.0),
-    "noise": NoiseConfig(probability=0.0),
-}
 
 
 def optional(make: Callable[[], Measure]) -> Measure | str:
@@ -56,21 +40,10 @@ def optional(make: Callable[[], Measure]) -> Measure | str:
         return f"{package} is not installed: pip install 'ferdist[bench]'"
 
 
-def take_steps(setup: Setup, stream: Iterator[list[Batch]], steps: int) -> float:
-    """Train for so many steps, with one reading of the counters; the share of the time spent waiting."""
-    watch = Stopwatch()
-    batches = watch.timed(stream)
-    for _ in range(steps):
-        setup.engine.train_step(next(batches))
-    setup.engine.read()
-    return watch.read(1)["rate/loader_wait"]
-
-
 def convert(bench: Bench) -> list[Row]:
     """fer2013.csv to a beton, in process, with the imports done: seconds for the whole file."""
     source = bench.csv
     return contest(
-        "convert",
         f"{source.name}, {source.stat().st_size / 2**20:.0f} MiB",
         "s",
         bench.size.long_rounds,
@@ -93,7 +66,7 @@ def load(bench: Bench) -> list[Row]:
     def augmented(batch: Tensor) -> Tensor:
         return augment(batch, augment.draw(len(batch), beton.manifest.image_shape, generator))
 
-    def measures(work: Callable[[Tensor], object], others: list[Any]) -> list[Measure]:
+    def rows(name: str, work: Callable[[Tensor], object], transform: Transform) -> list[Row]:
         def ours() -> None:
             for batch in loader.batches(seeds.epoch_order(indices, 0, next(epochs))):
                 work(batch.image)
@@ -102,70 +75,63 @@ def load(bench: Bench) -> list[Row]:
             for chosen in torch.split(torch.randperm(len(pixels)), size.batch):
                 work(pixels.index_select(0, chosen).to(bench.device))
 
-        def theirs(other: Any) -> None:
-            for batch, _ in other:
-                batch.to(bench.device)
+        def theirs(workers: int) -> Measure:
+            batches = data_loader(PilFaces(images, labels, transform), size.batch, workers, train=True)
 
-        calls: list[Callable[[], object]] = [ours, *(partial(theirs, other) for other in others), in_memory]
-        return [bench.rate(call, len(indices)) for call in calls]
+            def epoch() -> None:
+                for batch, _ in batches:
+                    batch.to(bench.device)
 
-    cases: list[tuple[str, Callable[[Tensor], object], Transform]] = [
-        ("uint8 batches", lambda batch: batch, transforms.PILToTensor()),
-        ("default augmentation", augmented, pil_transform(AugmentConfig(), mean, std)),
+            return bench.rate(epoch, len(indices))
+
+        contestants = {
+            "DataLoader, PIL, 1 worker": theirs(1),
+            "DataLoader, PIL, 2 workers": theirs(2),
+            "uint8 tensor in memory, indexed": bench.rate(in_memory, len(indices)),
+        }
+        floor = ("memory copy of the bytes", bench.rate(lambda: scratch.copy_(pixels), len(indices)))
+        return contest(name, "img/s", size.rounds, bench.rate(ours, len(indices)), contestants, floor)
+
+    return [
+        *rows("uint8 batches", lambda batch: batch, transforms.PILToTensor()),
+        *rows("default augmentation", augmented, pil_transform(AugmentConfig(), mean, std)),
     ]
-    rows: list[Row] = []
-    for name, work, transform in cases:
-        with ExitStack() as stack:
-            faces = PilFaces(images, labels, transform)
-            others = [
-                stack.enter_context(data_loader(faces, size.batch, workers, train=True)) for workers in (1, 2)
-            ]
-            ours, one, two, in_memory = measures(work, others)
-            contestants = {"DataLoader, PIL, 1 worker": one, "DataLoader, PIL, 2 workers": two}
-            contestants["uint8 tensor in memory, indexed"] = in_memory
-            copy = bench.rate(lambda: scratch.copy_(pixels), len(indices))
-            floor = ("memory copy of the bytes", copy)
-            rows += contest("load", name, "img/s", size.rounds, ours, contestants, floor)
-    return rows
 
 
 def augment(bench: Bench) -> list[Row]:
     """The default augmentation and its parts, on a batch on the device, draws and normalisation included."""
-    size, holdout, default = bench.size, bench.config().data.holdout, AugmentConfig()
+    size, holdout = bench.size, bench.config().data.holdout
     images = torch.from_numpy(bench.images(bench.beton.indices("train", holdout)[: size.batch])[0])
     images = images.to(bench.device)
     statistics, shape = bench.beton.normalisation(holdout), bench.beton.manifest.image_shape
     generator, out = torch.Generator(bench.device), torch.empty_like(images, dtype=torch.float32)
-    cases = {"default": default}
-    for part in _OFF:
-        others = {name: off for name, off in _OFF.items() if name != part}
-        cases[part] = AugmentConfig(**others, **{part: getattr(default, part)})  # type: ignore[arg-type]
 
-    def measure(pipeline: Callable[[Tensor], Tensor]) -> Measure:
+    def measure(pipeline: Callable[[Tensor], object]) -> Measure:
         return bench.rate(lambda: pipeline(images), len(images))
 
-    def ours(config: AugmentConfig, compiled: bool) -> Measure:
+    def rows(name: str, config: AugmentConfig, compiled: bool) -> list[Row]:
         augment = Augment(config, *statistics)
         pixels = torch.compile(augment, fullgraph=True, dynamic=False) if compiled else augment
-        return measure(lambda images: pixels(images, augment.draw(len(images), shape, generator)))
-
-    rows: list[Row] = []
-    for name, config in cases.items():
         contestants = {
-            "kornia": optional(lambda c=config: measure(peers.kornia_pipeline(c, *statistics))),  # type: ignore[misc]
+            "kornia": optional(lambda: measure(peers.kornia_pipeline(config, *statistics))),
             "torchvision per sample": measure(peers.torchvision_pipeline(config, *statistics)),
         }
-        if name == "occlusion":
+        if name.startswith("occlusion"):
             contestants["timm RandomErasing"] = optional(
-                lambda c=config: measure(peers.timm_erasing(c, *statistics, bench.device))  # type: ignore[misc]
+                lambda: measure(peers.timm_erasing(config, *statistics, bench.device))
             )
-        floor = ("one read, one write", bench.rate(lambda: out.copy_(images), len(images)))
-        for compiled in size.compiled:
-            torch._dynamo.reset()
-            label = f"{name}, {'compiled' if compiled else 'eager'}"
-            mine = ours(config, compiled)
-            rows += contest("augment", label, "img/s", size.rounds, mine, contestants, floor)
-    return rows
+        ours = measure(lambda images: pixels(images, augment.draw(len(images), shape, generator)))
+        floor = ("one read, one write", measure(out.copy_))
+        return contest(name, "img/s", size.rounds, ours, contestants, floor)
+
+    default, parts = AugmentConfig(), ("geometry", "photometric", "occlusion", "noise")
+    cases = {part: replace(OFF, **{part: getattr(default, part)}) for part in parts}
+    return [
+        row
+        for name, config in ({"default": default} | cases).items()
+        for compiled, kind in bench.kinds()
+        for row in rows(f"{name}, {kind}", config, compiled)
+    ]
 
 
 class _Step:
@@ -224,15 +190,14 @@ def step(bench: Bench) -> list[Row]:
     task = Task(*bench.beton.manifest.image_shape, len(bench.beton.manifest.classes))
     rows: list[Row] = []
     for stem in bench.size.stems:
-        for compiled in bench.size.compiled:
-            torch._dynamo.reset()  # it refuses to compile one function for many networks
-            rows += _networks(bench, task, stem, compiled)
-    torch._dynamo.reset()
-    return rows + _engine(bench, task)
+        for compiled, kind in bench.kinds():
+            rows += _networks(bench, task, stem, compiled, f"{stem}, {kind}")
+    compiled, kind = list(bench.kinds())[-1]
+    return rows + _engine(bench, task, compiled, f"{bench.size.stem}, {kind}")
 
 
-def _networks(bench: Bench, task: Task, stem: str, compiled: bool) -> list[Row]:
-    size, name = bench.size, f"{stem}, {'compiled' if compiled else 'eager'}"
+def _networks(bench: Bench, task: Task, stem: str, compiled: bool, name: str) -> list[Row]:
+    size = bench.size
 
     def step_of(network: nn.Module, compiled: bool = compiled) -> _Step:
         return _Step(network, task, bench, compiled)
@@ -251,7 +216,7 @@ def _networks(bench: Bench, task: Task, stem: str, compiled: bool) -> list[Row]:
     # Of a network that is not compiled: a compiled one's convolutions cannot be watched.
     bare = step_of(peers.torchvision_network(stem, task), compiled=False)
     floor = ("its convolutions alone", measure(bare.convolutions()))
-    rows = contest("step", name, "img/s", size.long_rounds, measure(ours), contestants, floor)
+    rows = contest(name, "img/s", size.long_rounds, measure(ours), contestants, floor)
     if size.compile and not compiled:
         return rows
     with FlopCounterMode(display=False) as counter:
@@ -264,7 +229,6 @@ def _networks(bench: Bench, task: Task, stem: str, compiled: bool) -> list[Row]:
     kind = str(ours.dtype or torch.float32).removeprefix("torch.")
     peak = f"{kind} product of {size.matrix} x {size.matrix} matrices"
     return rows + contest(
-        "step",
         f"{name}, arithmetic",
         "GFLOP/s",
         size.long_rounds,
@@ -273,37 +237,33 @@ def _networks(bench: Bench, task: Task, stem: str, compiled: bool) -> list[Row]:
     )
 
 
-def _engine(bench: Bench, task: Task) -> list[Row]:
+def _engine(bench: Bench, task: Task, compiled: bool, name: str) -> list[Row]:
     """What a run's step adds: augmentation, moving average, gradient norm, counters."""
-    size, stem, compiled = bench.size, bench.size.stem, bench.size.compile
-    setup = bench.setup(bench.config(compile=compiled))
-    stream = setup.batches()
-    micro_batches = next(stream)
-    stream.close()  # type: ignore[attr-defined]
-    bare = _Step(build_model(ModelConfig(stem=stem), task), task, bench, compiled)
-    images, engine = micro_batches[0].image, setup.engine
-    kind = "compiled" if compiled else "eager"
-    steps = bench.rate(lambda: engine.train_step(micro_batches), size.batch)
+    size, setup = bench.size, bench.setup(bench.config(compile=compiled))
+    micro_batches, engine = next(setup.batches()), setup.engine
+    bare = _Step(build_model(ModelConfig(stem=size.stem), task), task, bench, compiled)
+
+    def step() -> None:
+        engine.train_step(micro_batches)
+
     rows = contest(
-        "step",
-        f"{stem}, {kind}, with augmentation and moving average",
+        f"{name}, with augmentation and moving average",
         "img/s",
         size.long_rounds,
-        steps,
+        bench.rate(step, size.batch),
         {"the bare step": bench.rate(bare, size.batch)},
     )
 
     def share(call: Callable[[], object]) -> Measure:
-        part, whole = bench.seconds(call), bench.seconds(lambda: engine.train_step(micro_batches))
+        part, whole = bench.seconds(call), bench.seconds(step)
         return lambda: 100 * part() / whole()
 
     def kornia() -> Measure:
         pipeline = peers.kornia_pipeline(AugmentConfig(), setup.card.mean, setup.card.std)
-        return share(lambda: pipeline(images))
+        return share(lambda: pipeline(micro_batches[0].image))
 
     return rows + contest(
-        "step",
-        f"{stem}, the default augmentation's time in percent of the step's",
+        f"{size.stem}, the default augmentation's time in percent of the step's",
         "%",
         size.long_rounds,
         share(lambda: engine.augmented(micro_batches[0], 1)),
@@ -316,43 +276,44 @@ def epoch(bench: Bench) -> list[Row]:
     and ferdist's wait for its loader in percent of the steps."""
     rows: list[Row] = []
     for stem in [s for s in bench.size.stems if s.startswith("stride")] or bench.size.stems:
-        for compiled in bench.size.compiled:
-            torch._dynamo.reset()
-            rows += _epoch(bench, stem, compiled)
+        for compiled, kind in bench.kinds():
+            rows += _epoch(bench, stem, compiled, f"{stem}, {kind}")
     return rows
 
 
-def _epoch(bench: Bench, stem: str, compiled: bool) -> list[Row]:
-    size, name = bench.size, f"{stem}, {'compiled' if compiled else 'eager'}"
+def _epoch(bench: Bench, stem: str, compiled: bool, name: str) -> list[Row]:
+    size = bench.size
     samples = size.steps * size.batch
     setup = bench.setup(bench.config(stem, compile=compiled), samples)
-    stream, steps, scored = setup.batches(), setup.plan.steps_per_epoch, max(1, samples // TRAIN_TO_VAL)
-    config, card, waits = setup.config.train, setup.card, []
+    steps, scored = setup.plan.steps_per_epoch, max(1, samples // TRAIN_TO_VAL)
+    config, card, watch = setup.config.train, setup.card, Stopwatch()
+    batches, waits = watch.timed(setup.batches()), []
 
     def ours() -> None:
         configure_kernels(config.deterministic, config.precision)
-        waits.append(100 * take_steps(setup, stream, steps))
+        watch.reset()
+        for _ in range(steps):
+            setup.engine.train_step(next(batches))
+        setup.engine.read()
+        waits.append(100 * watch.read(1)["rate/loader_wait"])
         setup.score(samples=scored)
 
     train = PilFaces(*bench.images(setup.train_indices), pil_transform(AugmentConfig(), card.mean, card.std))
-    val = PilFaces(*bench.images(setup.val_indices[:scored]), pil_transform(None, card.mean, card.std))
+    val = PilFaces(*bench.images(setup.val_indices[:scored]), pil_transform(OFF, card.mean, card.std))
+    to_train = data_loader(train, size.batch, 1, train=True)
+    to_score = data_loader(val, size.batch, 1, train=False)
     loop = PlainLoop(build_model(setup.config.model, card.task), bench.device)
-    with (
-        data_loader(train, size.batch, 1, train=True) as batches,
-        data_loader(val, size.batch, 1, train=False) as held_out,
-    ):
 
-        def theirs() -> None:
-            configure_kernels(False, "auto")
-            loop.train(batches)
-            loop.score(held_out, lambda images: [images])
+    def theirs() -> None:
+        configure_kernels(False, "auto")
+        loop.train(to_train)
+        loop.score(to_score, lambda images: [images])
 
-        images = steps * size.batch
-        contestants = {PlainLoop.NAME: bench.rate(theirs, images)}
-        rows = contest("epoch", name, "img/s", size.long_rounds, bench.rate(ours, images), contestants)
-    stream.close()  # type: ignore[attr-defined]
+    images = steps * size.batch
+    contestants = {PlainLoop.NAME: bench.rate(theirs, images)}
+    rows = contest(name, "img/s", size.long_rounds, bench.rate(ours, images), contestants)
     waited = waits[-size.long_rounds :]
-    return [*rows, Row("epoch", f"{name}, wait for the loader in percent of the steps", "%", waited)]
+    return [*rows, make_row(f"{name}, wait for the loader in percent of the steps", "%", waited)]
 
 
 def evaluate(bench: Bench) -> list[Row]:
@@ -362,6 +323,8 @@ def evaluate(bench: Bench) -> list[Row]:
     card, network, dtype = setup.card, setup.engine.ema.model, setup.engine.dtype
     images, labels = bench.images(setup.val_indices[: size.scored])
     loop = PlainLoop(build_model(setup.config.model, card.task), device)
+    faces = PilFaces(images, labels, pil_transform(OFF, card.mean, card.std))
+    loader = data_loader(faces, size.batch, 1, train=False)
     batch = torch.from_numpy(images[: size.batch]).to(device)
     floats = normalise(batch, card.mean, card.std).contiguous(memory_format=torch.channels_last)
 
@@ -371,19 +334,14 @@ def evaluate(bench: Bench) -> list[Row]:
             with autocast(device, dtype):
                 network(view)
 
-    faces = PilFaces(images, labels, pil_transform(None, card.mean, card.std))
-    with data_loader(faces, size.batch, 1, train=False) as loader:
+    def rows(tta: str) -> list[Row]:
+        return contest(
+            f"{size.stem}, tta {tta}",
+            "img/s",
+            size.long_rounds,
+            bench.rate(lambda: setup.score(tta, len(images)), len(images)),
+            {PlainLoop.NAME: bench.rate(lambda: loop.score(loader, partial(views, tta=tta)), len(images))},
+            ("the forward passes alone", bench.rate(lambda: forward(tta), len(batch))),
+        )
 
-        def rows(tta: str) -> list[Row]:
-            views_of = partial(views, tta=tta)
-            return contest(
-                "evaluate",
-                f"{size.stem}, tta {tta}",
-                "img/s",
-                size.long_rounds,
-                bench.rate(lambda: setup.score(tta, len(images)), len(images)),
-                {PlainLoop.NAME: bench.rate(lambda: loop.score(loader, views_of), len(images))},
-                ("the forward passes alone", bench.rate(lambda: forward(tta), len(batch))),
-            )
-
-        return [row for tta in TTA for row in rows(tta)]
+    return [row for tta in TTA for row in rows(tta)]

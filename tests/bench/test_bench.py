@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from ferdist.bench.harness import HIGHER_IS_BETTER, LOWER_IS_BETTER, Row, Seconds, contest, interleave
-from ferdist.bench.run import STAGES, print_table
+from ferdist.bench.harness import HIGHER_IS_BETTER, contest, interleave, make_row, print_table
+from ferdist.bench.run import STAGES
+from ferdist.bench.setting import SIZES, Bench
 from ferdist.cli import main
 from ferdist.data import prepare
 
 KEYS = {"stage", "name", "ferdist", "peer", "peer_name", "floor", "unit", "ratio_peer", "ratio_floor"}
+LOWER_IS_BETTER = ("s", "MiB", "%")
 
 
 def rows_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
@@ -39,7 +41,7 @@ def test_every_stage_runs(stage: str, capsys: pytest.CaptureFixture[str]) -> Non
     for row in rows:
         assert row.keys() >= KEYS
         assert row["stage"] == stage
-        assert row["unit"] in HIGHER_IS_BETTER + LOWER_IS_BETTER
+        assert row["unit"] in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
         assert isinstance(row["ferdist"], float)
         assert row["hint"] is None, "nothing is missing where the tests run"
         for contestant in ("peer", "floor"):
@@ -89,11 +91,9 @@ def test_wrong_arguments_are_one_line(
 
 
 def test_the_table_is_markdown_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [
-        Row("load", "plain", "img/s", (1234567.0, 1234567.0), (2.5, 3.5), "PIL", (2e6, 2e6), "copy"),
-        Row("scale", "strong", "img/s", None, hint="needs two GPUs"),
-    ]
-    print_table(rows, "a machine")
+    load = make_row("plain", "img/s", [1234567.0, 1234567.0], ("PIL", [2.5, 3.5]), ("copy", [2e6, 2e6]))
+    scale = make_row("strong", "img/s", None, hint="needs two GPUs")
+    print_table([{"stage": "load"} | load, {"stage": "scale"} | scale], "a machine")
     _, _, first, second, *notes = capsys.readouterr().out.splitlines()
     assert "| 3.00 (2.75-3.25), PIL | 411,522 | 2,000,000 (2,000,000-2,000,000), copy | 0.617 |" in first
     assert second.startswith("| scale | strong | img/s | - |")
@@ -114,26 +114,26 @@ def test_rounds_are_interleaved_and_turn() -> None:
 
 @pytest.mark.parametrize(("unit", "better", "worse"), [("img/s", 30.0, 10.0), ("s", 10.0, 30.0)])
 def test_a_ratio_above_one_is_better_whatever_the_unit(unit: str, better: float, worse: float) -> None:
-    row = Row("load", "x", unit, (better,), (worse,), "peer", (better,), "floor")
-    assert (row.ratio("peer"), row.ratio("floor")) == (pytest.approx(3), 1)
-    row = Row("load", "x", unit, (worse,), (better,), "peer", (better,), "floor")
-    assert row.ratio("peer") == row.ratio("floor") == pytest.approx(1 / 3)
+    row = make_row("x", unit, [better], ("peer", [worse]), ("floor", [better]))
+    assert (row["ratio_peer"], row["ratio_floor"]) == (pytest.approx(3), 1)
+    row = make_row("x", unit, [worse], ("peer", [better]), ("floor", [better]))
+    assert row["ratio_peer"] == row["ratio_floor"] == pytest.approx(1 / 3)
 
 
 def test_a_missing_peer_is_null_with_a_hint() -> None:
     peers = {"there": lambda: 4.0, "not there": "install it"}
-    rows = contest("load", "x", "s", 3, lambda: 2.0, peers, ("limit", lambda: 1.0))
-    there, gone = (row.to_json() for row in rows)
+    there, gone = contest("x", "s", 3, lambda: 2.0, peers, ("limit", lambda: 1.0))
     assert (there["peer"], there["ratio_peer"], there["ratio_floor"], there["rounds"]) == (4.0, 2.0, 0.5, 3)
     assert (gone["peer"], gone["ratio_peer"], gone["hint"]) == (None, None, "install it")
     assert gone["spread"] == {"ferdist": [2.0, 2.0], "peer": None, "floor": [1.0, 1.0]}
 
 
-def test_seconds_are_of_one_call_however_many_there_are() -> None:
+def test_seconds_are_of_one_call_however_many_there_are(tmp_path: Path) -> None:
     calls: list[int] = []
-    seconds = Seconds(lambda: (calls.append(1), time.sleep(0.01)), torch.device("cpu"), at_least=0.05)
+    bench = Bench(SIZES["default"], torch.device("cpu"), tmp_path)
+    seconds = bench.seconds(lambda: (calls.append(1), time.sleep(0.01)))
     seconds()
     warm_up = len(calls)
-    assert 1 + 1 + 2 < warm_up <= 1 + 1 + 2 + 4 + 8, "doubled until they last 50 ms"
+    assert 1 + 1 + 2 + 5 < warm_up <= 1 + 1 + 2 + 5 + 10 + 20, "more and more, until they last 0.2 s"
     assert 0.01 <= seconds() < 0.1
-    assert len(calls) - warm_up in (4, 8)
+    assert len(calls) - warm_up in (10, 20)
