@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,86 +21,69 @@ from ferdist.errors import RunError
 WARM_UP_STEPS: Final = 2
 """DistributedDataParallel arranges its buckets after the first step."""
 
+Outcome = dict[str, float]
+"""What a rank reports: ``seconds`` of the work, without imports and warm-up, ``start_mib``, resident before
+it, and ``peak_mib``, the most that was; on a GPU also ``device_mib``, the most that PyTorch held there."""
 
-@dataclass(frozen=True)
-class Work:
-    """What a child does.
 
-    Attributes:
-        name: ``convert`` or ``by_hand``, which read the fer2013.csv beside the config's beton and write into
+def start(work: str, config: dict[str, Any], threads: int, steps: int, processes: int = 1) -> list[Outcome]:
+    """Do a piece of work in so many new processes.
+
+    Args:
+        work: ``convert`` or ``by_hand``, which read the fer2013.csv beside the config's beton and write into
             its folder, or ``load``, ``train`` or ``evaluate``.
         config: of a run, as plain values.
         threads: of each process.
         steps: that ``train`` measures, after a few that it does not.
-    """
+        processes: 1, or as many as torchrun shall start.
 
-    name: str
-    config: dict[str, Any]
-    threads: int
-    steps: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a rank of a child reports.
-
-    Attributes:
-        seconds: of the work, without imports and warm-up.
-        start_mib: resident memory before the work, imports done, in MiB.
-        peak_mib: the most that was resident.
-        device_mib: the most that PyTorch held on the GPU, None where it was not used.
-    """
-
-    seconds: float
-    start_mib: float
-    peak_mib: float
-    device_mib: float | None
-
-
-def start(work: Work, processes: int = 1) -> list[Outcome]:
-    """Do the work in so many new processes; an outcome per rank.
+    Returns:
+        An outcome per rank.
 
     Raises:
         RunError: if one fails, with the last line of its stderr.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    child = ["-m", "ferdist.bench.child", json.dumps(asdict(work))]
+    child = ["-m", "ferdist.bench.child", json.dumps([work, config, threads, steps])]
     done = subprocess.run(
         [sys.executable, *(launcher if processes > 1 else []), *child],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(work.threads)},
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         check=False,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or len(lines) != processes:
         reason = (done.stderr.strip().splitlines() or ["it wrote nothing to stderr"])[-1]
-        raise RunError(f"bench: a process for {work.name} ended with {done.returncode}: {reason}")
-    return [Outcome(**json.loads(line)) for line in lines]
+        raise RunError(f"bench: a process for {work} ended with {done.returncode}: {reason}")
+    return [json.loads(line) for line in lines]
 
 
-def main(work: Work) -> Outcome:
+def main(work: str, config: dict[str, Any], threads: int, steps: int) -> Outcome:
     """Prepare and do the work in this process."""
     with ExitStack() as stack:
-        do = _prepare(work, stack)
+        do = _prepare(work, config, threads, steps, stack)
         before = _resident("VmRSS")
         start = time.perf_counter()
         do()
         seconds = time.perf_counter() - start
-    device_mib, torch = None, sys.modules.get("torch")
+    outcome = {"seconds": seconds, "start_mib": before, "peak_mib": _resident("VmHWM")}
+    torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        device_mib = torch.cuda.max_memory_allocated() / 2**20
-    return Outcome(seconds, before, _resident("VmHWM"), device_mib)
+        outcome["device_mib"] = torch.cuda.max_memory_allocated() / 2**20
+    return outcome
 
 
-def _prepare(work: Work, stack: ExitStack) -> Callable[[], object]:
+def _prepare(
+    work: str, values: dict[str, Any], threads: int, steps: int, stack: ExitStack
+) -> Callable[[], object]:
     """What remains to be done when everything is imported, built and warm."""
-    source = Path(work.config["data"]["path"]).with_suffix(".csv")
-    if work.name == "by_hand":
+    source = Path(values["data"]["path"]).with_suffix(".csv")
+    if work == "by_hand":
         from ferdist.bench.byhand import rows_by_hand
 
         return lambda: rows_by_hand(source, source.parent)
-    if work.name == "convert":
+    if work == "convert":
         from ferdist.data import prepare
 
         return lambda: prepare.fer2013(source, source.parent)
@@ -111,10 +93,10 @@ def _prepare(work: Work, stack: ExitStack) -> Callable[[], object]:
     from ferdist.config import from_dict
     from ferdist.data.beton import BetonLoader, open_beton
 
-    torch.set_num_threads(work.threads)
-    config = from_dict(work.config, Path("bench"))
+    torch.set_num_threads(threads)
+    config = from_dict(values, Path("bench"))
     beton = open_beton(Path(config.data.path))
-    if work.name == "load":
+    if work == "load":
         loader = BetonLoader(beton, batch_size=config.data.batch_size, device=torch.device(config.device))
         indices = beton.indices("train", config.data.holdout)
         list(loader.batches(indices[:1]))  # FFCV compiles its pipeline
@@ -124,7 +106,7 @@ def _prepare(work: Work, stack: ExitStack) -> Callable[[], object]:
     from ferdist.training.build import build
 
     setup = build(config, beton, stack.enter_context(join_world(config.device)))
-    if work.name == "evaluate":
+    if work == "evaluate":
         setup.score(samples=1)
         return setup.score
     stream = setup.batches()
@@ -135,7 +117,7 @@ def _prepare(work: Work, stack: ExitStack) -> Callable[[], object]:
         setup.engine.read()
 
     train(WARM_UP_STEPS)
-    return lambda: train(work.steps)
+    return lambda: train(steps)
 
 
 def _resident(field: str) -> float:
@@ -145,5 +127,5 @@ def _resident(field: str) -> float:
 
 
 if __name__ == "__main__":
-    outcome = json.dumps(asdict(main(Work(**json.loads(sys.argv[1])))))
-    sys.stdout.write(outcome + "\n")  # one write: torchrun's workers share the pipe, and do not buffer
+    # One write: torchrun's workers share the pipe, and do not buffer.
+    sys.stdout.write(json.dumps(main(*json.loads(sys.argv[1]))) + "\n")

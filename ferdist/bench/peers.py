@@ -19,7 +19,8 @@ from torchvision.transforms import v2
 
 from ferdist.augment import AugmentConfig, GeometryConfig, NoiseConfig, OcclusionConfig, PhotometricConfig
 from ferdist.data.record import Images, Integers
-from ferdist.models import Task
+from ferdist.models import ModelConfig, Task
+from ferdist.models.resnet import fit
 
 Transform = Callable[[Any], Any]
 Pipeline = Callable[[Tensor], Tensor]
@@ -55,26 +56,27 @@ class PilFaces(Dataset[tuple[Any, int]]):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def data_loader(
-    faces: PilFaces, batch_size: int, workers: int, *, train: bool
+def pil_loader(
+    images: Images, labels: Integers, transform: Transform, batch_size: int, workers: int, *, train: bool
 ) -> DataLoader[tuple[Any, int]]:
-    """A DataLoader whose workers stay between the epochs."""
+    """A DataLoader of `PilFaces` whose workers stay between the epochs."""
+    faces = PilFaces(images, labels, transform)
     return DataLoader(
         faces, batch_size, shuffle=train, drop_last=train, num_workers=workers, persistent_workers=True
     )
 
 
-def torchvision_steps(config: AugmentConfig) -> tuple[list[Transform], list[Transform]]:
-    """The parts of ``config`` that are on, in torchvision's terms, for one sample.
+def sample_transform(
+    config: AugmentConfig, mean: Sequence[float], std: Sequence[float], *, pil: bool = True
+) -> Transform:
+    """The parts of ``config`` that are on, for one PIL image or, without ``pil``, float tensor in [0, 1].
 
-    Returns:
-        What is done to a PIL image or a tensor, and what only to a float tensor in [0, 1].
+    The result is a normalised tensor.
     """
     geometry, tone, occlusion, noise = config.geometry, config.photometric, config.occlusion, config.noise
-    either: list[Transform] = []
-    floats: list[Transform] = []
+    steps: list[Transform] = []
     if geometry.flip > 0:
-        either.append(transforms.RandomHorizontalFlip(geometry.flip))
+        steps.append(transforms.RandomHorizontalFlip(geometry.flip))
     if geometry.probability > 0:
         affine = transforms.RandomAffine(
             geometry.rotate,
@@ -82,33 +84,25 @@ def torchvision_steps(config: AugmentConfig) -> tuple[list[Transform], list[Tran
             scale=tuple(geometry.scale),
             interpolation=transforms.InterpolationMode.BILINEAR,
         )
-        either.append(transforms.RandomApply([affine], geometry.probability))
+        steps.append(transforms.RandomApply([affine], geometry.probability))
     if tone.probability > 0:
         jitter = transforms.ColorJitter(tone.brightness, tone.contrast)
-        either.append(transforms.RandomApply([jitter], tone.probability))
+        steps.append(transforms.RandomApply([jitter], tone.probability))
+    if pil:
+        steps.append(transforms.ToTensor())
     if occlusion.probability > 0:
-        erase = transforms.RandomErasing(
-            occlusion.probability, tuple(occlusion.area), tuple(occlusion.aspect), value=0
-        )
-        floats.append(erase)
+        area, aspect = tuple(occlusion.area), tuple(occlusion.aspect)
+        steps.append(transforms.RandomErasing(occlusion.probability, area, aspect, value=0))
     if noise.probability > 0:
         gaussian = v2.GaussianNoise(sigma=float(np.mean(noise.sigma)))
-        floats.append(transforms.RandomApply([gaussian], noise.probability))
-    return either, floats
-
-
-def pil_transform(config: AugmentConfig, mean: Sequence[float], std: Sequence[float]) -> Transform:
-    """PIL image to normalised tensor, augmented."""
-    either, floats = torchvision_steps(config)
-    steps = [*either, transforms.ToTensor(), *floats, transforms.Normalize(mean, std)]
-    return cast(Transform, transforms.Compose(steps))
+        steps.append(transforms.RandomApply([gaussian], noise.probability))
+    return cast(Transform, transforms.Compose([*steps, transforms.Normalize(mean, std)]))
 
 
 def torchvision_pipeline(config: AugmentConfig, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
     """The parts of ``config`` that are on, sample by sample, on tensors."""
-    either, floats = torchvision_steps(config)
-    compose = transforms.Compose([*either, *floats, transforms.Normalize(mean, std)])
-    return lambda images: torch.stack([compose(image) for image in images.float().div_(255)])
+    transform = sample_transform(config, mean, std, pil=False)
+    return lambda images: torch.stack([transform(image) for image in images.float().div_(255)])
 
 
 def kornia_pipeline(config: AugmentConfig, mean: Sequence[float], std: Sequence[float]) -> Pipeline:
@@ -126,11 +120,9 @@ def kornia_pipeline(config: AugmentConfig, mean: Sequence[float], std: Sequence[
         )
         steps.append(affine)
     if tone.probability > 0:
-        for kind, change in (
-            (kornia.RandomBrightness, tone.brightness),
-            (kornia.RandomContrast, tone.contrast),
-        ):
-            steps.append(kind((1 - change, 1 + change), p=tone.probability))
+        brightness, contrast = ((1 - change, 1 + change) for change in (tone.brightness, tone.contrast))
+        steps.append(kornia.RandomBrightness(brightness, p=tone.probability))
+        steps.append(kornia.RandomContrast(contrast, p=tone.probability))
     if occlusion.probability > 0:
         area, aspect = tuple(occlusion.area), tuple(occlusion.aspect)
         steps.append(kornia.RandomErasing(area, aspect, p=occlusion.probability))
@@ -154,26 +146,17 @@ def timm_erasing(
 
 
 def torchvision_network(stem: str, task: Task) -> nn.Module:
-    """torchvision's ResNet-18, without attention."""
-    return _fit_stem(resnet18(num_classes=task.classes), stem, task)
+    """torchvision's ResNet-18, without attention, with ferdist's stem of this name."""
+    return fit(resnet18(num_classes=task.classes), ModelConfig(stem=stem), task)
 
 
 def timm_network(stem: str, task: Task) -> nn.Module:
-    """timm's ResNet-18 with a CBAM in each residual block (before the addition)."""
+    """timm's ResNet-18 with a CBAM in each residual block (before the addition), and with the same stem."""
     import timm
 
     block = {"attn_layer": "cbam"}
     network = timm.create_model("resnet18", num_classes=task.classes, block_args=block, pretrained=False)
-    return _fit_stem(network, stem, task)
-
-
-def _fit_stem(network: Any, stem: str, task: Task) -> nn.Module:
-    """Give a network of either library the first layers that `ferdist.models.resnet` has under this name."""
-    kernel, stride = {"imagenet": (7, 2), "stride2": (3, 2), "stride1": (3, 1)}[stem]
-    network.conv1 = nn.Conv2d(task.channels, 64, kernel, stride, kernel // 2, bias=False)
-    if stem != "imagenet":
-        network.maxpool = nn.Identity()
-    return cast(nn.Module, network)
+    return fit(network, ModelConfig(stem=stem), task)
 
 
 class PlainLoop:

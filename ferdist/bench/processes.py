@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ferdist.bench.byhand import NAME
-from ferdist.bench.child import Outcome, Work, start
+from ferdist.bench.child import Outcome, start
 from ferdist.bench.harness import NOBODY, Measure, Row, Side, interleave, make_row
 from ferdist.bench.setting import Bench
 from ferdist.config import to_dict
@@ -37,8 +37,8 @@ def scale(bench: Bench) -> list[Row]:
     each = f"{share} thread{'s' if share > 1 else ''}"
 
     def measure(count: int, threads: int, samples: int) -> Measure:
-        work = Work("train", to_dict(bench.config(batch=samples)), threads, size.steps)
-        return lambda: size.steps * samples / max(outcome.seconds for outcome in start(work, count))
+        work = partial(start, "train", to_dict(bench.config(batch=samples)), threads, size.steps, count)
+        return lambda: size.steps * samples / max(outcome["seconds"] for outcome in work())
 
     measures = {
         "strong": measure(processes, share, batch),
@@ -73,42 +73,47 @@ def memory(bench: Bench) -> list[Row]:
     batch = size.batch // PROCESSES * PROCESSES
     configs = {n: to_dict(bench.config(path=path, batch=batch)) for n, path in _betons(bench).items()}
     works = {  # what is converted first is read by the others
-        (name, n): Work(name, config, threads, size.steps)
+        (name, n): partial(start, name, config, threads, size.steps)
         for name in ("convert", "by_hand", "load", "train", "evaluate")
         for n, config in configs.items()
     }
     outcomes: dict[tuple[str, int], list[Outcome]] = {key: [] for key in works}
     for _ in range(size.process_rounds):
         for key, work in works.items():
-            outcomes[key] += start(work)
+            outcomes[key] += work()
     few, many = size.growth[0], size.growth[-1]
 
     def rounds(field: str, n: int) -> Callable[[str], list[float]]:
-        return lambda name: [getattr(outcome, field) for outcome in outcomes[name, n]]
+        return lambda name: [outcome[field] for outcome in outcomes[name, n]]
 
     def growth(name: str) -> list[float]:
         pairs = zip(outcomes[name, few], outcomes[name, many], strict=True)
-        return [(large.peak_mib - small.peak_mib) / (many - few) * 1000 for small, large in pairs]
-
-    def row(name: str, unit: str, rounds: Callable[[str], list[float]], floor: Side = NOBODY) -> Row:
-        peer = (NAME, rounds("by_hand")) if stage == "convert" else NOBODY
-        return make_row(f"{stage}, {name}", unit, rounds(stage), peer, floor)
+        return [(large["peak_mib"] - small["peak_mib"]) / (many - few) * 1000 for small, large in pairs]
 
     rows: list[Row] = []
+
+    def add(
+        stage: str, name: str, unit: str, numbers: Callable[[str], list[float]], floor: Side = NOBODY
+    ) -> None:
+        peer = (NAME, numbers("by_hand")) if stage == "convert" else NOBODY
+        rows.append(make_row(f"{stage}, {name}", unit, numbers(stage), peer, floor))
+
     for stage in ("convert", "load", "train", "evaluate"):
         for n in size.growth:
             name, before = f"{n:,} images", rounds("start_mib", n)(stage)
-            rows.append(row(name, "MiB", rounds("peak_mib", n), (BEFORE, before)))
-            rows.append(row(name, "s", rounds("seconds", n)))
-            if outcomes[stage, n][0].device_mib is not None:
-                rows.append(row(f"{name}, on the GPU", "MiB", rounds("device_mib", n)))
-        rows.append(row("more peak per 1,000 images", "MiB", growth))
+            add(stage, name, "MiB", rounds("peak_mib", n), (BEFORE, before))
+            add(stage, name, "s", rounds("seconds", n))
+            if "device_mib" in outcomes[stage, n][0]:
+                add(stage, f"{name}, on the GPU", "MiB", rounds("device_mib", n))
+        add(stage, "more peak per 1,000 images", "MiB", growth)
     if bench.device.type == "cpu" or torch.cuda.device_count() >= PROCESSES:
-        shared = replace(works["train", many], threads=max(1, threads // PROCESSES))
-        ranks = [start(shared, PROCESSES) for _ in range(size.process_rounds)]
-        largest = [max(rank, key=lambda outcome: outcome.peak_mib) for rank in ranks]
+        share = max(1, threads // PROCESSES)
+        worlds = [
+            start("train", configs[many], share, size.steps, PROCESSES) for _ in range(size.process_rounds)
+        ]
+        largest = [max(ranks, key=lambda rank: rank["peak_mib"]) for ranks in worlds]
+        peaks, before = ([rank[field] for rank in largest] for field in ("peak_mib", "start_mib"))
         name = f"train, {many:,} images, the larger of {PROCESSES} processes"
-        peaks, before = ([getattr(one, field) for one in largest] for field in ("peak_mib", "start_mib"))
         rows.append(make_row(name, "MiB", peaks, floor=(BEFORE, before)))
     return rows
 

@@ -16,7 +16,7 @@ from ferdist.augment import Augment, AugmentConfig, normalise
 from ferdist.bench import peers
 from ferdist.bench.byhand import NAME, parse_only, rows_by_hand
 from ferdist.bench.harness import Measure, Row, contest, make_row
-from ferdist.bench.peers import OFF, PilFaces, PlainLoop, Transform, data_loader, pil_transform
+from ferdist.bench.peers import OFF, PlainLoop, Transform, pil_loader, sample_transform
 from ferdist.bench.setting import Bench
 from ferdist.config import TrainConfig
 from ferdist.data import prepare
@@ -76,7 +76,7 @@ def load(bench: Bench) -> list[Row]:
                 work(pixels.index_select(0, chosen).to(bench.device))
 
         def theirs(workers: int) -> Measure:
-            batches = data_loader(PilFaces(images, labels, transform), size.batch, workers, train=True)
+            batches = pil_loader(images, labels, transform, size.batch, workers, train=True)
 
             def epoch() -> None:
                 for batch, _ in batches:
@@ -94,7 +94,7 @@ def load(bench: Bench) -> list[Row]:
 
     return [
         *rows("uint8 batches", lambda batch: batch, transforms.PILToTensor()),
-        *rows("default augmentation", augmented, pil_transform(AugmentConfig(), mean, std)),
+        *rows("default augmentation", augmented, sample_transform(AugmentConfig(), mean, std)),
     ]
 
 
@@ -298,16 +298,15 @@ def _epoch(bench: Bench, stem: str, compiled: bool, name: str) -> list[Row]:
         waits.append(100 * watch.read(1)["rate/loader_wait"])
         setup.score(samples=scored)
 
-    train = PilFaces(*bench.images(setup.train_indices), pil_transform(AugmentConfig(), card.mean, card.std))
-    val = PilFaces(*bench.images(setup.val_indices[:scored]), pil_transform(OFF, card.mean, card.std))
-    to_train = data_loader(train, size.batch, 1, train=True)
-    to_score = data_loader(val, size.batch, 1, train=False)
+    augmented, plain = (sample_transform(c, card.mean, card.std) for c in (AugmentConfig(), OFF))
+    train = pil_loader(*bench.images(setup.train_indices), augmented, size.batch, 1, train=True)
+    val = pil_loader(*bench.images(setup.val_indices[:scored]), plain, size.batch, 1, train=False)
     loop = PlainLoop(build_model(setup.config.model, card.task), bench.device)
 
     def theirs() -> None:
         configure_kernels(False, "auto")
-        loop.train(to_train)
-        loop.score(to_score, lambda images: [images])
+        loop.train(train)
+        loop.score(val, lambda images: [images])
 
     images = steps * size.batch
     contestants = {PlainLoop.NAME: bench.rate(theirs, images)}
@@ -323,8 +322,8 @@ def evaluate(bench: Bench) -> list[Row]:
     card, network, dtype = setup.card, setup.engine.ema.model, setup.engine.dtype
     images, labels = bench.images(setup.val_indices[: size.scored])
     loop = PlainLoop(build_model(setup.config.model, card.task), device)
-    faces = PilFaces(images, labels, pil_transform(OFF, card.mean, card.std))
-    loader = data_loader(faces, size.batch, 1, train=False)
+    transform = sample_transform(OFF, card.mean, card.std)
+    loader = pil_loader(images, labels, transform, size.batch, 1, train=False)
     batch = torch.from_numpy(images[: size.batch]).to(device)
     floats = normalise(batch, card.mean, card.std).contiguous(memory_format=torch.channels_last)
 
