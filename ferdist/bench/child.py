@@ -84,7 +84,7 @@ def _prepare(
 
         return lambda: rows_by_hand(source, source.parent)
     if work == "convert":
-        from ferdist.data import prepare
+        from ferdist.data import audit, beton, fer2013, ferplus, folds, prepare  # noqa: F401 - it imports late
 
         return lambda: prepare.fer2013(source, source.parent)
 
@@ -95,17 +95,17 @@ def _prepare(
 
     torch.set_num_threads(threads)
     config = from_dict(values, Path("bench"))
-    beton = open_beton(Path(config.data.path))
+    opened = open_beton(Path(config.data.path))
     if work == "load":
-        loader = BetonLoader(beton, batch_size=config.data.batch_size, device=torch.device(config.device))
-        indices = beton.indices("train", config.data.holdout)
+        loader = BetonLoader(opened, batch_size=config.data.batch_size, device=torch.device(config.device))
+        indices = opened.indices("train", config.data.holdout)
         list(loader.batches(indices[:1]))  # FFCV compiles its pipeline
         return lambda: sum(len(batch.label) for batch in loader.batches(indices))
 
     from ferdist.runtime.distributed import join_world
     from ferdist.training.build import build
 
-    setup = build(config, beton, stack.enter_context(join_world(config.device)))
+    setup = build(config, opened, stack.enter_context(join_world(config.device)))
     if work == "evaluate":
         setup.score(samples=1)
         return setup.score

@@ -43,6 +43,7 @@ def test_every_stage_runs(stage: str, capsys: pytest.CaptureFixture[str]) -> Non
         assert row["stage"] == stage
         assert row["unit"] in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
         assert isinstance(row["ferdist"], float)
+        assert row["floor_name"] != "before the work" or row["floor"] > 100, "MiB, with the imports"
         assert row["hint"] is None, "nothing is missing where the tests run"
         for contestant in ("peer", "floor"):
             assert (row[contestant] is None) == (row[f"{contestant}_name"] is None)
