@@ -49,11 +49,6 @@ def mean_intervals(
     return accuracy_intervals(np.array(rows), _cluster(seeds[0]))
 
 
-def area_under_curve(covered: Sequence[float], accuracy: Sequence[float]) -> float:
-    """Mean accuracy over covered fractions, ascending from 0 to the largest one, by the trapezoid rule."""
-    return float(np.trapezoid(accuracy, covered) / covered[-1])
-
-
 def corruption_error(errors: npt.ArrayLike, reference: npt.ArrayLike) -> float | None:
     """Sum of a model's error rates under a kind over that of the reference's; None where the latter is 0.
 
@@ -117,7 +112,7 @@ def _kind_scores(kind: str, members: Sequence[tuple[Damage, Evaluation]], clean:
     accuracy = _mean(one.accuracy for _, one in members)
     area = None
     if kind in KINDS and KINDS[kind].graded and clean is not None and len(known) == len(shares):
-        area = area_under_curve([0.0, *known], [clean, *by_severity])
+        area = float(np.trapezoid([clean, *by_severity], [0.0, *known]) / known[-1])
     return {
         "cells": len(members),
         "accuracy": accuracy,

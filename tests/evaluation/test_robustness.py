@@ -11,15 +11,6 @@ from ferdist.evaluation.benchmark import Cell
 from ferdist.evaluation.robustness import benchmark_scores, compare_benchmarks
 from tests.evaluation.conftest import answers, evaluation
 
-# The scores
-
-
-def test_the_area_under_a_line_is_its_middle() -> None:
-    assert robustness.area_under_curve([0, 0.5], [0.8, 0.4]) == pytest.approx(0.6)
-    assert robustness.area_under_curve([0, 0.1, 0.5], [0.8, 0.8, 0.0]) == pytest.approx(
-        (0.1 * 0.8 + 0.4 * 0.4) / 0.5
-    )
-
 
 def test_scores_worked_out_by_hand() -> None:
     squares = [Cell("square", severity, fill) for fill in ("zero", "mean") for severity in (2, 3)]
@@ -68,9 +59,6 @@ def test_there_is_a_summary_for_each_set_of_conditions() -> None:
     summaries = benchmark_scores(entries)
     assert [(s["tta"], s["clean_accuracy"]) for s in summaries] == [("none", 0.9), ("flip", None)]
     assert summaries[1]["relative_robustness"] is None
-
-
-# Against a reference
 
 
 def test_a_comparison_worked_out_by_hand() -> None:
