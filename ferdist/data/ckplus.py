@@ -22,7 +22,7 @@ from ferdist.data.archive import (
     refuse_second,
     sources_of,
 )
-from ferdist.data.facebox import crop_face, detect_face, face_box
+from ferdist.data.facebox import crop_face, detect_faces, face_box
 from ferdist.data.record import CKPLUS7_CLASSES, CKPLUS8_CLASSES, FaceDataset, Images, Integers
 from ferdist.errors import DataError
 from ferdist.io import sha256
@@ -65,7 +65,7 @@ def read_ckplus(source: Path, classes: int = 7, *, subjects_from: Path | None = 
     original tree can give, the first frame of each labelled sequence is added as neutral.
 
     The original frames are cropped to 48x48 by their landmarks (see ``facebox.face_box``) or, where the tree
-    has none at all, by a face detector (see ``facebox.detect_face``).
+    has none at all, by a face detector (see ``facebox.detect_faces``).
 
     Args:
         source: CK+48 holds ``<class>/<subject>_<sequence>_<frame>.png``; the original tree holds
@@ -347,13 +347,13 @@ def _read_face(archive: Archive, name: str, landmarks: str) -> Images:
     """The face in a frame, uint8 (48, 48), by its landmark file or, where that is "", by the detector."""
     frame = np.asarray(open_image(archive, name).convert("L"))  # a few sequences are in colour
     if not landmarks:
-        found = detect_face(frame)
-        if found is None:
+        found = detect_faces(frame, smallest=1 / 6)
+        if not found:
             raise DataError(
                 f"{archive.path}: {name}: the detector finds no face; "
                 "put the Landmarks folder beside cohn-kanade-images"
             )
-        return crop_face(frame, found)
+        return crop_face(frame, found[0])
     try:
         points = np.array(archive.read(landmarks).split(), dtype=np.float64).reshape(-1, 2)
     except ValueError as error:

@@ -42,8 +42,8 @@ def face_box(landmarks: Points) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def detect_face(frame: Images) -> tuple[int, int, int, int] | None:
-    """The square around the largest face that OpenCV's Haar cascade finds (Viola and Jones, CVPR 2001).
+def detect_faces(frame: Images, smallest: float) -> list[tuple[int, int, int, int]]:
+    """Squares around the faces that OpenCV's Haar cascade finds (Viola and Jones, CVPR 2001), largest first.
 
     The cascade comes inside opencv-python. On CK+48's images pasted into larger frames its box has the size
     and place of the image itself (side 1.00 +- 0.03 of it, centre within 2 pixels of 240), so crops by it
@@ -51,20 +51,10 @@ def detect_face(frame: Images) -> tuple[int, int, int, int] | None:
 
     Args:
         frame: uint8 (H, W), gray.
+        smallest: side of the smallest face, as a share of the frame's shorter side; never below 24 pixels.
 
     Returns:
-        left, top, right, bottom in pixels, right and bottom exclusive; None where no face is found.
-    """
-    found = detect_faces(frame, smallest=1 / 6)
-    return found[0] if found else None
-
-
-def detect_faces(frame: Images, smallest: float) -> list[tuple[int, int, int, int]]:
-    """As `detect_face`, all faces, largest first.
-
-    Args:
-        frame: uint8 (H, W), gray.
-        smallest: side of the smallest face, as a share of the frame's shorter side; never below 24 pixels.
+        left, top, right, bottom of each in pixels, right and bottom exclusive.
     """
     side = max(24, int(min(frame.shape) * smallest))
     found = _cascade().detectMultiScale(frame, scaleFactor=1.1, minNeighbors=5, minSize=(side, side))

@@ -25,6 +25,18 @@ HARMLESS: dict[str, Callable[[str], str]] = {
 """Ways to write the same csv."""
 
 
+VOTED = [
+    *("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"),
+    *("unknown", "NF"),
+]
+"""FER+'s columns of votes in fer2013new.csv."""
+VOTE_COLUMNS = [
+    *("votes_neutral", "votes_happy", "votes_surprise", "votes_sad", "votes_angry"),
+    *("votes_disgust", "votes_fear", "votes_contempt", "votes_unknown", "votes_nf"),
+]
+"""The same in samples.csv."""
+
+
 def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
     for name, data in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -11,17 +11,9 @@ from ferdist.data.beton import open_beton, write_beton
 from ferdist.data.ferplus import FERPLUS_CLASSES, ferplus_labels, read_ferplus, read_name_list
 from ferdist.data.record import FER2013_CLASSES, FaceDataset, Integers
 from ferdist.errors import DataError
-from tests.data.files import HARMLESS, refused
+from tests.data.files import HARMLESS, VOTE_COLUMNS, VOTED, refused
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
-VOTED = [
-    *("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"),
-    *("unknown", "NF"),
-]
-COLUMNS = [
-    *("votes_neutral", "votes_happy", "votes_surprise", "votes_sad", "votes_angry"),
-    *("votes_disgust", "votes_fear", "votes_contempt", "votes_unknown", "votes_nf"),
-]
 FER2013_OF_FERPLUS = (6, 3, 5, 4, 0, 1, 2)
 """FER2013's label of each FER+ class but contempt."""
 
@@ -63,10 +55,10 @@ def test_a_pair_is_joined_row_by_row_and_comes_back_from_samples_csv(tmp_path: P
     dataset, table = make_pair()
     table.loc[3, "Image name"] = None
     columns = read_ferplus(write(table, tmp_path), dataset)
-    assert list(columns.columns) == ["image_name", *COLUMNS]
+    assert list(columns.columns) == ["image_name", *VOTE_COLUMNS]
     assert columns["image_name"][2:6].tolist() == ["fer0000004.png", "", "fer0000008.png", "fer0000010.png"]
-    assert (columns[COLUMNS].to_numpy() == table[VOTED].to_numpy()).all()
-    assert set(columns[COLUMNS].dtypes) == {np.dtype(np.int64)}
+    assert (columns[VOTE_COLUMNS].to_numpy() == table[VOTED].to_numpy()).all()
+    assert set(columns[VOTE_COLUMNS].dtypes) == {np.dtype(np.int64)}
     samples = open_beton(write_beton(dataset, tmp_path, extra_columns=columns)).samples
     assert samples["image_name"].isna().tolist() == [row == 3 for row in range(60)]
     assert samples["image_name"][5] == "fer0000010.png"
@@ -207,7 +199,7 @@ def test_files_that_are_not_ferplus(tmp_path: Path, data: bytes | None, message:
     ],
 )
 def test_known_labels(votes: list[int], majority: str | None, shares: dict[str, int]) -> None:
-    labels = ferplus_labels(pd.DataFrame([votes], columns=COLUMNS))
+    labels = ferplus_labels(pd.DataFrame([votes], columns=VOTE_COLUMNS))
     assert labels.majority.tolist() == [-1 if majority is None else FERPLUS_CLASSES.index(majority)]
     expected = np.array([shares.get(name, 0) for name in FERPLUS_CLASSES]) / max(1, sum(shares.values()))
     assert labels.distribution[0] == pytest.approx(expected, abs=1e-7)
@@ -234,7 +226,7 @@ def test_distributions_follow_the_published_rule() -> None:
     rng = np.random.default_rng(1)
     chances = rng.dirichlet(np.full(10, 0.4), 5000)
     votes = np.array([rng.multinomial(10, chance) for chance in chances])
-    labels = ferplus_labels(pd.DataFrame(votes, columns=COLUMNS))
+    labels = ferplus_labels(pd.DataFrame(votes, columns=VOTE_COLUMNS))
     expected = np.array([soft_label(row) for row in votes.tolist()])
     assert labels.distribution == pytest.approx(expected, abs=1e-7)
     has_distribution = labels.distribution.sum(axis=1) > 0
@@ -297,7 +289,7 @@ def test_real_votes(real_pair: tuple[Path, FaceDataset]) -> None:
     assert len(columns) == 35887
     assert (columns["image_name"] == "").sum() == 173
     assert columns["image_name"][5] == "fer0000005.png"
-    assert columns[COLUMNS].sum(axis=1).value_counts().to_dict() == {10: 35886, 9: 1}
+    assert columns[VOTE_COLUMNS].sum(axis=1).value_counts().to_dict() == {10: 35886, 9: 1}
     labels = ferplus_labels(columns)
     parts = [dataset.split == code for code in range(3)]
     assert [(labels.majority[part] >= 0).sum() for part in parts] == [25060, 3199, 3153]

@@ -16,12 +16,9 @@ from ferdist.data.ferplus import FERPLUS_CLASSES
 from ferdist.errors import DataError
 from ferdist.training.run import run
 from tests.conftest import ROOT, TINY
+from tests.data.files import VOTED
 
 FERPLUS_OF_FER2013 = (4, 5, 6, 1, 3, 2, 0)
-COLUMNS = [
-    *("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"),
-    *("unknown", "NF"),
-]
 
 
 @pytest.fixture
@@ -33,7 +30,7 @@ def raw_pair(tmp_path: Path) -> tuple[Path, Path]:
     votes[np.arange(len(rows)), np.array(FERPLUS_OF_FER2013)[rows["emotion"]]] = 7
     votes[:, 7] += 3
     votes[::10] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 10]
-    table = pd.DataFrame(votes, columns=COLUMNS)
+    table = pd.DataFrame(votes, columns=VOTED)
     table.insert(0, "Image name", [f"fer{i:07}.png" for i in range(len(rows))])
     table.insert(0, "Usage", rows["Usage"])
     table.to_csv(tmp_path / "fer2013new.csv", index=False)

@@ -10,8 +10,7 @@ from ferdist.data.beton import Beton, labels_of, open_beton
 from ferdist.data.ferplus import FERPLUS_CLASSES
 from ferdist.errors import DataError
 from tests.data.beton import Make, Write
-
-VOTES = ("neutral", "happy", "surprise", "sad", "angry", "disgust", "fear", "contempt", "unknown", "nf")
+from tests.data.files import VOTE_COLUMNS
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def voted(faces: Make, write: Write) -> Beton:
             [0, 0, 0, 0, 0, 0, 0, 0, 10, 0],
             [0, 0, 0, 0, 0, 0, 8, 2, 0, 0],
         ],
-        columns=[f"votes_{name}" for name in VOTES],
+        columns=VOTE_COLUMNS,
     )
     dataset = dataclasses.replace(faces(4), split=np.zeros(4, dtype=np.int64))
     return open_beton(write(dataset, extra_columns=table))

@@ -19,28 +19,12 @@ from ffcv.writer import DatasetWriter
 
 from ferdist.data.audit import audit
 from ferdist.data.beton import Manifest, open_beton, write_beton, writer
-from ferdist.data.record import FaceDataset
 from ferdist.errors import DataError
 from tests.data.beton import Make, Write
 
 
 def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-class FfcvSamples:
-    """A data set as FFCV's own writer wants it."""
-
-    def __init__(self, dataset: FaceDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int, int, int, int, int]:
-        data = self.dataset
-        codes = (data.labels, data.split, data.subject, data.fold)
-        return (data.images[index], *(int(code[index]) for code in codes), int(index))
 
 
 @pytest.mark.parametrize(
@@ -57,9 +41,9 @@ def test_bytes_equal_those_of_ffcv_writer(
     fields |= {name: IntField() for name in ("label", "split", "subject", "fold", "index")}
     theirs = tmp_path / "theirs.beton"
     page_size = max(1 << 21, 1 << (dataset.images[0].size - 1).bit_length())
-    DatasetWriter(str(theirs), fields, page_size=page_size, num_workers=1).from_indexed_dataset(
-        FfcvSamples(dataset)
-    )
+    codes = (dataset.labels, dataset.split, dataset.subject, dataset.fold, np.arange(samples))
+    rows = list(zip(dataset.images, *(code.tolist() for code in codes), strict=True))
+    DatasetWriter(str(theirs), fields, page_size=page_size, num_workers=1).from_indexed_dataset(rows)
     assert path.read_bytes() == theirs.read_bytes()
 
 
