@@ -232,6 +232,24 @@ def bench(
 
 
 @app.command()
+def selftest(
+    folder: Annotated[
+        Path, typer.Option("--dir", help="Where runs are to be written; nothing stays there.", metavar="DIR")
+    ] = Path("runs"),
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for bug reports.")] = False,
+) -> None:
+    """Look at this machine, check that ferdist computes right on it, and time it: the first thing to run."""
+    from ferdist.selftest.run import as_text, run_selftest
+
+    findings = run_selftest(folder, device)
+    if is_main_rank():
+        print(findings.to_json() if as_json else as_text(findings))
+    if not findings.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the run; replaces an earlier demo.")] = Path(
         "runs/demo"
