@@ -24,7 +24,7 @@ CACHES = ("auto", "none", "device")
 LOG_LIMIT: Final = 50
 """Most steps between two readings of the device's counters: a non-finite gradient is noticed by then."""
 
-_CHOICES: Final = {
+_CHOICES: Final[dict[str, tuple[Any, ...]]] = {
     "optimizer": ("sgd", "adamw"),
     "schedule": ("onecycle", "cosine"),
     "class_weights": ("none", "balanced", "sqrt"),
@@ -32,6 +32,7 @@ _CHOICES: Final = {
     "tta": ("none", "flip", "ten-crop"),
     "resume": ("auto", "never"),
     "select": ("auto", "best", "last"),
+    "compile": ("auto", True, False),
 }
 
 BASE_KEY = "base"
@@ -156,7 +157,8 @@ class TrainConfig:
             at: ``[[0, 0.67], [0.5, 1]]`` trains the first half on smaller images. Empty: the data's own.
             Evaluation always sees the data's own size, so val says little before the last pair.
         channels_last: memory format of the convolutions.
-        compile: torch.compile the network.
+        compile: torch.compile the network and the augmentation; ``auto`` does so on a GPU if the run
+            is long enough to win back the minute that it takes.
         deterministic: ask cuDNN and PyTorch for deterministic kernels.
         sync_batchnorm: batch statistics over all ranks (GPUs only).
         log_every: steps between two lines of metrics.
@@ -187,7 +189,7 @@ class TrainConfig:
     precision: str = "auto"
     resolution: list[list[float]] = field(default_factory=list)
     channels_last: bool = True
-    compile: bool = False
+    compile: bool | str = "auto"
     deterministic: bool = True
     sync_batchnorm: bool = False
     log_every: int = 50
@@ -202,9 +204,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key, allowed in _CHOICES.items():
             if getattr(self, key) not in allowed:
-                raise ConfigError(
-                    f"train.{key} is {getattr(self, key)!r}: it must be one of {', '.join(allowed)}"
-                )
+                words = ", ".join(str(value).lower() for value in allowed)
+                raise ConfigError(f"train.{key} is {getattr(self, key)!r}: it must be one of {words}")
         for key, low, high in (
             ("epochs", 1, None),
             ("accumulate", 1, None),

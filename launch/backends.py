@@ -187,10 +187,10 @@ class Request:
 
 
 def training_job(config: Config, options: Options) -> TrainingJob:
-    """A training as a job's callable; with --cpu it stays on the CPU whatever the node has."""
+    """A training as a job's callable, which computes on what was asked for or fails."""
     values = to_dict(config)
-    if not options.node_gpus and config.device == "auto":
-        values["device"] = "cpu"
+    if config.device == "auto" and (options.cpu or options.gpus):
+        values["device"] = "cpu" if options.cpu else "cuda"
     return TrainingJob(values, options.cores)
 
 
@@ -269,7 +269,7 @@ class Slurm(Backend):
             return False
 
     def complete(self, options: Options) -> Options:
-        return options
+        return options if options.cpu else replace(options, gpus=options.gpus or 1)
 
     def _parameters(self, request: Request) -> dict[str, Any]:
         """The options as submitit's SLURM executor takes them."""
@@ -348,9 +348,9 @@ class Local(Backend):
             timeout_min=options.minutes,
             tasks_per_node=options.ranks,
             gpus_per_node=gpus,
-            visible_gpus=tuple(range(slot * gpus, (slot + 1) * gpus)),
             signal_delay_s=SIGNAL_SECONDS,
         )
+        executor.parameters["visible_gpus"] = _some_gpus(slot * gpus, gpus)  # any name, such as a UUID
         return [str(job.job_id) for job in _submit(executor, request)]
 
     def alive(self, jobs: Collection[str], folder: Path) -> dict[str, str]:
@@ -397,6 +397,24 @@ class Debug(Backend):
 
 
 BACKENDS: Final[dict[str, Backend]] = {backend.name: backend for backend in (Slurm(), Local(), Debug())}
+
+
+def _some_gpus(first: int, count: int) -> tuple[str, ...]:
+    """What CUDA_VISIBLE_DEVICES names for a job: a part of what it names for the launcher, if that is set.
+
+    Raises:
+        ConfigError: if there are GPUs, but not so many.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return tuple(map(str, range(first, first + count)))
+    names = tuple(filter(None, visible.split(",")))
+    if names and len(names) < first + count:
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES is {visible}, and the jobs that run at the same time need {first + count} "
+            "GPUs: lower --gpus or --array-parallelism"
+        )
+    return names[first : first + count]
 
 
 def _submit(executor: Executor, request: Request) -> list[Any]:

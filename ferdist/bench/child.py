@@ -102,10 +102,9 @@ def _prepare(
         list(loader.batches(indices[:1]))  # FFCV compiles its pipeline
         return lambda: sum(len(batch.label) for batch in loader.batches(indices))
 
-    from ferdist.runtime.distributed import join_world
-    from ferdist.training.build import build
+    from ferdist.training.build import build, join_training
 
-    setup = build(config, opened, stack.enter_context(join_world(config.device)))
+    setup = build(config, opened, stack.enter_context(join_training(config)))
     if work == "evaluate":
         setup.score(samples=1)
         return setup.score

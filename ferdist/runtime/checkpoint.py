@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import pickle
+import time
 import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ _UNREADABLE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
 )
+_SEEN_SECONDS = 60.0
 _log = logging.getLogger(__name__)
 
 
@@ -65,6 +68,54 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise RunError(f"{path}: not a ferdist checkpoint: it holds a {type(state).__name__}")
     return state
+
+
+def load_soon(path: Path) -> dict[str, Any]:
+    """As `load`, of a checkpoint that another host can read: one on NFS may be seen here a while later.
+
+    Raises:
+        RunError: if it cannot be read within a minute.
+    """
+    deadline = time.monotonic() + _SEEN_SECONDS
+    while True:
+        try:
+            return load(path)
+        except RunError as error:
+            if time.monotonic() >= deadline:
+                shared = "rank 0 could: the run folder must be on a file system that all hosts share"
+                raise RunError(f"{error}; {shared}") from None
+            time.sleep(0.5)
+
+
+class Writer:
+    """Writes checkpoints in a thread, one after another, each whole or not at all."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, path: Path, state: dict[str, Any]) -> None:
+        """Start to write a state whose tensors nothing else changes.
+
+        Raises:
+            RunError: if an earlier one could not be written.
+        """
+        self.wait()
+        self._writing = self._pool.submit(save, path, state)
+
+    def wait(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            RunError: if the disk refused.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Wait until all is written, or the disk has refused, and end the thread."""
+        self._pool.shutdown()
 
 
 def step_path(folder: Path, step: int) -> Path:

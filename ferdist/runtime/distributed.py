@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
+import socket
+import struct
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,9 +23,15 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from ferdist.errors import ConfigError, RunError
+from ferdist.runtime.precision import autocast_dtype, configure_kernels
+
+T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 ANSWER_TIMEOUT = timedelta(seconds=1)
+_LAST_WORDS_SECONDS = 10.0
+_SIOCGIFADDR = 0x8915
+"""Linux's request for the address of a network interface, netdevice(7)."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +84,26 @@ class World:
         return int(shared.item())
 
     def share_from_main(self, module: nn.Module) -> None:
-        """Give every rank the parameters and buffers of rank 0's copy."""
-        if self.size > 1:
-            for tensor in module.state_dict().values():
-                dist.broadcast(tensor, src=0)
+        """Give every rank the parameters and buffers of rank 0's copy: one broadcast for each type."""
+        if self.size == 1:
+            return
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in module.state_dict().values():
+            by_dtype.setdefault(tensor.dtype, []).append(tensor)
+        for tensors in by_dtype.values():
+            flat = torch.cat([tensor.flatten() for tensor in tensors])
+            dist.broadcast(flat, src=0)
+            parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def gather(self, value: T) -> list[T]:
+        """Each rank's value, a plain one, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def gather_rows(self, rows: Tensor, counts: Sequence[int]) -> Tensor:
         """Concatenate each rank's rows (counts[rank], ...), on the CPU, in rank order, on every rank."""
@@ -100,7 +129,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     if name == "cpu" or (name == "auto" and not available):
         return torch.device("cpu")
     if not available:
-        raise ConfigError("device is cuda, but PyTorch finds no CUDA device: use device=cpu or device=auto")
+        raise ConfigError(f"device is cuda, but {why_no_gpu()}, or use device=cpu")
     seen = torch.cuda.device_count()
     if seen == 1 and os.environ.get("SLURM_LOCALID") == str(local_rank):
         return torch.device("cuda", 0)  # SLURM may show each of its tasks its own GPU alone
@@ -112,8 +141,31 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def why_no_gpu() -> str:
+    """Why PyTorch finds no CUDA device on this host, and what to do."""
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA: install one that is built for it"
+    driver = nvidia_driver()
+    if driver is None:
+        return "this host has no NVIDIA driver: start on a host with a GPU"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cause = "" if visible is None else f" with CUDA_VISIBLE_DEVICES={visible}"
+    return (
+        f"PyTorch for CUDA {torch.version.cuda} finds no device under driver {driver}{cause}: "
+        "update the driver or install PyTorch for an older CUDA, check CUDA_VISIBLE_DEVICES"
+    )
+
+
+def nvidia_driver() -> str | None:
+    """Version of the NVIDIA driver, None where there is none."""
+    path = Path("/proc/driver/nvidia/version")
+    if not path.exists():
+        return None
+    return next((word for word in path.read_text().split() if re.fullmatch(r"\d+(\.\d+)+", word)), "unknown")
+
+
 @contextmanager
-def join_world(device: str) -> Iterator[World]:
+def join_world(device: str, precision: str = "auto", *, deterministic: bool = True) -> Iterator[World]:
     """Join the processes that torchrun (or anything that sets its variables) started; leave at the end.
 
     After an exception the process has to end: see ``ferdist.cli.leave``.
@@ -122,38 +174,109 @@ def join_world(device: str) -> Iterator[World]:
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``train.precision``.
+        deterministic: ``train.deterministic``.
+
+    Raises:
+        ConfigError: if this rank lacks the device or the precision, or another one would compute otherwise.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     world = World(rank, size, local_rank, choose_device(device, local_rank))
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
+    # Before the group exists: only then does PyTorch keep NCCL from NVLS, whose sums vary from run to run.
+    configure_kernels(deterministic, precision)
     if size == 1:
         yield world
         return
-    # Both at once: gradients travel over nccl, small host-side values (votes, predictions) over gloo.
-    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+    _name_interface(size)
+    store = _rendezvous(rank, size)
+    _agree(store, world, autocast_dtype(precision, world.device) or torch.float32)
+    on_gpu = world.device.type == "cuda"
     dist.init_process_group(
-        backend, store=_attempt_store(rank, size), rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT
+        # Both at once: gradients travel over nccl, small host-side values (votes, predictions) over gloo.
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        timeout=COLLECTIVE_TIMEOUT,
+        device_id=world.device if on_gpu else None,  # nccl connects now: a broken link shows here
     )
     yield world
     # Only where all went well: nccl would wait here for peers that are still in a collective.
     dist.destroy_process_group()
 
 
-def _attempt_store(rank: int, size: int) -> Store | None:
+def _name_interface(size: int) -> None:
+    """Name gloo's network interface where the name of this host leads back to it (Debian: 127.0.1.1).
+
+    gloo would tell the other hosts to connect to that address.
+    """
+    hosts = int(os.environ.get("SLURM_NNODES", "1"))
+    if (hosts == 1 and int(os.environ.get("LOCAL_WORLD_SIZE", size)) == size) or (
+        "GLOO_SOCKET_IFNAME" in os.environ
+    ):
+        return
+    with suppress(OSError):  # what cannot be found out stays as it is
+        if not socket.gethostbyname(socket.gethostname()).startswith("127."):
+            return
+        main = socket.gethostbyname(os.environ["MASTER_ADDR"])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            # Sends nothing, but chooses a way: to rank 0 or, on its own host, to anywhere (RFC 5737).
+            probe.connect(("192.0.2.1" if main.startswith("127.") else main, 9))
+            own = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            if _address(name) == own:
+                os.environ["GLOO_SOCKET_IFNAME"] = name
+
+
+def _address(interface: str) -> str | None:
+    """The IPv4 address of a network interface."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket, suppress(OSError):
+        answer = fcntl.ioctl(any_socket, _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
+        return socket.inet_ntoa(answer[20:24])
+    return None
+
+
+def _agree(store: Store, world: World, dtype: torch.dtype) -> None:
+    """Compare what the ranks compute on, before any of them waits for the others in a collective.
+
+    Gradients of fp16 are scaled and those of bf16 are not; a rank on a CPU takes no part in nccl's sums.
+
+    Raises:
+        ConfigError: on every rank, if they differ.
+    """
+    store.set(f"ferdist/computes/{world.rank}", f"{world.device.type} in {str(dtype).partition('.')[2]}")
+    kinds = [store.get(f"ferdist/computes/{rank}").decode() for rank in range(world.size)]
+    if len(set(kinds)) == 1:
+        return
+    heard = store.add("ferdist/heard", 1)
+    deadline = time.monotonic() + _LAST_WORDS_SECONDS
+    while world.is_main and heard < world.size and time.monotonic() < deadline:
+        time.sleep(0.05)  # the store may be in this process: the others have to read it first
+        heard = store.add("ferdist/heard", 0)
+    found = "; ".join(
+        f"{kind} on rank {', '.join(str(r) for r, other in enumerate(kinds) if other == kind)}"
+        for kind in dict.fromkeys(kinds)
+    )
+    raise ConfigError(
+        f"the ranks would compute differently ({found}): set device and train.precision to what all of them "
+        "have, or leave out the hosts that differ"
+    )
+
+
+def _rendezvous(rank: int, size: int) -> Store:
     """Where the ranks find each other: under torchrun a part of its store that is this attempt's own.
 
     torchrun keeps its store when it restarts the workers, and the addresses in it lead to the dead ones.
     TORCHELASTIC_RESTART_COUNT does not tell the attempts apart, it differs between hosts. So rank 0 names
     the attempt, and each other rank takes a name only from a rank 0 that answers.
-
-    Returns:
-        None where there is no torchrun: then torch's own way is right.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
+    store: Store
     store, _, _ = next(rendezvous("env://", rank, size, timeout=COLLECTIVE_TIMEOUT))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return store
     own = uuid.uuid4().hex
     if rank == 0:
         store.set("ferdist/attempt", own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,7 @@ from ferdist.evaluation.model import ModelCard
 from ferdist.evaluation.predict import predict
 from ferdist.evaluation.predictions import Predictions
 from ferdist.models import Task, build_model, check_resolution
-from ferdist.runtime.distributed import World
-from ferdist.runtime.precision import configure_kernels
+from ferdist.runtime.distributed import World, join_world
 from ferdist.training import optim, seeds
 from ferdist.training.engine import Engine
 from ferdist.training.pretrained import load_pretrained
@@ -82,13 +82,18 @@ class Setup:
         )
 
 
+def join_training(config: Config) -> AbstractContextManager[World]:
+    """`join_world` for a run of this config."""
+    return join_world(config.device, config.train.precision, deterministic=config.train.deterministic)
+
+
 def build(config: Config, beton: Beton, world: World, *, samples: int | None = None) -> Setup:
-    """Build everything that a config says, and choose this process's kernels.
+    """Build everything that a config says.
 
     Args:
         config: of the run.
         beton: its data, opened.
-        world: this rank.
+        world: this rank, from `join_training`.
         samples: train on only so many, for a short epoch.
 
     Raises:
@@ -109,7 +114,6 @@ def build(config: Config, beton: Beton, world: World, *, samples: int | None = N
         config.train.accumulate,
         config.train.epochs,
     )
-    configure_kernels(config.train.deterministic, config.train.precision)
     targets = torch.from_numpy(labels.targets)
     weights = optim.class_weights(config.train.class_weights, targets[train_indices].sum(0))
     augment = Augment(config.augment, mean, std)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,6 +21,16 @@ from ferdist.runtime.precision import autocast, autocast_dtype
 from ferdist.training import optim, seeds
 from ferdist.training.ema import Ema
 from ferdist.training.steps import StepPlan
+
+COMPILED_STEPS = 10_000
+"""Steps from which ``train.compile=auto`` compiles on a GPU: it takes a minute, and saves milliseconds."""
+
+
+def compiles(config: Config, device: torch.device, total_steps: int) -> bool:
+    """Whether ``train.compile`` asks to compile a run of so many steps on this device."""
+    if config.train.compile == "auto":
+        return device.type == "cuda" and total_steps >= COMPILED_STEPS
+    return bool(config.train.compile)
 
 
 class Engine:
@@ -48,28 +58,41 @@ class Engine:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.dtype is torch.float16)
         self.generator = torch.Generator(world.device)
         self.step = 0
-        if train.compile:
+        self.pixels: Callable[[Tensor, Draws], Tensor] = augment
+        if compiles(config, world.device, plan.total_steps):
             model.compile(dynamic=False)
+            self.pixels = torch.compile(augment, fullgraph=True, dynamic=False)
         self.ddp = model
         if world.size > 1:
             devices = [world.device.index] if world.device.type == "cuda" else None
-            # DDP regroups the gradients after its first step. With more than two ranks the groups decide in
-            # which order a sum is rounded, and a resumed run's first step would differ. Only looking
-            # for unused parameters leaves the groups as they are (DDP warns that there are none).
-            self.ddp = DistributedDataParallel(
-                model,
-                device_ids=devices,
-                gradient_as_bucket_view=True,
-                find_unused_parameters=world.size > 2,
-            )
+            self.ddp = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
             # Each rank's batch statistics follow its own batches; evaluation and checkpoints take rank 0's.
             self.ddp.broadcast_buffers = False
+            self._group_gradients()
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         # Sums since the last reading: loss, correct, samples, gradient norm. They stay on the device;
         # in double precision they are exact, in whatever order ranks and resumed runs add them.
         self.counters = torch.zeros(4, device=world.device, dtype=torch.float64)
         self.read_at = 0
         self.broken = torch.zeros((), device=world.device)
+
+    def _group_gradients(self) -> None:
+        """Let DDP see a backward pass before the first step: it regroups the gradients after it.
+
+        With more than two ranks the groups decide in which order a sum is rounded: without this, the first
+        step of a resumed run would differ from the same step of an uninterrupted one.
+        """
+        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        shape = (self.plan.micro_batch, self.task.channels, self.task.height, self.task.width)
+        images = torch.zeros(shape, device=self.world.device)
+        if self.config.train.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(self.world.device, self.dtype):
+            self.ddp(images).float().sum().backward()
+        self.model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(before[name])
 
     def batches(self, loader: BetonLoader | DeviceCache, indices: Integers) -> Iterator[list[Batch]]:
         """The micro-batches of each step from ``self.step`` on, to the end of the run."""
@@ -87,7 +110,22 @@ class Engine:
 
         A gradient that is not finite after the reduction, and so on every rank alike, leaves the weights as
         they are and raises ``broken``, which `read` looks at later.
+
+        Raises:
+            RunError: if the device has too little memory.
         """
+        try:
+            self._train_step(micro_batches)
+        except torch.OutOfMemoryError:
+            side = self.config.train.side(self.step + 1, self.plan.total_steps)
+            height, width = (round(pixels * side) for pixels in (self.task.height, self.task.width))
+            raise RunError(
+                f"{self.world.device} ran out of memory at step {self.step + 1} with {self.plan.micro_batch} "
+                f"images of {height} x {width} at once: raise train.accumulate, use more ranks, or lower "
+                "data.batch_size or train.resolution"
+            ) from None
+
+    def _train_step(self, micro_batches: list[Batch]) -> None:
         config, step, rank = self.config, self.step + 1, self.world.rank
         torch.manual_seed(seeds.derive_seed(config.seed, seeds.DROPOUT, step, rank))
         draws = self._draw(step)
@@ -98,7 +136,7 @@ class Engine:
             group["lr"] = rate
         for i, batch in enumerate(micro_batches):
             start, stop = self.plan.rows(rank, i)
-            images = self.augment(batch.image, draws.slice(start, stop))
+            images = self.pixels(batch.image, draws.slice(start, stop))
             last = i + 1 == len(micro_batches)
             targets = self.targets.index_select(0, batch.index)
             self._backward(images, targets, None if lam is None else lam[start:stop], reduce=last)

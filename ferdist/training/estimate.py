@@ -20,8 +20,8 @@ from ferdist.config import Config, load_config
 from ferdist.errors import exit_code, is_main_rank, leave
 from ferdist.io import write_json
 from ferdist.runtime.claim import claimed
-from ferdist.runtime.distributed import World, join_world
-from ferdist.training.build import build
+from ferdist.runtime.distributed import World
+from ferdist.training.build import build, join_training
 from ferdist.training.run import Run, open_data
 
 WARMUP: Final = 3
@@ -43,7 +43,7 @@ def measure(config: Config) -> dict[str, float]:
     began = time.perf_counter()
     # The rate has no influence on the time; a tiny one keeps the weights finite wherever the steps begin.
     config = replace(config, train=replace(config.train, lr=1e-9))
-    with join_world(config.device) as world:
+    with join_training(config) as world:
         beton = open_data(config, world)
         with (
             claimed(config, beton.manifest.sha256, world) as folder,

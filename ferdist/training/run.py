@@ -22,9 +22,9 @@ from ferdist.evaluation.evaluate import evaluate_trained, main_evaluation
 from ferdist.evaluation.model import default_checkpoint, load_trained
 from ferdist.runtime import checkpoint
 from ferdist.runtime.claim import claimed
-from ferdist.runtime.distributed import World, join_world
+from ferdist.runtime.distributed import World
 from ferdist.runtime.folder import RunFolder
-from ferdist.training.build import Setup, build
+from ferdist.training.build import Setup, build, join_training
 from ferdist.training.liveness import MOST_DEAD, constant_gates, gate_statistics
 from ferdist.training.monitor import Monitor, Stopwatch
 from ferdist.training.preemption import Agreement, StopRequest, catch_stop_signals
@@ -49,7 +49,7 @@ def run(config: Config) -> Path:
     """
     if not config.data.path:
         raise ConfigError("data.path is not set: give the beton file, data.path=DIR/NAME.beton")
-    with join_world(config.device) as world, catch_stop_signals() as request:
+    with join_training(config) as world, catch_stop_signals() as request:
         beton = open_data(config, world)
         with (
             claimed(config, beton.manifest.sha256, world) as folder,
@@ -121,6 +121,7 @@ class Run:
         self.best: float | None = None
         self.watched: Tensor | None = None
         self.gates: dict[str, float] = {}
+        self.writer = checkpoint.Writer()
         seconds = self._resume()
         self.monitor: Monitor | None = None
         if self.world.is_main:
@@ -133,13 +134,16 @@ class Run:
     def _resume(self) -> float:
         """Load the newest intact checkpoint, if there is one; the seconds that the run has taken."""
         checkpoints = self.folder.checkpoints
-        state = checkpoint.load_newest(checkpoints)
-        step = 0 if state is None else int(state["step"])
-        if self.world.any(step != self.world.from_main(step)):
-            raise RunError(
-                f"{self.folder.path}: the ranks see different checkpoints (this one step {step}): "
-                "the run folder must be on a file system that all hosts share"
-            )
+        state = checkpoint.load_newest(checkpoints) if self.world.is_main else None
+        step = self.world.from_main(0 if state is None else int(state["step"]))
+        refusal: RunError | None = None
+        if step and not self.world.is_main:
+            try:
+                state = checkpoint.load_soon(checkpoint.step_path(checkpoints, step))
+            except RunError as error:
+                refusal = error
+        if self.world.any(refusal is not None):
+            raise refusal or RunError(f"{self.folder.path}: another rank cannot resume: see its message")
         if self.world.is_main:
             damaged = checkpoint.set_aside(checkpoints, step)
             if damaged and state is None:
@@ -207,21 +211,22 @@ class Run:
             return
         scores = metrics.quick_score(predictions)
         self.record({f"val/{name}": value for name, value in scores.items()})
-        confusion = metrics.confusion(predictions)
-        self.monitor.confusion(confusion, self.setup.card.classes, self.engine.step)
+        if self.engine.step == self.setup.plan.total_steps:  # drawing takes longer than an epoch on many GPUs
+            confusion = metrics.confusion(predictions)
+            self.monitor.confusion(confusion, self.setup.card.classes, self.engine.step)
         if self.best is None or scores["accuracy"] > self.best:
             self.best = scores["accuracy"]
             self.save_best()
 
     def save_best(self) -> None:
-        """Write the averaged weights as the best; rank 0 only."""
+        """Write the averaged weights as the best, while the training continues; rank 0 only."""
         weights = {
             "step": self.engine.step,
             "accuracy": self.best,
-            "ema": self.engine.ema.model.state_dict(),
+            "ema": {name: tensor.clone() for name, tensor in self.engine.ema.model.state_dict().items()},
             "card": self.setup.card.to_dict(),
         }
-        checkpoint.save(self.folder.checkpoints / checkpoint.BEST, weights)
+        self.writer.save(self.folder.checkpoints / checkpoint.BEST, weights)
 
     def checkpoint_overdue(self) -> bool:
         """Whether the longest time between two checkpoints has passed; the ranks' clocks differ."""
@@ -239,6 +244,7 @@ class Run:
         if not self.monitor or not self.engine.is_sound():
             return
         self.monitor.sync()
+        self.writer.wait()  # a run that resumes here finds the best weights of the epochs before
         state |= {
             "seconds": self.monitor.seconds,
             "world_size": self.world.size,
@@ -250,6 +256,7 @@ class Run:
 
     def finish(self) -> Path:
         """Evaluate the selected weights on val, write results.json and close."""
+        self.writer.wait()
         self.world.barrier()
         trained = load_trained(str(self.folder.path), default_checkpoint(self.config), self.world.device)
         self.world.share_from_main(trained.network)
@@ -273,6 +280,7 @@ class Run:
 
     def close(self) -> None:
         """Close what is open, however the run ended."""
+        self.writer.close()
         if self.monitor:
             self.monitor.close()
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,9 +121,32 @@ def test_jobs_of_this_host_share_its_cores_and_part_its_gpus(
     assert options.array_parallelism == 1
     seen = {}
     monkeypatch.setattr(backends, "_submit", lambda executor, _: seen.update(executor.parameters) or [])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     options.backend.submit(Request([Config()], options, tmp_path, "name", slot=3))
-    assert seen["visible_gpus"] == (6, 7)
+    assert seen["visible_gpus"] == ("6", "7")
     assert seen["tasks_per_node"] == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,GPU-5a,7")
+    options.backend.submit(Request([Config()], options, tmp_path, "name", slot=1))
+    assert seen["visible_gpus"] == ("GPU-5a", "7"), "some of those that the launcher may use"
+    with pytest.raises(ConfigError, match="2,3,GPU-5a,7, and the jobs that run at the same time need 6 GPUs"):
+        options.backend.submit(Request([Config()], options, tmp_path, "name", slot=2))
+
+
+def test_a_job_computes_on_what_was_asked_for() -> None:
+    """A GPU that is asked for and missing is the job's error; it does not train on the CPU instead."""
+
+    def device(config: Config | None = None, **asked: Any) -> str:
+        return str(training_job(config or Config(), settle(Options(**asked))).config["device"])
+
+    assert (
+        device(cluster="local", gpus=1)
+        == device(cluster="slurm")
+        == device(cluster="slurm", gpus=2)
+        == "cuda"
+    )
+    assert device(cluster="local", cpu=1) == device(cluster="slurm", cpu=2) == "cpu"
+    assert device(cluster="local") == "auto"
+    assert device(Config(device="cpu"), cluster="slurm", gpus=1) == "cpu"
 
 
 def test_slurm_that_is_not_here_is_refused_and_its_jobs_count_as_alive(

@@ -77,6 +77,21 @@ def test_a_step_is_the_textbooks(tiny: Callable[..., Config]) -> None:
     assert engine.read()["train/loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
+def test_too_little_memory_is_an_error_that_names_what_to_change(
+    tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(tiny("train.resolution=[[0, 0.5], [0.5, 1]]"))
+
+    def forward(_: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(engine.model, "forward", forward)
+    with pytest.raises(
+        RunError, match="cpu ran out of memory at step 1 with 8 images of 4 x 4 at once: raise"
+    ):
+        engine.train_step([batch(8)])
+
+
 def test_accumulated_micro_batches_are_one_batch(tiny: Callable[..., Config]) -> None:
     whole, parts = engine_of(tiny()), engine_of(tiny(), accumulate=2)
     data = batch(8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ferdist.data.folds import Holdout
 from ferdist.errors import ConfigError, RunError
 from ferdist.evaluation.predictions import Predictions
 from ferdist.runtime import checkpoint
+from ferdist.training.build import build, join_training
 from ferdist.training.engine import Engine
 from ferdist.training.run import run
 
@@ -319,13 +321,28 @@ def test_a_config_that_cannot_run_says_why(tiny: Tiny, override: str, message: s
 
 
 @pytest.mark.slow
-def test_a_compiled_run_gives_nearly_the_same_losses(tiny: Tiny) -> None:
-    options = ("train.epochs=1", "train.lr=0.001")
+def test_a_compiled_run_gives_nearly_the_same_losses_with_few_operators(tiny: Tiny) -> None:
+    """On a GPU a step is bound by the number of operators that Python starts."""
+    options = ("train.epochs=1", "train.lr=0.001", "train.precision=bf16")
     plain, compiled = tiny(*options, run="a"), tiny(*options, "train.compile=true", run="b")
     run(plain)
     run(compiled)
     losses = [[x["train/loss"] for x in metrics_of(c) if "train/loss" in x] for c in (plain, compiled)]
     np.testing.assert_allclose(*losses, rtol=1e-2)
+    with join_training(compiled) as world:
+        setup = build(compiled, open_beton(Path(compiled.data.path)), world)
+    batches = setup.batches()
+    setup.engine.train_step(next(batches))
+    batch = next(batches)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        setup.engine.train_step(batch)
+    started = [
+        event.name
+        for event in profile.events()
+        if event.name.startswith("aten::")
+        and not (event.cpu_parent and event.cpu_parent.name.startswith("aten::"))
+    ]
+    assert len(started) <= 600, Counter(started)
 
 
 def test_the_life_of_every_gate_is_recorded_at_each_epoch(tiny: Tiny) -> None:

@@ -7,10 +7,12 @@ import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Full
 from typing import Any, Final
+from unittest import mock
 
 import numba
 import numpy as np
@@ -18,7 +20,7 @@ import numpy.typing as npt
 import torch
 from ffcv.fields.basics import IntDecoder
 from ffcv.fields.ndarray import NDArrayDecoder
-from ffcv.loader import Loader
+from ffcv.loader import Loader, epoch_iterator
 from ffcv.loader.epoch_iterator import EpochIterator
 from torch import Tensor
 
@@ -29,6 +31,8 @@ from ferdist.errors import DataError, RunError
 
 CACHE_BYTES: Final = 512 * 2**20
 """What ``data.cache=auto`` keeps on the device at most, for each loader: FER2013's Training takes 66 MB."""
+
+epoch_iterator.IS_CUDA = False  # FFCV's own streams: `_Epoch` has its own, and a loader on the CPU needs none
 
 _POLL_SECONDS: Final = 0.5
 _STOP_SECONDS: Final = 1.0
@@ -193,10 +197,15 @@ class _Epoch(EpochIterator):  # type: ignore[misc]  # FFCV has no types
         self._device = device
         self._copies = copies
         self._failure: BaseException | None = None
-        super().__init__(loader, order)  # allocates the buffers and starts the thread
+        with nullcontext() if device.type == "cuda" else _unpinned():
+            super().__init__(loader, order)  # allocates the buffers and starts the thread
 
     def run(self) -> None:
         try:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(
+                    self._device
+                )  # a new thread starts on GPU 0, and would take memory there
             slots = self.loader.batches_ahead + 2
             for number, indices in enumerate(self.iter_ixes):
                 batch = self._copied(self.run_pipeline(number, indices, number % slots, None))
@@ -249,6 +258,13 @@ class _Epoch(EpochIterator):  # type: ignore[misc]  # FFCV has no types
         while not self.output_queue.empty():  # a full queue would hold the thread up
             self.output_queue.get_nowait()
         self.join(_STOP_SECONDS)
+
+
+@contextmanager
+def _unpinned() -> Iterator[None]:
+    """FFCV pins its buffers wherever it can: on a host with GPUs that would open a context on one of them."""
+    with mock.patch.object(Tensor, "pin_memory", lambda tensor: tensor):
+        yield
 
 
 def _ffcv_loader(path: Path, batch_size: int, workers: int) -> Any:
