@@ -167,6 +167,8 @@ def serve(address: str) -> None:
                 client.sendall(f"{pid}\n".encode())
             if sys.stdin in ready:
                 os.unlink(address)  # noqa: PTH108
+                for pid in children:  # those of a pytest that was killed
+                    os.kill(pid, signal.SIGKILL)
                 return
 
 
