@@ -59,8 +59,9 @@ def run_bench(
     least = SIZES["smallest"].images
     if images is not None and images < least:
         raise ConfigError(f"--images {images}: give at least {least}")
-    chosen = replace(SIZES[size], images=images or SIZES[size].images)
     where = choose_device(device, 0)
+    chosen = SIZES[size].on(where)
+    chosen = replace(chosen, images=images or chosen.images)
     keep_freed_memory()  # as a run does, for the peers too
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="ferdist-bench-") as folder:

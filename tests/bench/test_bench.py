@@ -138,3 +138,13 @@ def test_seconds_are_of_one_call_however_many_there_are(tmp_path: Path) -> None:
     assert 1 + 1 + 2 + 5 < warm_up <= 1 + 1 + 2 + 5 + 10 + 20, "more and more, until they last 0.2 s"
     assert 0.01 <= seconds() < 0.1
     assert len(calls) - warm_up in (10, 20)
+
+
+def test_a_gpu_gets_more_steps_and_a_larger_product() -> None:
+    """A step takes milliseconds there: a few are noise."""
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    size = SIZES["default"]
+    assert (size.on(gpu).steps, size.on(gpu).matrix) == (200, 8192)
+    assert size.on(gpu).images * 0.7 > size.on(gpu).steps * size.batch
+    assert size.on(cpu) == size
+    assert SIZES["smallest"].on(gpu) == SIZES["smallest"]
