@@ -25,7 +25,6 @@ from ferdist.models.config import STEMS, ModelConfig
 from ferdist.runtime.distributed import World
 from ferdist.training.build import Setup, build
 
-
 GPU_STEPS: Final = 200
 """In a measurement on a GPU, at least."""
 

@@ -11,7 +11,7 @@ import numba.typed
 import torch
 
 # numba prefers TBB, which on one core can keep a process that has forked from ending.
-numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
 
 # Importing FFCV sets torch's and numba's number of threads to one for the whole process. Its JPEG field fills
 # a typed dictionary that only Python code reads: compiling that takes two seconds of each start, a dict none.
