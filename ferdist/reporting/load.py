@@ -158,7 +158,7 @@ def load_run(folder: Path) -> Run:
     history = _read_history(files.metrics, remarks)
     status = files.stored_status()
     if not status:
-        remarks.append("status.json is missing, so it is unknown whether training finished.")
+        remarks.append("status.json is missing or unreadable, so it is unknown whether training finished.")
     run = Run(
         **vars(results),
         folder=folder,

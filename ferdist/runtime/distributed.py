@@ -120,16 +120,20 @@ class World:
 def choose_device(name: str, local_rank: int) -> torch.device:
     """The device that `device` in the config names, for this local rank.
 
+    ``auto`` is a GPU where there is one, else the CPU; but never the CPU in a SLURM job that was given GPUs.
+
     Raises:
-        ConfigError: if it is none of the three, or ``cuda`` and there is none for this rank.
+        ConfigError: if it is none of the three, or a GPU and there is none for this rank.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device is {name!r}: it must be auto, cpu or cuda")
     available = torch.cuda.is_available()
-    if name == "cpu" or (name == "auto" and not available):
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0"
+    if name == "cpu" or (name == "auto" and not available and not given):
         return torch.device("cpu")
     if not available:
-        raise ConfigError(f"device is cuda, but {why_no_gpu()}, or use device=cpu")
+        wanted = "device is cuda" if name == "cuda" else "SLURM gave this job GPUs"
+        raise ConfigError(f"{wanted}, but {why_no_gpu()}, or use device=cpu")
     seen = torch.cuda.device_count()
     if seen == 1 and os.environ.get("SLURM_LOCALID") == str(local_rank):
         return torch.device("cuda", 0)  # SLURM may show each of its tasks its own GPU alone

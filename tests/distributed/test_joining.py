@@ -97,6 +97,12 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error_that_says_why(
     with pytest.raises(ConfigError, match=r"driver 470\.57\.02 with CUDA_VISIBLE_DEVICES=7: update the"):
         choose_device("cuda", 0)
     monkeypatch.setattr(distributed, "nvidia_driver", lambda: None)
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
+    assert choose_device("auto", 0) == torch.device("cpu")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
+    with pytest.raises(ConfigError, match="SLURM gave this job GPUs, but this host has no NVIDIA driver"):
+        choose_device("auto", 0)
+    assert choose_device("cpu", 0) == torch.device("cpu")
     with pytest.raises(ConfigError, match="this host has no NVIDIA driver"):
         choose_device("cuda", 0)
     monkeypatch.setattr(torch.version, "cuda", None)

@@ -128,10 +128,10 @@ def test_a_refusal_of_slurm_is_told_in_a_line(faces: Path, place: Path) -> None:
 def test_the_launcher_finds_slurm_by_itself_and_ranks_get_gpus(faces: Path, place: Path) -> None:
     """The GPUs are fakes: SLURM counts them, and PyTorch finds none."""
     options = ("--gpus-per-node", "2", "train.epochs=1", "--cluster", "auto")
-    refused = Launcher("train", faces, place / "y", *options)
-    assert refused("--wait").code == 1
-    assert "device is cuda, but " in refused.reason("seed-0")
-    train = Launcher("train", faces, place / "x", *options, "device=cpu")
+    refused = Launcher("train", faces, place / "y", *options, "device=auto")("--wait")
+    assert refused.code == 1
+    assert "device is cuda, but " in refused.errors
+    train = Launcher("train", faces, place / "x", *options)
     launched = train("--wait")
     assert launched.code == 0, launched.errors
     assert train.content("experiment.json")["jobs"]["seed-0"][0]["cluster"] == "slurm"
