@@ -25,6 +25,23 @@ from ferdist.evaluation.records import EvaluationKey
 BATCH_SIZE: Final = 256
 
 
+def check_fit(beton: Beton, card: ModelCard) -> None:
+    """Refuse data that a model cannot be scored on.
+
+    Raises:
+        DataError: if image shape or classes differ from the model's, or the beton lacks its labels.
+    """
+    shape, task = beton.manifest.image_shape, card.task
+    wanted = (task.channels, task.height, task.width)
+    if shape != wanted:
+        raise DataError(f"{beton.path}: images are {shape} (C, H, W), but the model expects {wanted}")
+    classes = labels_of(beton, card.config.data.labels).classes
+    if classes != card.classes:
+        raise DataError(
+            f"{beton.path}: classes are {', '.join(classes)}, but the model's are {', '.join(card.classes)}"
+        )
+
+
 @dataclass(frozen=True)
 class ScoredData:
     """A split of a beton, or a held-out fold, as a model is scored on it.
@@ -66,24 +83,6 @@ class ScoredData:
         )
         labels = labels_of(beton, config.data.labels)
         return ScoredData(beton, labels, beton.indices(split, holdout), tuple(mean), loader)
-
-    def check_fit(self, card: ModelCard) -> None:
-        """Refuse data that a model cannot be scored on.
-
-        Raises:
-            DataError: if image shape or classes differ from the model's.
-        """
-        shape, task, classes = self.beton.manifest.image_shape, card.task, self.labels.classes
-        wanted = (task.channels, task.height, task.width)
-        if shape != wanted:
-            raise DataError(
-                f"{self.beton.path}: images are {shape} (C, H, W), but the model expects {wanted}"
-            )
-        if classes != card.classes:
-            raise DataError(
-                f"{self.beton.path}: classes are {', '.join(classes)}, "
-                f"but the model's are {', '.join(card.classes)}"
-            )
 
     def images(self, index: Integers) -> Images:
         """The images of these samples in this order, uint8 (B, C, H, W)."""

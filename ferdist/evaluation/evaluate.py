@@ -18,7 +18,7 @@ from ferdist.errors import ConfigError, RunError
 from ferdist.evaluation.attention import Watched
 from ferdist.evaluation.benchmark import Cell, covered_fraction, seen_in_training
 from ferdist.evaluation.board import show_benchmark
-from ferdist.evaluation.data import ScoredData, has_copy, key_of, ways
+from ferdist.evaluation.data import ScoredData, check_fit, has_copy, key_of, ways
 from ferdist.evaluation.metrics import Scores, score, score_all
 from ferdist.evaluation.model import TrainedModel, default_checkpoint, load_trained
 from ferdist.evaluation.predict import TTA, cluster_of, predict
@@ -177,8 +177,8 @@ class Scoring:
         # A fold is a part of the data that the run trained on; other data are taken as their splits say.
         self.own_data = beton.manifest.sha256 == card.beton_sha256
         self.holdout = config.data.holdout if self.own_data else Holdout()
+        check_fit(beton, card)
         self.data = ScoredData.of(beton, config, split, self.holdout, card.mean, world.device)
-        self.data.check_fit(card)
         configure_kernels(config.train.deterministic, config.train.precision)
         # Another file whose training images have these very moments (of exact sums) has the same ones.
         moments = {"mean": list(card.mean), "std": list(card.std)}
