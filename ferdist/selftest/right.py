@@ -23,6 +23,7 @@ from ferdist.data.beton import Beton, open_beton
 from ferdist.data.record import Images
 from ferdist.errors import ConfigError, RunError
 from ferdist.evaluation.benchmark import Benchmark, checksums, grid, total_checksum
+from ferdist.models import ModelConfig, Task, register
 from ferdist.runtime import checkpoint
 from ferdist.runtime.distributed import World
 from ferdist.runtime.folder import RunFolder
@@ -80,25 +81,18 @@ class Site:
         return build(config, self.open(), world or self.world)
 
 
-class NoBatchNorm(nn.Module):
-    """A small network whose output for a sample does not depend on the others in its batch."""
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, 8, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(8, 16, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(64, classes),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to logits (N, classes)."""
-        out: Tensor = self.layers(x)
-        return out
+@register("independent")
+def _independent(config: ModelConfig, task: Task) -> nn.Module:
+    """A small network without batch norm, whose output for a sample does not depend on the others."""
+    return nn.Sequential(
+        nn.Conv2d(task.channels, 8, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, task.classes),
+    )
 
 
 def agreement(site: Site) -> Iterator[Check]:
@@ -146,7 +140,7 @@ def ranks_equal_one(site: Site) -> Iterator[Check]:
     if world.size == 1:
         yield Check("ranks equal one", Status.SKIPPED, "start it under torchrun or srun")
         return
-    model = {"name": f"{__name__}:NoBatchNorm"}
+    model = {"name": f"{__name__}:independent"}
     together = _weights(_trained(site.build(model=model), STEPS))
     alone = _weights(_trained(site.build(dataclasses.replace(world, rank=0, size=1), model=model), STEPS))
     difference = ((together - alone).norm() / alone.norm()).item()
@@ -175,6 +169,9 @@ def resume(site: Site, *, compiled: bool) -> Iterator[Check]:
     second.engine.load_state(checkpoint.load(path))
     _trained(second, STEPS - STEPS // 2)
     different = _different(unbroken.engine.state(), second.engine.state())
+    if not site.world.is_main:  # a checkpoint has the batch statistics of rank 0 alone
+        one, other = (dict(setup.engine.model.named_parameters()) for setup in (unbroken, second))
+        different = _different(one, other)
     if site.world.any(bool(different)):
         value = (
             f"{len(different)} tensors differ, such as {different[0]}"
