@@ -347,5 +347,5 @@ def _last_line(log: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return ""
-    own = (line.strip() for line in reversed(lines) if not line.startswith(("srun:", "slurmstepd:")))
+    own = (line.strip() for line in reversed(lines) if not line.startswith(("srun:", "slurmstepd")))
     return next((line for line in own if line), "")
