@@ -13,6 +13,7 @@ from ferdist.data.beton import Batch
 from ferdist.models import multiply_adds
 from ferdist.selftest.checks import Check, Status
 from ferdist.selftest.right import Site
+from ferdist.table import count
 
 NETWORK: Final = "resnet18_cbam"
 """What is timed: the full width, stem stride2."""
@@ -72,7 +73,7 @@ class Speed:
                 yield Check(
                     name,
                     Status.FOUND,
-                    f"{rate:,.0f} images/s on {self.world.size} ranks, {share:.0%} of the peak",
+                    f"{rate:,.0f} images/s on {count(self.world.size, 'rank')}, {share:.0%} of the peak",
                 )
         best = max(self._rates.values())
         batch, compiled = min(key for key, rate in self._rates.items() if rate >= NEAR_BEST * best)

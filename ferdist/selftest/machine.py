@@ -19,6 +19,7 @@ import torch
 from ferdist import environment
 from ferdist.runtime.distributed import World, nvidia_driver, why_no_gpu
 from ferdist.selftest.checks import Check, Status
+from ferdist.table import count
 
 SHARED_MEMORY: Final = 64 * 2**20
 """NCCL's ranks on a host speak through so much of it, at least; Docker's default is as little."""
@@ -66,14 +67,14 @@ def gpus(world: World) -> Iterator[Check]:
 
 def links(world: World) -> Iterator[Check]:
     """Whether the GPUs of this host reach each other's memory."""
-    count = torch.cuda.device_count() if world.device.type == "cuda" else 0
-    if count < 2:
+    seen = torch.cuda.device_count() if world.device.type == "cuda" else 0
+    if seen < 2:
         yield Check("links between GPUs", Status.SKIPPED, "fewer than two GPUs are visible")
         return
-    pairs = [(a, b) for a in range(count) for b in range(count) if a != b]
+    pairs = [(a, b) for a in range(seen) for b in range(seen) if a != b]
     reached = sum(torch.cuda.can_device_access_peer(a, b) for a, b in pairs)
     if reached == len(pairs):
-        yield Check("links between GPUs", Status.PASSED, f"all {len(pairs)} pairs of {count} GPUs are peers")
+        yield Check("links between GPUs", Status.PASSED, f"all {len(pairs)} pairs of {seen} GPUs are peers")
     else:
         yield Check(
             "links between GPUs",
@@ -88,9 +89,8 @@ def cores() -> Iterator[Check]:
     available = len(os.sched_getaffinity(0))
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     threads = torch.get_num_threads()
-    value = (
-        f"{environment.cpu_name()}: {available} cores, {threads} threads a rank, {ranks} ranks on this host"
-    )
+    share = f"{count(threads, 'thread')} a rank, {count(ranks, 'rank')} on this host"
+    value = f"{environment.cpu_name()}: {count(available, 'core')}, {share}"
     if threads * ranks > available:
         fair = max(1, available // ranks)
         yield Check("cores", Status.WARNING, value, f"set OMP_NUM_THREADS={fair}")
