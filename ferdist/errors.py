@@ -9,8 +9,12 @@ import logging
 import os
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Final, NoReturn
+
+UNPRINTABLE: Final = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+"""Unicode categories that can steer a terminal, turn or hide text, break a line, or cannot be encoded."""
 
 
 class FerdistError(Exception):
@@ -42,9 +46,26 @@ class Preempted(FerdistError):
         self.requeue = requeue
 
 
+def printable(text: str) -> str:
+    """One line that any terminal shows as it is: names from outside can hold escapes and line breaks."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(letter) in UNPRINTABLE
+        else letter
+        for letter in text
+    )
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def tell(line: str) -> None:
     """Write a line to stderr in one piece; under torchrun, whose ranks share it, `print` makes two of it."""
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{printable(line)}\n")
 
 
 def is_main_rank() -> bool:
@@ -63,7 +84,9 @@ def exit_code(command: Callable[[], object], *, debug: bool = False) -> int:
         0 done, 1 failed, 75 stopped by a signal with a checkpoint written, else what SystemExit says.
     """
     speaker = "ferdist" if is_main_rank() else f"ferdist[rank {os.environ['RANK']}]"
-    logging.basicConfig(level=logging.WARNING, format=f"{speaker}: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine(f"{speaker}: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         command()
     except SystemExit as end:

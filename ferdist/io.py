@@ -1,29 +1,95 @@
-"""Files that are complete or absent: write beside, flush to the disk, rename. And folders with one owner."""
+"""Files that are complete or absent, files from outside, which may be anything, and folders with one owner."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from secrets import token_hex
+from typing import Any, BinaryIO, Final
 
 from ferdist.errors import RunError
 
-LOCK = ".lock"
+LOCK: Final = ".lock"
 """File in a folder that has one owner; whoever holds its lock owns the folder."""
+
+MIB: Final = 2**20
+TEXT_LIMIT: Final = 64 * MIB
+"""Largest file of text that is read as a whole: above any that ferdist writes."""
+
+
+def open_untrusted(path: Path, limit: int) -> BinaryIO:
+    """Open a regular file of at most ``limit`` bytes for reading.
+
+    A FIFO, socket or device is refused: it could block, act on being opened, or never end.
+
+    Raises:
+        OSError: as `open` does, and with the ``strerror`` "not a regular file" or "larger than N MiB".
+    """
+    _check_regular(path.stat(), path, limit)  # opening a device can do something
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        _check_regular(os.fstat(handle), path, limit)  # it may be another file by now
+    except OSError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def _check_regular(status: os.stat_result, path: Path, limit: int) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    if status.st_size > limit:
+        raise _too_large(path, limit)
+
+
+def _too_large(path: Path, limit: int) -> OSError:
+    return OSError(errno.EFBIG, f"larger than {limit // MIB} MiB", str(path))
+
+
+def read_untrusted(path: Path, limit: int = TEXT_LIMIT) -> bytes:
+    """The bytes of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        OSError: as `open_untrusted`.
+    """
+    with open_untrusted(path, limit) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:  # it grew
+        raise _too_large(path, limit)
+    return content
+
+
+def read_json(path: Path, limit: int = TEXT_LIMIT) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        OSError: as `open_untrusted`.
+        ValueError: if it is not UTF-8, not JSON or nested too deeply.
+    """
+    try:
+        return json.loads(read_untrusted(path, limit).decode("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of ``path`` that becomes ``path`` when the block ends well.
+    """A new, empty file in the folder of ``path`` that becomes ``path`` when the block ends well.
 
-    The file is flushed to the disk first; if the block raises, it is removed and ``path`` stays as it was.
+    Nobody can foresee its name, so no link can lead what the block writes elsewhere. The file is flushed to
+    the disk first; if the block raises, it is removed and ``path`` stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{token_hex(8)}.tmp")
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
     try:
         yield temporary
         sync(temporary)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Final
 
+from ferdist.errors import printable
+
 MISSING: Final = "–"
 """What a cell shows where there is no value."""
 
@@ -60,7 +62,8 @@ class Table:
     def text(self) -> str:
         """The table for a terminal: markdown with padded columns, as narrow as it can be."""
         columns = []
-        for name, side, *cells in zip(self.head, self.align, *self.rows, strict=True):
+        for name, side, *column in zip(self.head, self.align, *self.rows, strict=True):
+            cells = [printable(cell) for cell in column]
             width = max(map(len, (name, *cells)))
             rule = "-" * (width - 1)
             rule = f"{rule}:" if side == "r" else f":{rule}"

@@ -210,9 +210,10 @@ class Cluster:
             "mariadbd",
             *("mariadbd", "--no-defaults", "--user=root", "--skip-grant-tables", "--skip-name-resolve"),
             *("--bind-address=127.0.0.1", f"--port={self._port('mariadbd')}"),
-            *(f"--datadir={self.folder}/database", f"--socket={self.folder}/mariadbd.socket"),
-            *(f"--pid-file={self.folder}/mariadbd.pid", "--innodb-flush-log-at-trx-commit=0"),
-            *("--innodb-buffer-pool-size=32M", "--innodb-lock-wait-timeout=900", "--skip-log-bin"),
+            *self._database_folders,
+            *(f"--socket={self.folder}/mariadbd.socket", f"--pid-file={self.folder}/mariadbd.pid"),
+            *("--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=32M"),
+            *("--innodb-lock-wait-timeout=900", "--skip-log-bin"),
         )
         self._wait_for("mariadbd", lambda: _listens(self._port("mariadbd")))
         self._spawn("slurmdbd", "slurmdbd", "-D")
@@ -256,7 +257,15 @@ class Cluster:
         self._wait_for("slurmctld", lambda: self._answers("sinfo", "--noheader"))
 
     def _write_files(self) -> None:
-        for name in ("munge", "database", "state", "log", "pids", *(f"spool-{node}" for node in NODES)):
+        for name in (
+            "munge",
+            "database",
+            "database-tmp",
+            "state",
+            "log",
+            "pids",
+            *(f"spool-{node}" for node in NODES),
+        ):
             (self.folder / name).mkdir(mode=0o755)
         key = self.folder / "munge" / "key"
         key.touch(mode=0o600)
@@ -284,10 +293,15 @@ class Cluster:
         lines = (self.folder / "slurmdbd.conf").read_text().splitlines()
         return next(int(line.removeprefix(key)) for line in lines if line.startswith(key))
 
+    @property
+    def _database_folders(self) -> tuple[str, str]:
+        """A tmpdir of its own: as it starts, mariadbd removes the temporary tables of any other one there."""
+        return f"--datadir={self.folder}/database", f"--tmpdir={self.folder}/database-tmp"
+
     def _make_database(self) -> None:
         """What mariadb-install-db does, which is in a larger package."""
         statements = f"create database mysql;\nuse mysql;\n{SYSTEM_TABLES.read_text()}"
-        options = ("--no-defaults", "--bootstrap", "--user=root", f"--datadir={self.folder}/database")
+        options = ("--no-defaults", "--bootstrap", "--user=root", *self._database_folders)
         with self.log("mariadbd").open("a") as log:
             done = subprocess.run(
                 ["mariadbd", *options],
