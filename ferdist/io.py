@@ -1,4 +1,4 @@
-"""Files that are complete or absent, files from outside, which may be anything, and folders with one owner."""
+"""Files that are complete or absent, untrusted files, and folders with one owner."""
 
 from __future__ import annotations
 
