@@ -70,9 +70,10 @@ def _evaluation(
     predictions: str,
     folds: int,
 ) -> Evaluation:
-    """What the predictions of several seeds amount to, side by side."""
+    """What the predictions of several seeds amount to, side by side; macro-F1 is the mean over the seeds."""
     scores = metrics.scores_of(side_by_side(seeds), interval)
-    scores = replace(scores, samples=scores.samples // len(seeds))
+    macro_f1 = float(np.mean([metrics.quick_score(of_seed)["macro_f1"] for of_seed in seeds]))
+    scores = replace(scores, samples=scores.samples // len(seeds), macro_f1=macro_f1)
     return Evaluation(**vars(key), **vars(scores), predictions=predictions, folds=folds, seeds=len(seeds))
 
 
@@ -105,8 +106,7 @@ def _covered(runs: Sequence[Run], network: Network) -> tuple[list[Evaluation], t
         key = replace(entry.key, beton_sha256=first.beton_sha256, fold=None, occlusion=damage)
         predictions = [grid.cell(number) for grid in seeds]
         one = _evaluation(key, predictions, intervals[number], f"{OCCLUSION}/pooled", network.folds)
-        macro_f1 = float(np.mean([metrics.quick_score(of_seed)["macro_f1"] for of_seed in predictions]))
-        evaluations.append(replace(one, macro_f1=macro_f1, ece=None))
+        evaluations.append(replace(one, ece=None))
     return evaluations, seeds
 
 

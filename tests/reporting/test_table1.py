@@ -205,10 +205,14 @@ def test_what_is_published_stands_beside_what_the_paper_trains_only(
 
 
 def test_a_network_becomes_one_run_with_mean_curves(kfold: Path) -> None:
-    run = pooled_run(load_networks([kfold])[0])
+    network = load_networks([kfold])[0]
+    run = pooled_run(network)
     assert run is not None
     main = run.main
     assert main is not None
+    scores = network.measured[0].scores
+    assert scores is not None
+    assert main.macro_f1 == pytest.approx(scores["macro_f1"]["mean"], abs=1e-12), "as in Table 1"
     assert (main.folds, main.seeds, main.samples) == (10, 2, 420)
     assert main.accuracy == pytest.approx(0.85)
     assert main.confusion.sum() == 840
