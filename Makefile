@@ -4,11 +4,12 @@
 # All set up .venv first, which a second run reuses. `make wheelhouse` gathers what a host without internet access needs.
 PYTHON ?= python3
 VENV := .venv
+AUDIT := .audit
 STAMP := $(VENV)/.ready
 export MPLBACKEND := Agg
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest
 
-.PHONY: demo test test-slow test-all test-slurm wheelhouse lint types clean
+.PHONY: demo test test-slow test-all test-slurm wheelhouse audit sbom lint types clean
 
 demo: $(STAMP)
 	$(VENV)/bin/ferdist demo
@@ -32,6 +33,14 @@ test-slurm: $(STAMP)
 wheelhouse:
 	PYTHON=$(PYTHON) scripts/wheelhouse $(ARGS)
 
+# Fails too if the advisories cannot be read. ARGS='--vulnerability-service osv --osv-url URL' reads them elsewhere.
+audit: $(AUDIT)/.ready
+	scripts/audit $(AUDIT)/bin/pip-audit $(ARGS)
+
+# What is installed in .venv, as CycloneDX.
+sbom: $(STAMP) $(AUDIT)/.ready
+	$(AUDIT)/bin/cyclonedx-py environment --output-reproducible --output-file sbom.json $(VENV)
+
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -46,5 +55,11 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt scripts/system-packages
 	$(VENV)/bin/python -m pip install --constraint constraints.txt --editable '.[test]'
 	touch $(STAMP)
 
+# An environment of their own: the two bring some fifty packages that ferdist does not need.
+$(AUDIT)/.ready: constraints.txt
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --constraint constraints.txt cyclonedx-bom pip-audit
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf $(VENV) $(AUDIT) sbom.json build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -66,6 +66,43 @@ def test_ffcv_and_opencv_carry_their_libraries(tmp_path: Path) -> None:
     subprocess.run(use, env={**environment, "PYTHONPATH": str(site)}, check=True)
 
 
+def test_a_wheel_that_was_changed_is_not_installed(tmp_path: Path) -> None:
+    source, wheels, requirements = tmp_path / "source", tmp_path / "wheels", tmp_path / "requirements.txt"
+    source.mkdir()
+    (source / "a_module.py").write_text("")
+    (source / "setup.cfg").write_text(
+        "[metadata]\nname = some-name\nversion = 1.0+local\n[options]\npy_modules = a_module\n"
+    )
+    (source / "pyproject.toml").write_text('[build-system]\nrequires = ["setuptools"]\n')
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    build = [
+        "wheel",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(wheels),
+        str(source),
+    ]
+    subprocess.run([*pip, *build], check=True)
+    (wheel,) = wheels.iterdir()
+    script = [str(ROOT / "scripts" / "hashed-requirements"), str(wheel)]
+    requirements.write_text(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
+
+    install = [*pip, "install", "--require-hashes", "--no-index", "--find-links", str(wheels)]
+    install += ["--requirement", str(requirements)]
+    subprocess.run([*install, "--target", str(tmp_path / "whole")], check=True)
+    assert (tmp_path / "whole" / "a_module.py").exists()
+    with ZipFile(wheel, "a") as archive:
+        archive.writestr("another_module.py", "")
+    refused = subprocess.run(
+        [*install, "--target", str(tmp_path / "changed")], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 1
+    assert "DO NOT MATCH THE HASHES" in refused.stderr
+    assert not (tmp_path / "changed").exists()
+
+
 def test_a_build_that_fails_leaves_the_old_wheelhouse(tmp_path: Path) -> None:
     for name in ("scripts", "launch", "ferdist"):
         shutil.copytree(ROOT / name, tmp_path / name)
