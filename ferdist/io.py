@@ -7,12 +7,14 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from ferdist.errors import RunError
 
@@ -24,7 +26,7 @@ TEXT_LIMIT: Final = 64 * MIB
 """Largest file of text that is read as a whole: above any that ferdist writes."""
 
 
-def open_untrusted(path: Path, limit: int) -> BinaryIO:
+def open_untrusted(path: Path, limit: int) -> BufferedReader:
     """Open a regular file of at most ``limit`` bytes for reading.
 
     A FIFO, socket or device is refused: it could block, act on being opened, or never end.
@@ -119,10 +121,44 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def sha256(path: Path) -> str:
+def sha256(file: Path | BufferedReader) -> str:
     """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return sha256(opened)
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A new, empty folder beside ``path`` that is removed at the end, unless it has been renamed."""
+    folder = path.with_name(f".{path.name}.{token_hex(8)}.tmp")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a lock file, which is removed at the end; the lock goes with the process, however it dies.
+
+    Raises:
+        BlockingIOError: if another process holds it.
+        OSError: if the file cannot be written or the file system cannot lock.
+    """
+    with ExitStack() as stack:
+        while True:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            stack.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(path.lstat(), os.fstat(lock)):
+                    break  # else its last holder has removed it: the lock is of no file that others see
+        stack.callback(path.unlink, missing_ok=True)  # before the lock goes
+        yield
 
 
 @contextmanager

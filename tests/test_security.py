@@ -151,7 +151,7 @@ def test_a_manifests_name_leads_nowhere_else(
     shutil.copytree(evaluated_run, tmp_path / "run")
     before = sorted(tmp_path.rglob("*"))
     assert main(["evaluate", str(tmp_path / "run"), "--data", str(tmp_path / beton_path.name)]) == 1
-    assert "'name' must be a file name of letters" in capsys.readouterr().err
+    assert "at `$.name`" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
 
 

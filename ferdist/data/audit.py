@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from ferdist.data.folds import fold_evenness
-from ferdist.data.record import SPLITS, FaceDataset, Images, Integers
+from ferdist.data.folds import Evenness, fold_evenness
+from ferdist.data.record import SPLITS, Count, FaceDataset, Images, Integers
 
 NEAR_CONSTANT_STD: Final = 2.0
 """Standard deviation of an image's values (0-255) below which it shows nothing.
@@ -28,6 +28,45 @@ EQUALISED_TEXT: Final = (
 _SAMPLED: Final = 2000
 
 
+class Groups(TypedDict):
+    """Groups of samples, and the samples in them."""
+
+    groups: Count
+    samples: Count
+
+
+class NearConstant(TypedDict):
+    """Images with a standard deviation below NEAR_CONSTANT_STD: how many, and which."""
+
+    samples: Count
+    indices: list[Count]
+
+
+class Leaks(TypedDict):
+    """Samples of val with a copy in train, of test with one in train or val, and with one in another fold."""
+
+    val_in_train: Count
+    test_in_train_or_val: Count
+    across_folds: Count
+
+
+class Summary(TypedDict):
+    """The findings in numbers.
+
+    ``copies`` are groups of exact copies, ``conflicting_labels`` those of them with more than one label;
+    ``equalised`` is whether the images look histogram-equalised, which manifests of earlier versions do not
+    say; ``folds`` is there where each sample has one.
+    """
+
+    unique_images: Count
+    copies: Groups
+    conflicting_labels: Groups
+    near_constant: NearConstant
+    equalised: NotRequired[bool]
+    leaks: Leaks
+    folds: NotRequired[Evenness]
+
+
 @dataclass(frozen=True)
 class Audit:
     """The findings.
@@ -35,16 +74,11 @@ class Audit:
     Attributes:
         copy_group: int64 (N,), the smallest index with exactly the same pixels; a sample without a copy has
             its own index.
-        summary: JSON-able counts: ``unique_images``; ``copies`` and ``conflicting_labels`` (groups of exact
-            copies, and such groups with more than one label, each with the samples in them);
-            ``near_constant`` (images with a standard deviation below NEAR_CONSTANT_STD); ``equalised``,
-            whether the images look histogram-equalised; ``leaks``:
-            samples of val with a copy in train, of test with a copy in train or val, and samples with a
-            copy in another fold; and ``folds`` where each sample has one, see ``fold_evenness``.
+        summary: them in numbers.
     """
 
     copy_group: Integers
-    summary: dict[str, Any]
+    summary: Summary
 
 
 def audit(dataset: FaceDataset) -> Audit:
@@ -57,7 +91,7 @@ def audit(dataset: FaceDataset) -> Audit:
     constant = [row for row, image in enumerate(dataset.images) if image.std() < NEAR_CONSTANT_STD]
     train, val, test = (dataset.split == code for code in range(len(SPLITS)))
     in_folds = dataset.fold >= 0
-    summary: dict[str, Any] = {
+    summary: Summary = {
         "unique_images": len(np.unique(group)),
         "copies": _count(group, copied),
         "conflicting_labels": _count(group, conflicting),
@@ -95,5 +129,5 @@ def _varies_within(group: Integers, values: Integers) -> npt.NDArray[np.bool_]:
     return np.isin(group, groups[distinct > 1])
 
 
-def _count(group: Integers, chosen: npt.NDArray[np.bool_]) -> dict[str, int]:
+def _count(group: Integers, chosen: npt.NDArray[np.bool_]) -> Groups:
     return {"groups": len(np.unique(group[chosen])), "samples": int(chosen.sum())}

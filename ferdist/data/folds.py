@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Final
+from typing import Annotated, Final, TypedDict
 
 import numpy as np
+from msgspec import Meta
 
-from ferdist.data.record import FaceDataset, Integers, no_values
+from ferdist.data.record import Count, FaceDataset, Integers, no_values
 from ferdist.errors import DataError
 
 HOLDOUT: Final = "holdout"
 """Name of the part of the train split that ``data.val_share`` leaves out."""
 
+Span = Annotated[list[Count], Meta(min_length=2, max_length=2)]
+"""The least and the most over the folds."""
+
 _DRAWS: Final = 20
 """Seeded assignments of which the most even is kept."""
+
+
+class Evenness(TypedDict):
+    """How even folds are: samples and subjects of a fold, samples by class name, and `unevenness`."""
+
+    samples: Span
+    subjects: Span
+    per_class: dict[str, Span]
+    unevenness: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +154,8 @@ def check_folds(subject: Integers, fold: Integers) -> None:
         raise DataError(f"{what}; ask for fewer folds")
 
 
-def fold_evenness(dataset: FaceDataset) -> dict[str, Any]:
-    """How even the folds are; every sample has one.
-
-    Returns:
-        JSON-able: ``{"samples": [least, most], "subjects": [least, most], "per_class": {class: [least, most],
-        ...}, "unevenness": float}``, least and most over the folds.
-    """
+def fold_evenness(dataset: FaceDataset) -> Evenness:
+    """How even the folds are; every sample has one."""
     classes = len(dataset.classes)
     held_out = [dataset.fold == number for number in range(dataset.fold.max() + 1)]
     per_class = np.stack([np.bincount(dataset.labels[part], minlength=classes) for part in held_out])

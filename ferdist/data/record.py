@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 
 from ferdist.errors import DataError
 
 Images = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+"""A count in a JSON file."""
 
 SPLITS: Final = ("train", "val", "test")
 """Names of the split codes 0, 1 and 2; -1 stands for "no split" (data with folds only)."""

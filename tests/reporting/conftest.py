@@ -172,7 +172,14 @@ def write_manifest(path: Path, classes: Sequence[str]) -> None:
         bytes=1,
         sha256=BETON,
         samples_sha256="cd" * 32,
-        audit={"unique": 7000, "copies": {"across_splits": 118, "conflicting": [3, 9]}, "constant": []},
+        audit={
+            "unique_images": 7000,
+            "copies": {"groups": 57, "samples": 118},
+            "conflicting_labels": {"groups": 0, "samples": 0},
+            "near_constant": {"samples": 2, "indices": [3, 9]},
+            "equalised": False,
+            "leaks": {"val_in_train": 0, "test_in_train_or_val": 0, "across_folds": 0},
+        },
         created={"ferdist": "0.1.0"},
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,10 @@ comparing it with that. The bytes are those of FFCV's own writer with one worker
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Final
 
@@ -117,11 +119,14 @@ def contents(dataset: FaceDataset) -> Iterator[bytes]:
     yield layout.table()
 
 
-def read_records(path: Path, image_shape: tuple[int, int, int], samples: int) -> npt.NDArray[np.void]:
+def read_records(
+    file: BufferedReader, path: Path, image_shape: tuple[int, int, int], samples: int
+) -> npt.NDArray[np.void]:
     """Check everything in a beton but codes and pixels, and read its records, before FFCV maps the file.
 
     Args:
-        path: the beton.
+        file: the beton, open for reading.
+        path: what errors call it.
         image_shape: (C, H, W) that each image must have.
         samples: number of samples that it must have, N.
 
@@ -129,7 +134,8 @@ def read_records(path: Path, image_shape: tuple[int, int, int], samples: int) ->
         (N,) of ``RECORD``.
 
     Raises:
-        DataError: if the file cannot be read or anything in it is not as it must be.
+        OSError: if the file cannot be read.
+        DataError: if anything in it is not as it must be.
     """
     layout = Layout(image_shape, samples)
 
@@ -137,17 +143,16 @@ def read_records(path: Path, image_shape: tuple[int, int, int], samples: int) ->
         if not right:
             raise DataError(f"{path}: damaged, or not a beton: {fault}; run `ferdist prepare` again")
 
-    try:
-        size = path.stat().st_size
-        check(size == layout.size, f"{size} bytes, not {layout.size}: truncated, or of another set")
-        with path.open("rb") as file:
-            head = file.read(layout.records_at)
-            records = np.frombuffer(file.read(samples * RECORD.itemsize), dtype=RECORD)
-            file.seek(layout.table_at)
-            table = file.read()
-    except OSError as error:
-        raise DataError(f"{path}: cannot read it: {error.strerror}") from error
+    size = os.fstat(file.fileno()).st_size
+    check(size == layout.size, f"{size} bytes, not {layout.size}: truncated, or of another set")
+    file.seek(0)
+    head = file.read(layout.records_at)
+    content = file.read(samples * RECORD.itemsize)
+    file.seek(layout.table_at)
+    table = file.read(samples * int(ALLOC_TABLE_TYPE.itemsize))
     check(head == layout.head(), f"its header does not describe {samples} images {image_shape}")
+    check(len(content) == samples * RECORD.itemsize, "it ends in its records")
+    records = np.frombuffer(content, dtype=RECORD)
     check(np.array_equal(records["image"], layout.pointers()), "an image is not where it must be")
     check(table == layout.table(), "its table of allocations is wrong")
     check(np.array_equal(records["index"], np.arange(samples)), "its index does not count from 0")

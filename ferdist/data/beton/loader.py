@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,10 +25,12 @@ from ffcv.loader import Loader, epoch_iterator
 from ffcv.loader.epoch_iterator import EpochIterator
 from torch import Tensor
 
-from ferdist.data.beton.layout import CODES
+from ferdist.data.beton.files import PARTS, Identity, identity, part
+from ferdist.data.beton.layout import CODES, Layout
 from ferdist.data.beton.opened import Beton
 from ferdist.data.record import Integers
 from ferdist.errors import DataError, RunError
+from ferdist.io import open_untrusted
 
 CACHE_BYTES: Final = 512 * 2**20
 """What ``data.cache=auto`` keeps on the device at most, for each loader: FER2013's Training takes 66 MB."""
@@ -85,12 +88,7 @@ class BetonLoader:
         self.path, self.device, self.batch_size = beton.path, device, batch_size
         self.image_shape = beton.manifest.image_shape
         self._samples, self._timeout = len(beton.label), timeout
-        self._loader = _ffcv_loader(beton.path, batch_size, workers)
-        records = self._loader.reader.metadata
-        if not all(
-            np.array_equal(records[f"f{1 + CODES.index(name)}"], getattr(beton, name)) for name in CODES[:4]
-        ):
-            raise DataError(f"{beton.path}: the file has been replaced since it was opened; start again")
+        self._loader = _ffcv_loader(beton, batch_size, workers)
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def batches(self, order: Integers) -> Iterator[Batch]:
@@ -267,17 +265,32 @@ def _unpinned() -> Iterator[None]:
         yield
 
 
-def _ffcv_loader(path: Path, batch_size: int, workers: int) -> Any:
+def _ffcv_loader(beton: Beton, batch_size: int, workers: int) -> Any:
     """FFCV's loader for image, label and index."""
-    file = path.stat()
-    identity = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns)
-    loader = copy.copy(_compiled_loader(path, identity, workers))
+    _check_same(part(beton.path, ".beton").stat(), beton.file, beton.path)
+    loader = copy.copy(_compiled_loader(beton.path, beton.file, workers))
+    reader, layout = loader.reader, Layout(beton.manifest.image_shape, len(beton.label))
+    columns = {"image": layout.pointers(), **{name: getattr(beton, name) for name in CODES[:4]}}
+    if reader.alloc_table.tobytes() != layout.table() or not all(
+        np.array_equal(reader.metadata[f"f{number}"], values)
+        for number, values in enumerate(columns.values())
+    ):
+        raise _replaced(beton.path)
     loader.batch_size = batch_size  # read by each epoch; what FFCV compiles does not depend on it
     return loader
 
 
+def _check_same(status: os.stat_result, file: Identity, path: Path) -> None:
+    if identity(status) != file:
+        raise _replaced(path)
+
+
+def _replaced(path: Path) -> DataError:
+    return DataError(f"{path}: the file has been replaced since it was opened; start again")
+
+
 @functools.lru_cache(maxsize=4)
-def _compiled_loader(path: Path, identity: tuple[int, ...], workers: int) -> Any:
+def _compiled_loader(path: Path, file: Identity, workers: int) -> Any:
     """One loader for each file and process: FFCV compiles for each one anew, which takes a second.
 
     FFCV sets the process's numbers of threads; they are put back.
@@ -286,17 +299,19 @@ def _compiled_loader(path: Path, identity: tuple[int, ...], workers: int) -> Any
     pipelines |= {"image": [NDArrayDecoder()], "label": [IntDecoder()], "index": [IntDecoder()]}
     torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
     try:
-        loader = Loader(
-            str(path),
-            batch_size=1,  # of each copy, see above
-            num_workers=min(workers, numba_threads),  # numba refuses more than it has
-            os_cache=True,
-            seed=0,  # without one FFCV draws from numpy's global generator
-            drop_last=False,
-            pipelines=pipelines,
-        )
-        # FFCV maps the file at the first epoch: map it now, before another can take its name.
-        loader.memory_manager.schedule_epoch([]).__enter__()
+        with open_untrusted(part(path, ".beton"), PARTS[".beton"]) as beton:
+            _check_same(os.fstat(beton.fileno()), file, path)
+            loader = Loader(
+                f"/proc/self/fd/{beton.fileno()}",  # this very file, whatever now has its name
+                batch_size=1,  # of each copy, see above
+                num_workers=min(workers, numba_threads),  # numba refuses more than it has
+                os_cache=True,
+                seed=0,  # without one FFCV draws from numpy's global generator
+                drop_last=False,
+                pipelines=pipelines,
+            )
+            loader.memory_manager.schedule_epoch([]).__enter__()  # maps the file, else at the first epoch
+        loader.fname = str(path)
         return loader
     finally:
         torch.set_num_threads(torch_threads)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, TypedDict
+from typing import Annotated, Final, Literal, NotRequired, TypedDict
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from msgspec import Meta
 
-from ferdist.data.record import NAME, SPLITS, FaceDataset, Images, Integers, named
+from ferdist.data.audit import Summary
+from ferdist.data.beton.files import part
+from ferdist.data.record import NAME, SPLITS, Count, FaceDataset, Images, Integers, named
 from ferdist.errors import DataError
+from ferdist.io import read_untrusted
 
 SCHEMA: Final = 1
 SAMPLE_COLUMNS: Final = {
@@ -34,11 +38,27 @@ SAMPLE_COLUMNS: Final = {
 _AGAIN: Final = "run `ferdist prepare` again"
 
 
+Content = bytes  # a manifest has a field of this name
+FileName = Annotated[str, Meta(pattern=rf"^{NAME.pattern}\Z")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Fold = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,5})\Z")]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Side = Annotated[int, Meta(ge=1, le=2**15)]
+
+
+class ImageSize(TypedDict):
+    """Of each image; pixels are uint8."""
+
+    channels: Literal[1, 3]
+    height: Side
+    width: Side
+
+
 class SplitCounts(TypedDict):
     """Samples of a split: how many, and how many of each class in label order."""
 
-    samples: int
-    per_class: list[int]
+    samples: Count
+    per_class: list[Count]
 
 
 class FoldCounts(SplitCounts):
@@ -50,8 +70,20 @@ class FoldCounts(SplitCounts):
 class Moments(TypedDict):
     """Mean and standard deviation of the pixels, one per channel, in units where 255 is 1."""
 
-    mean: list[float]
-    std: list[float]
+    mean: list[Share]
+    std: list[Share]
+
+
+class Statistics(TypedDict):
+    """Moments of the training pixels: see ``pixel_statistics``."""
+
+    train: NotRequired[Moments]
+    all: NotRequired[Moments]
+    without_fold: dict[Fold, Moments]
+
+
+class _Version(TypedDict):
+    schema: int
 
 
 @dataclass(frozen=True)
@@ -75,19 +107,32 @@ class Manifest:
         created: versions of ferdist, ffcv and numpy, and the date (UTC).
     """
 
-    name: str
-    samples: int
-    image: dict[str, int]
-    classes: list[str]
+    name: FileName
+    samples: Annotated[int, Meta(ge=1, le=2**53)]
+    image: ImageSize
+    classes: Annotated[list[str], Meta(min_length=1)]
     splits: dict[str, SplitCounts]
-    folds: dict[str, FoldCounts]
-    statistics: dict[str, Any]
+    folds: Annotated[dict[Fold, FoldCounts], Meta(max_length=10_000)]
+    statistics: Statistics
     sources: dict[str, str]
-    bytes: int
-    sha256: str
-    samples_sha256: str
-    audit: dict[str, Any]
+    bytes: Count
+    sha256: Sha256
+    samples_sha256: Sha256
+    audit: Summary
     created: dict[str, str]
+
+    def __post_init__(self) -> None:
+        """Check what the parts say of each other, with a ValueError that `parse` tells like others."""
+        rest, channels = self.statistics["without_fold"], self.image["channels"]
+        if len(self.folds) > 1 and set(rest) != set(self.folds):
+            raise ValueError("'statistics.without_fold' must have the folds of 'folds'")
+        moments = [self.statistics[key] for key in ("train", "all") if key in self.statistics]
+        moments += rest.values()
+        if any({len(one["mean"]), len(one["std"])} != {channels} for one in moments):
+            raise ValueError(f"'statistics' must have a mean and std per channel ({channels})")
+        parts = (*self.splits.values(), *self.folds.values())
+        if any(len(part["per_class"]) != len(self.classes) for part in parts):
+            raise ValueError(f"'per_class' must have a number per class ({len(self.classes)})")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -131,14 +176,24 @@ class Manifest:
                 holds a value of the wrong type.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls.parse(read_untrusted(part(path, ".json")), path)
         except OSError as error:
             raise DataError(f"{path}: cannot read the manifest: {error.strerror}; {_AGAIN}") from error
+
+    @classmethod
+    def parse(cls, content: Content, path: Path) -> Manifest:
+        """Validate the content of a manifest, which errors call ``path``.
+
+        Raises:
+            DataError: as `load`.
+        """
+        try:
+            schema = msgspec.json.decode(content, type=_Version)["schema"]
+            if schema != SCHEMA:
+                raise ValueError(f"its schema is {schema}, and this version of ferdist reads schema {SCHEMA}")
+            return msgspec.json.decode(content, type=cls)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: invalid JSON ({_first_line(error)}); {_AGAIN}") from error
-        for fault in _faults(content):
-            raise DataError(f"{path}: not a manifest: {fault}; {_AGAIN}")
-        return cls(**{key: content[key] for key in cls.__dataclass_fields__})
+            raise DataError(f"{path}: not a manifest: {_first_line(error)}; {_AGAIN}") from error
 
 
 def count_parts(
@@ -166,7 +221,7 @@ def count_parts(
     )
 
 
-def pixel_statistics(images: Images, split: Integers, fold: Integers) -> dict[str, Any]:
+def pixel_statistics(images: Images, split: Integers, fold: Integers) -> Statistics:
     """Mean and standard deviation of the training pixels, from exact integer sums.
 
     Args:
@@ -189,15 +244,14 @@ def pixel_statistics(images: Images, split: Integers, fold: Integers) -> dict[st
         deviation = [math.sqrt(count * q - t**2) for t, q in zip(total, square, strict=True)]
         return {"mean": [t / (255 * count) for t in total], "std": [d / (255 * count) for d in deviation]}
 
-    statistics: dict[str, Any] = {}
     train = split == SPLITS.index("train")
-    if (split < 0).all():
-        statistics["all"] = moments(split < 0)
-    elif train.any():
-        statistics["train"] = moments(train)
     rest = {str(number): (fold >= 0) & (fold != number) for number in np.unique(fold[fold >= 0])}
-    statistics["without_fold"] = {number: moments(mask) for number, mask in rest.items() if mask.any()}
-    return statistics
+    without_fold = {number: moments(mask) for number, mask in rest.items() if mask.any()}
+    if (split < 0).all():
+        return {"all": moments(split < 0), "without_fold": without_fold}
+    if train.any():
+        return {"train": moments(train), "without_fold": without_fold}
+    return {"without_fold": without_fold}
 
 
 def samples_table(
@@ -234,23 +288,24 @@ def samples_table(
     return pd.concat([table, extra_columns.reset_index(drop=True)], axis="columns")
 
 
-def read_samples(path: Path) -> pd.DataFrame:
+def read_samples(content: bytes, path: Path) -> pd.DataFrame:
     """Read ``X.samples.csv``: ``SAMPLE_COLUMNS``, then extra columns as pandas infers them.
 
+    Args:
+        content: of the file.
+        path: what errors call it.
+
     Raises:
-        DataError: if the file cannot be read, lacks a column, or holds something other than integers in a
-            number column.
+        DataError: if it lacks a column, or holds something other than integers in a number column.
     """
     try:
-        columns = pd.read_csv(path, nrows=0).columns
+        columns = pd.read_csv(BytesIO(content), nrows=0).columns
         table = pd.read_csv(
-            path,
+            BytesIO(content),
             dtype=SAMPLE_COLUMNS,
             keep_default_na=False,  # a subject may be called NA
             na_values={column: [""] for column in columns if SAMPLE_COLUMNS.get(column) != "str"},
         )
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the table of samples: {error.strerror}; {_AGAIN}") from error
     except (ValueError, TypeError) as error:  # parser and decoding errors are among them
         raise DataError(f"{path}: not a table of samples ({_first_line(error)}); {_AGAIN}") from error
     missing = [column for column in SAMPLE_COLUMNS if column not in table.columns]
@@ -261,60 +316,3 @@ def read_samples(path: Path) -> pd.DataFrame:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-_RULES: Final[dict[str, tuple[str, Callable[[Any], object]]]] = {
-    "a file name of letters, digits, '_', '.' and '-'": (
-        "name",
-        lambda value: isinstance(value, str) and NAME.fullmatch(value),
-    ),
-    "64 hexadecimal digits": (
-        "sha256 samples_sha256",
-        lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value),
-    ),
-    "a list of names": (
-        "classes",
-        lambda value: isinstance(value, list) and value and all(isinstance(item, str) for item in value),
-    ),
-    "an object": (
-        "image splits folds statistics sources audit created statistics.without_fold",
-        lambda value: isinstance(value, dict),
-    ),
-    "a positive integer": (
-        "samples bytes image.channels image.height image.width",
-        lambda value: type(value) is int and value > 0,
-    ),
-}
-"""What values must be, with their keys, in the order of checking; the counts are checked with the beton."""
-
-
-def _faults(content: object) -> Iterator[str]:
-    """What is wrong with the content of a manifest file, first things first."""
-    if not isinstance(content, dict):
-        yield "not a JSON object"
-        return
-    if content.get("schema") != SCHEMA:
-        yield f"its schema is {content.get('schema')!r}, and this version of ferdist reads schema {SCHEMA}"
-    for key in Manifest.__dataclass_fields__:
-        if key not in content:
-            yield f"the key {key!r} is missing"
-    for kind, (keys, right) in _RULES.items():
-        for key in keys.split():
-            section, _, last = key.rpartition(".")
-            value = content[section].get(last) if section else content[key]
-            if not right(value):
-                yield f"{key!r} must be {kind}, not {value!r:.80}"
-    statistics, channels = content["statistics"], content["image"]["channels"]
-    if len(content["folds"]) > 1 and set(statistics["without_fold"]) != set(content["folds"]):
-        yield "'statistics.without_fold' must have the folds of 'folds'"
-    named = {key: statistics[key] for key in ("train", "all") if key in statistics}
-    named |= {f"without_fold.{fold}": moments for fold, moments in statistics["without_fold"].items()}
-    for key, moments in named.items():
-        for moment in ("mean", "std"):
-            values = moments.get(moment) if isinstance(moments, dict) else None
-            if (
-                not isinstance(values, list)
-                or len(values) != channels
-                or not all(isinstance(value, int | float) and 0 <= value <= 1 for value in values)
-            ):
-                yield f"'statistics.{key}.{moment}' must have a number from 0 to 1 per channel ({channels})"

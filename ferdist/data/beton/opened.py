@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ferdist.data.beton.files import PARTS, Identity, identity, open_parts, part
 from ferdist.data.beton.layout import CODES, read_records
 from ferdist.data.beton.manifest import Manifest, count_parts, read_samples
 from ferdist.data.folds import HOLDOUT, Holdout
@@ -34,6 +37,7 @@ class Beton:
         fold: int64 (N,), fold in which the sample is held out or -1.
         sequence: int64 (N,), number of the video sequence, counted in order of appearance, or -1.
         copy_group: int64 (N,), smallest index with exactly the same pixels.
+        file: which file was verified.
     """
 
     path: Path
@@ -45,6 +49,7 @@ class Beton:
     fold: Integers
     sequence: Integers
     copy_group: Integers
+    file: Identity
 
     def indices(self, split: str, holdout: Holdout = Holdout()) -> Integers:
         """The samples of a split, ascending.
@@ -149,7 +154,6 @@ def open_beton(path: Path, *, checksum: bool = False) -> Beton:
         DataError: if one of the three is missing, damaged, or belongs to another set.
     """
     path = Path(path)
-    parts = {suffix: path.with_suffix(suffix) for suffix in (".json", ".samples.csv")}
 
     def check(right: bool, fault: str) -> None:
         if not right:
@@ -157,28 +161,31 @@ def open_beton(path: Path, *, checksum: bool = False) -> Beton:
 
     if path.is_dir():
         raise DataError(f"{path}: this is a folder; give the .beton file in it")
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file; make it with `ferdist prepare`")
     if path.suffix != ".beton":
         raise DataError(f"{path}: not a beton by its name; give the file that ends in .beton")
-    for part in parts.values():
-        check(part.is_file(), f"{part.name} is not beside it")
-    manifest = Manifest.load(parts[".json"])
+    if not part(path, ".beton").exists():
+        raise DataError(f"{path}: there is no such file; make it with `ferdist prepare`")
+    for suffix in PARTS:
+        check(part(path, suffix).exists(), f"{path.with_suffix(suffix).name} is not beside it")
     try:
-        damaged = checksum and sha256(path) != manifest.sha256
-        edited = sha256(parts[".samples.csv"]) != manifest.samples_sha256
+        with open_parts(path) as files:
+            file = identity(os.fstat(files[".beton"].fileno()))
+            manifest = Manifest.parse(files[".json"].read(), path.with_suffix(".json"))
+            table = files[".samples.csv"].read()
+            same = hashlib.sha256(table).hexdigest() == manifest.samples_sha256
+            check(same, "the sha256 of its .samples.csv is not the manifest's: edited, or of another set")
+            samples = read_samples(table, path.with_suffix(".samples.csv"))
+            rows, classes = len(samples), len(manifest.classes)
+            check(rows == manifest.samples, f"its table has {rows} rows for {manifest.samples} samples")
+            records = read_records(files[".beton"], path, manifest.image_shape, manifest.samples)
+            whole = not checksum or sha256(files[".beton"]) == manifest.sha256
+            check(whole, "its sha256 is not the manifest's: damaged, or of another set")
     except OSError as error:
-        raise DataError(f"{path}: cannot read it: {error.strerror}") from error
-    check(not damaged, "its sha256 is not the manifest's: damaged, or of another set")
-    check(not edited, "the sha256 of its .samples.csv is not the manifest's: edited, or of another set")
-    records = read_records(path, manifest.image_shape, manifest.samples)
-    samples = read_samples(parts[".samples.csv"])
+        raise DataError(f"{error.filename or path}: cannot read it: {error.strerror}") from error
     label, split, subject, fold, index = (
         np.ascontiguousarray(records[name], dtype=np.int64) for name in CODES
     )
 
-    rows, classes = len(samples), len(manifest.classes)
-    check(rows == manifest.samples, f"its table has {rows} rows for {manifest.samples} samples")
     known = label.min() >= 0 and label.max() < classes and split.min() >= -1 and split.max() < len(SPLITS)
     check(known, "it has a label or split that the manifest does not know")
     subjects = samples["subject"].to_numpy(dtype=object)
@@ -198,7 +205,7 @@ def open_beton(path: Path, *, checksum: bool = False) -> Beton:
     for column, equal in agreement.items():
         check(equal.all(), f"row {int(equal.argmin())} of its table has another {column}")
     sequence = _numbered(samples["sequence"], "")
-    return Beton(path, manifest, samples, label, split, subject, fold, sequence, copy_group)
+    return Beton(path, manifest, samples, label, split, subject, fold, sequence, copy_group, file)
 
 
 def _numbered(values: pd.Series, none: object) -> Integers:

@@ -6,8 +6,10 @@ import fcntl
 import os
 import shutil
 import socket
+import stat
 from pathlib import Path
 
+from ferdist.data.beton.files import part
 from ferdist.data.beton.opened import open_beton
 from ferdist.errors import ConfigError, DataError
 from ferdist.io import atomic_path, sha256
@@ -35,7 +37,7 @@ def stage_beton(path: Path, folder: str) -> Path:
     digests = {
         ".beton": manifest.sha256,
         ".samples.csv": manifest.samples_sha256,
-        ".json": sha256(path.with_suffix(".json")),
+        ".json": sha256(part(path, ".json")),
     }
     if not copy.parent.parent.is_dir():
         raise DataError(
@@ -43,12 +45,13 @@ def stage_beton(path: Path, folder: str) -> Path:
         )
     try:
         copy.parent.mkdir(mode=0o700, exist_ok=True)
+        _check_own(copy.parent)
         with (copy.parent / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for leftover in copy.parent.glob(".*.tmp"):  # of a process that died while it copied
                 leftover.unlink()
             for suffix, digest in digests.items():
-                _copy_file(path.with_suffix(suffix), copy.with_suffix(suffix), digest)
+                _copy_file(part(path, suffix), copy.with_suffix(suffix), digest)
     except OSError as error:
         raise DataError(
             f"{copy}: data.stage cannot make this copy on {host}: {error.strerror}: "
@@ -73,8 +76,22 @@ def staged_path(path: Path, folder: str) -> Path:
             f"data.stage is {folder!r}: a variable in it is not set on {socket.gethostname()}: "
             "set it, or name a folder"
         )
-    content = sha256(path.with_suffix(".json"))
+    content = sha256(part(path, ".json"))
     return Path(place) / f"ferdist-{os.getuid()}-{content[:16]}" / path.name
+
+
+def _check_own(folder: Path) -> None:
+    """Everyone can foresee the name: what is there may be a link or belong to somebody else.
+
+    Raises:
+        DataError: if it is not a folder of this user's alone.
+    """
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise DataError(
+            f"{folder}: not a folder of yours that nobody else can enter (mode 0700): "
+            "remove it, or name another data.stage"
+        )
 
 
 def _copy_file(origin: Path, copy: Path, digest: str) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 
 import ferdist
 from ferdist.data.audit import Audit, audit
+from ferdist.data.beton.files import replacement
 from ferdist.data.beton.layout import contents
 from ferdist.data.beton.manifest import (
     SAMPLE_COLUMNS,
@@ -24,16 +23,15 @@ from ferdist.data.beton.manifest import (
 )
 from ferdist.data.record import NAME, NAME_RULE, FaceDataset, named
 from ferdist.errors import DataError
-from ferdist.io import sha256, sync
+from ferdist.io import sha256
 
 
 def write_beton(dataset: FaceDataset, out_dir: Path, *, extra_columns: pd.DataFrame | None = None) -> Path:
     """Audit a data set and write ``NAME.beton``, ``NAME.json`` and ``NAME.samples.csv`` into a folder.
 
     The files are written in a temporary folder beside their places, read back, compared with the data set
-    byte by byte, and only then renamed. An older set of the same name is replaced. The manifest goes
-    first and comes last, so a crash at any moment leaves a whole set or one without a manifest, which
-    ``open_beton`` refuses. The same data set gives the same bytes of beton and table each time.
+    byte by byte, and only then take the place of an older set of the same name, all at once (see
+    ``files.replacement``). The same data set gives the same bytes of beton and table each time.
 
     Args:
         dataset: the samples; its name is the stem of the files.
@@ -53,29 +51,28 @@ def write_beton(dataset: FaceDataset, out_dir: Path, *, extra_columns: pd.DataFr
         raise DataError(f"{out_dir}: no such folder; create it first")
     findings = audit(dataset)
     table = samples_table(dataset, findings.copy_group, extra_columns)
-    beton = f"{dataset.name}.beton"
+    beton = out_dir / f"{dataset.name}.beton"
     try:
-        with TemporaryDirectory(dir=out_dir, prefix=f".{dataset.name}.") as folder:
-            temporary = Path(folder)
-            with (temporary / beton).open("xb") as file:
+        with replacement(beton) as folder:
+            written = folder / beton.name
+            with written.open("xb") as file:
                 file.writelines(contents(dataset))
-            sync(temporary / beton)
-            _verify(temporary / beton, dataset)
-            samples = temporary / f"{dataset.name}.samples.csv"
+            _verify(written, dataset)
+            samples = written.with_suffix(".samples.csv")
             with samples.open("x", encoding="utf-8", newline="") as text:
                 table.to_csv(text, index=False, lineterminator="\n")
-            sync(samples)
             _verify_table(samples, table)
-            manifest = temporary / f"{dataset.name}.json"
-            description = _describe(dataset, findings, temporary / beton, samples)
-            manifest.write_text(description.to_json(), encoding="utf-8")
-            sync(manifest)
-            _replace(out_dir, [samples, temporary / beton, manifest])
+            description = _describe(dataset, findings, written, samples)
+            written.with_suffix(".json").write_text(description.to_json(), encoding="utf-8")
+    except BlockingIOError:
+        raise DataError(
+            f"{beton}: another `ferdist prepare` is writing this set; wait for it, or choose another folder"
+        ) from None
     except OSError as error:
-        raise DataError(f"{out_dir / beton}: cannot write it: {error.strerror or error}") from error
+        raise DataError(f"{beton}: cannot write it: {error.strerror or error}") from error
     except UnicodeEncodeError as error:
         raise DataError(f"{dataset.name}: a name is not UTF-8: {error.object!r:.80}; rename it") from error
-    return out_dir / beton
+    return beton
 
 
 def _verify(path: Path, dataset: FaceDataset) -> None:
@@ -87,7 +84,7 @@ def _verify(path: Path, dataset: FaceDataset) -> None:
 
 def _verify_table(path: Path, table: pd.DataFrame) -> None:
     columns = list(SAMPLE_COLUMNS)
-    found = read_samples(path)[columns].astype(str)
+    found = read_samples(path.read_bytes(), path)[columns].astype(str)
     if not found.equals(table[columns].astype(str)):
         raise DataError(
             f"{path}: the table of samples reads back different; look for odd characters in file names"
@@ -118,24 +115,3 @@ def _describe(dataset: FaceDataset, findings: Audit, beton: Path, samples: Path)
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
-
-
-def _replace(folder: Path, files: Sequence[Path]) -> None:
-    """Move finished files to their places; the manifest, which makes a set valid, is the last of them."""
-    *others, manifest = files
-    targets = [folder / file.name for file in files]
-    for target in targets:
-        if target.is_dir():
-            raise DataError(f"{target}: a folder has this name; move it away")
-    try:
-        targets[-1].unlink(missing_ok=True)
-        sync(folder)
-        for file in others:
-            file.replace(folder / file.name)
-        sync(folder)
-        manifest.replace(targets[-1])
-        sync(folder)
-    except BaseException:
-        for target in targets:
-            target.unlink(missing_ok=True)
-        raise

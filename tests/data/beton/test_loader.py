@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,13 @@ import pytest
 import torch
 
 from ferdist.data.beton import Batch, Beton, BetonLoader, open_beton
+from ferdist.data.beton import loader as loader_module
+from ferdist.data.beton.layout import Layout
 from ferdist.data.beton.loader import _Epoch
 from ferdist.errors import DataError, RunError
 from tests.conftest import PATIENCE
 from tests.data.beton import Make, Write
+from tests.data.files import refused
 
 CPU = torch.device("cpu")
 
@@ -178,6 +183,31 @@ def test_a_file_replaced_during_training_is_still_read_and_not_opened_again(
     assert np.array_equal(label, dataset.labels)
     with pytest.raises(DataError, match="replaced since it was opened"):
         BetonLoader(beton, batch_size=16, device=CPU)
+
+
+def test_a_file_of_the_same_codes_is_another_file(faces: Make, write: Write, beton: Beton) -> None:
+    """Other pixels; and the same file, changed in place without a trace in its times."""
+    write(replace(faces(200), images=255 - faces(200).images))
+    with refused("replaced since it was opened"):
+        BetonLoader(beton, batch_size=16, device=CPU)
+    beton = open_beton(beton.path)
+    layout, before = Layout((1, 12, 10), 200), beton.path.stat()
+    for position in (layout.records_at, layout.table_at + 8):  # the first image's pointer, twice
+        with beton.path.open("r+b") as file:
+            file.seek(position)
+            pointer = file.read(8)
+            file.seek(position)
+            file.write((int.from_bytes(pointer, "little") + 120).to_bytes(8, "little"))
+            file.flush()
+            os.utime(file.fileno(), ns=(before.st_atime_ns, before.st_mtime_ns))
+            with refused("replaced since it was opened"):
+                BetonLoader(beton, batch_size=16, device=CPU)
+            loader_module._compiled_loader.cache_clear()
+            file.seek(position)
+            file.write(pointer)
+            file.flush()
+            os.utime(file.fileno(), ns=(before.st_atime_ns, before.st_mtime_ns))
+    BetonLoader(beton, batch_size=16, device=CPU)
 
 
 # The guard

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -49,27 +50,37 @@ def test_load_gives_back_what_was_written_and_passes_over_keys_of_later_versions
     ("keys", "value", "fault"),
     [
         ("schema", 2, "its schema is 2, and this version of ferdist reads schema 1"),
-        ("schema", None, "its schema is None"),
-        ("samples", 0, "'samples' must be a positive integer, not 0"),
-        ("samples", "60", "'samples' must be a positive integer, not '60'"),
-        ("samples", True, "'samples' must be a positive integer, not True"),
-        ("bytes", 1.5, "'bytes' must be a positive integer"),
-        ("sha256", "F" * 64, "'sha256' must be 64 hexadecimal digits"),
-        ("samples_sha256", "0" * 63, "'samples_sha256' must be 64 hexadecimal digits"),
-        ("name", 3, "'name' must be a file name of letters"),
-        ("image", [1, 48, 48], "'image' must be an object"),
-        ("image.height", -1, "'image.height' must be a positive integer, not -1"),
-        ("image.width", None, "'image.width' must be a positive integer, not None"),
-        ("image.channels", 1, "'statistics.all.mean' must have a number from 0 to 1 per channel (1)"),
-        ("classes", [], "'classes' must be a list of names"),
-        ("classes", ["a", 1], "'classes' must be a list of names"),
-        ("splits", [], "'splits' must be an object"),
-        ("statistics.without_fold", None, "'statistics.without_fold' must be an object"),
+        ("schema", None, "Expected `int`, got `null` - at `$.schema`"),
+        ("samples", 0, "Expected `int` >= 1 - at `$.samples`"),
+        ("samples", 10**4000, "Expected `int` <= 9007199254740992 - at `$.samples`"),
+        ("samples", "60", "Expected `int`, got `str` - at `$.samples`"),
+        ("samples", True, "Expected `int`, got `bool` - at `$.samples`"),
+        ("bytes", 1.5, "Expected `int`, got `float` - at `$.bytes`"),
+        ("sha256", "F" * 64, "- at `$.sha256`"),
+        ("samples_sha256", "0" * 63, "- at `$.samples_sha256`"),
+        ("name", 3, "Expected `str`, got `int` - at `$.name`"),
+        ("name", "../x", "- at `$.name`"),
+        ("name", "x\n", "- at `$.name`"),
+        ("image", [1, 48, 48], "Expected `object`, got `array` - at `$.image`"),
+        ("image.height", -1, "Expected `int` >= 1 - at `$.image.height`"),
+        ("image.height", 10**9, "Expected `int` <= 32768 - at `$.image.height`"),
+        ("image.width", None, "Expected `int`, got `null` - at `$.image.width`"),
+        ("image.channels", 2, "Invalid enum value 2 - at `$.image.channels`"),
+        ("image.channels", 1, "'statistics' must have a mean and std per channel (1)"),
+        ("classes", [], "- at `$.classes`"),
+        ("classes", ["a", 1], "Expected `str`, got `int` - at `$.classes[1]`"),
+        ("classes", ["a"], "'per_class' must have a number per class (1)"),
+        ("splits", [], "Expected `object`, got `array` - at `$.splits`"),
+        ("folds.x", {"samples": 0, "per_class": [0, 0, 0], "subjects": []}, "- at `key` in `$.folds`"),
+        ("statistics.without_fold", None, "Expected `object`, got `null` - at `$.statistics.without_fold`"),
         ("statistics.without_fold", {}, "'statistics.without_fold' must have the folds of 'folds'"),
-        ("statistics.without_fold.0", None, "'statistics.without_fold.0.mean' must have a number"),
-        ("statistics.all.std", [float("nan")] * 3, "'statistics.all.std' must have a number from 0 to 1"),
-        ("statistics.all.mean", [0.5, 0.5, 1.5], "'statistics.all.mean' must have a number from 0 to 1"),
-        ("audit", None, "'audit' must be an object"),
+        ("statistics.without_fold.0", None, "got `null` - at `$.statistics.without_fold[...]`"),
+        ("statistics.all.std", [float("nan")] * 3, "JSON is malformed"),
+        ("statistics.all.std", [10**400] * 3, "- at `$.statistics.all.std[0]`"),
+        ("statistics.all.mean", [0.5, 0.5, 1.5], "Expected `float` <= 1.0 - at `$.statistics.all.mean[2]`"),
+        ("audit", None, "Expected `object`, got `null` - at `$.audit`"),
+        ("audit.copies.groups", -1, "Expected `int` >= 0 - at `$.audit.copies.groups`"),
+        ("audit.folds.samples", [1], "- at `$.audit.folds.samples`"),
     ],
 )
 def test_a_wrong_value_is_named(manifest_path: Path, keys: str, value: object, fault: str) -> None:
@@ -84,21 +95,40 @@ def test_every_key_is_needed(manifest_path: Path) -> None:
     content = json.loads(manifest_path.read_text())
     for key in set(content) - {"schema"}:
         manifest_path.write_text(json.dumps({other: content[other] for other in content if other != key}))
-        with pytest.raises(DataError, match=f"the key '{key}' is missing"):
+        with pytest.raises(DataError, match=f"missing required field `{key}`"):
             Manifest.load(manifest_path)
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b"[1]", b'"text"'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"schema":' + b"9" * 10**5 + b"}",
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 10**6,
+        b'{"schema":' * 10**6,
+        b"null",
+        b"[1]",
+        b'"text"',
+    ],
+)
 def test_a_file_that_is_no_manifest(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "faces.json"
     path.write_bytes(text)
-    with pytest.raises(DataError, match=r"faces\.json: (invalid JSON|not a manifest: not a JSON object)"):
+    with refused(r"faces\.json: not a manifest: "):
         Manifest.load(path)
 
 
 def test_a_manifest_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "faces.json"
+    path.mkdir()
     with pytest.raises(DataError, match="cannot read the manifest: Is a directory"):
-        Manifest.load(tmp_path)
+        Manifest.load(path)
+    path.rmdir()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="cannot read the manifest: not a regular file"):
+        Manifest.load(path)
 
 
 def assert_moments(moments: dict[str, list[float]], images: np.ndarray) -> None:
@@ -159,8 +189,6 @@ HEADER = b"index,source_id,label,class,split,subject,sequence,fold,copy_group\n"
         (HEADER + b"0,a,0,a,,,,1.5,0\n", "not a table of samples"),
     ],
 )
-def test_a_file_that_is_no_table(tmp_path: Path, text: bytes, fault: str) -> None:
-    path = tmp_path / "faces.samples.csv"
-    path.write_bytes(text)
+def test_a_file_that_is_no_table(text: bytes, fault: str) -> None:
     with refused(fault):
-        read_samples(path)
+        read_samples(text, Path("faces.samples.csv"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -117,6 +118,30 @@ def test_what_is_missing_is_named(faces: Make, write: Write, disk: Path, tmp_pat
         stage_beton(path, str(disk))
 
 
+def test_a_folder_that_somebody_else_has_made_is_left_alone(
+    faces: Make, write: Write, disk: Path, tmp_path: Path
+) -> None:
+    path = write(faces())
+    folder, victim = staged_path(path, str(disk)).parent, tmp_path / "victim"
+    victim.mkdir(mode=0o700)
+    (victim / ".x.tmp").write_text("mine")
+    folder.symlink_to(victim)
+    with refused(r"not a folder of yours that nobody else can enter \(mode 0700\): remove it, or name"):
+        stage_beton(path, str(disk))
+    assert [file.name for file in victim.iterdir()] == [".x.tmp"]
+    folder.unlink()
+    folder.mkdir()
+    for mode, owner in ((0o750, os.getuid()), (0o707, os.getuid()), (0o700, 65534)):
+        folder.chmod(mode)
+        if owner != os.getuid():
+            if os.getuid():
+                continue
+            os.chown(folder, owner, -1)
+        with refused("not a folder of yours"):
+            stage_beton(path, str(disk))
+    assert list(folder.iterdir()) == []
+
+
 @pytest.fixture
 def small_disk(disk: Path) -> Iterator[Path]:
     """A file system of 1 MB."""
@@ -151,7 +176,7 @@ def test_jobs_that_stage_at_once_share_one_copy(faces: Make, write: Write, disk:
 def test_a_job_waits_for_a_live_one_and_not_for_a_dead_one(faces: Make, write: Write, disk: Path) -> None:
     path = write(faces())
     place = staged_path(path, str(disk)).parent
-    place.mkdir()
+    place.mkdir(mode=0o700)
     (place / ".faces.beton.1.tmp").write_bytes(b"begun")
     command = [sys.executable, "-c", HOLD, str(place / ".lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,9 +21,13 @@ from ffcv.fields import IntField, NDArrayField
 from ffcv.writer import DatasetWriter
 
 from ferdist.data.audit import audit
-from ferdist.data.beton import Manifest, open_beton, write_beton, writer
+from ferdist.data.beton import Manifest, open_beton, stage_beton, write_beton, writer
+from ferdist.data.beton.layout import contents
 from ferdist.errors import DataError
 from tests.data.beton import Make, Write
+from tests.data.files import refused
+
+SET = ["faces.beton", "faces.json", "faces.samples.csv"]
 
 
 def files(folder: Path) -> list[str]:
@@ -51,14 +58,13 @@ def test_three_files_of_ordinary_permissions_and_always_the_same_bytes(
     faces: Make, write: Write, tmp_path: Path
 ) -> None:
     write(faces())
-    names = ["faces.beton", "faces.json", "faces.samples.csv"]
-    assert files(tmp_path) == names
+    assert files(tmp_path) == SET
     mask = os.umask(0)
     os.umask(mask)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~mask}
-    first = [(tmp_path / name).read_bytes() for name in names[::2]]
+    first = [(tmp_path / name).read_bytes() for name in SET[::2]]
     write(faces())
-    assert [(tmp_path / name).read_bytes() for name in names[::2]] == first
+    assert [(tmp_path / name).read_bytes() for name in SET[::2]] == first
 
 
 def test_manifest_describes_the_beton(videos: Make, write: Write) -> None:
@@ -142,7 +148,7 @@ def test_no_space_leaves_the_old_set_alone(
     extra = pd.DataFrame({"text": ["x" * (text // 100)] * 2000})
     with largest_file(size), pytest.raises(DataError, match=r"faces.beton: cannot write it: File too large$"):
         write(faces(2000, shape=(1, 48, 48)), extra_columns=extra)
-    assert files(tmp_path) == ["faces.beton", "faces.json", "faces.samples.csv"]
+    assert files(tmp_path) == SET
     assert open_beton(old.path, checksum=True).manifest == old.manifest
 
 
@@ -171,94 +177,155 @@ def test_folder_that_may_not_be_written(faces: Make, tmp_path: Path) -> None:
     assert files(tmp_path) == ["sealed"]
 
 
-STEPS = ("sync", "replace", "replace", "sync", "replace", "sync")
-"""What ``_replace`` does after it has removed the old manifest."""
+STEPS = (
+    *("mkdir", *["fsync"] * 4, "rename", "fsync"),
+    *(*["replace"] * 3, "fsync", "fsync", "rmdir", "fsync", "unlink"),
+)
+"""All that a replacement does to names and to what lies on the disk; its rename makes the new set valid."""
+
+
+def before_step(step: int, act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Act before a step; gives the list that the steps are noted in."""
+    done: list[str] = []
+
+    def stepped(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            done.append(function.__name__)
+            if len(done) == step + 1:
+                act()
+            return function(*arguments, **options)
+
+        return call
+
+    for name in set(STEPS):
+        monkeypatch.setattr(os, name, stepped(getattr(os, name)))
+    return done
 
 
 @pytest.mark.parametrize("step", range(len(STEPS) + 1))
-def test_a_crash_leaves_a_whole_set_or_none(faces: Make, write: Write, tmp_path: Path, step: int) -> None:
+def test_a_crash_leaves_the_old_set_or_the_new_one(
+    faces: Make, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
     """The process vanishes before each step that replaces an old set by a new one of the same size."""
-    new = faces(50, seed=2)
-    path = write(faces(50, seed=1))
-    done: list[str] = []
-
-    def vanishing(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Path) -> Any:
-            in_place = tmp_path in (arguments[0], arguments[-1].parent)
-            if in_place and len(done) == step:
-                os._exit(9)
-            if in_place:
-                done.append(name)
-            return function(*arguments)
-
-        return call
+    old, new = faces(50, seed=1), faces(50, seed=2)
+    path = write(old)
 
     def write_until_then() -> None:
-        writer.sync = vanishing("sync", writer.sync)  # type: ignore[assignment]
-        Path.replace = vanishing("replace", Path.replace)  # type: ignore[method-assign]
+        done = before_step(step, lambda: os._exit(9), monkeypatch)
         write(new)
         assert tuple(done) == STEPS
 
-    code = forked(write_until_then)
-    if step < len(STEPS) - 1:
-        assert code == 9
-        with pytest.raises(DataError, match=r"faces.json is not beside it"):
-            open_beton(path)
-    else:
-        assert code == (0 if step == len(STEPS) else 9)
-        assert np.array_equal(open_beton(path, checksum=True).label, new.labels)
+    assert forked(write_until_then) == (9 if step < len(STEPS) else 0)
+    found = files(tmp_path)
+    survivor = new if step > STEPS.index("rename") else old
+    assert np.array_equal(open_beton(path, checksum=True).label, survivor.labels)
+    assert files(tmp_path) == found, "a reader may not be able to write there"
+    stage = tmp_path / "stage"
+    stage.mkdir()
+    assert np.array_equal(open_beton(stage_beton(path, str(stage)), checksum=True).label, survivor.labels)
+    shutil.rmtree(stage)
+    write(faces(50, seed=3))
+    assert files(tmp_path) == SET
+    open_beton(path, checksum=True)
 
 
-@pytest.mark.parametrize("step", range(3 + len(STEPS)))
-def test_ctrl_c_leaves_nothing_half_written(
-    faces: Make,
-    write: Write,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
-    step: int,
+@pytest.mark.parametrize("step", range(len(STEPS)))
+def test_ctrl_c_leaves_the_old_set_or_the_new_one(
+    faces: Make, write: Write, tmp_path: Path, request: pytest.FixtureRequest, step: int
 ) -> None:
-    """The signal comes before each step: three flushed files, then the replacement of an old set."""
     # A shell that starts a command in the background has it ignore the signal.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    old = open_beton(write(faces(50, seed=1)))
-    calls: list[str] = []
+    old, new = faces(50, seed=1), faces(50, seed=2)
+    path = write(old)
+    with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(KeyboardInterrupt):
+        before_step(step, lambda: signal.raise_signal(signal.SIGINT), monkeypatch)
+        write(new)
+    survivor = new if step > STEPS.index("rename") else old
+    assert np.array_equal(open_beton(path, checksum=True).label, survivor.labels)
+    if survivor is old:
+        assert files(tmp_path) == SET
+    write(faces(50, seed=3))
+    assert files(tmp_path) == SET
 
-    def interrupted(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Path) -> Any:
-            calls.append(function.__name__)
-            if len(calls) == step + 1:
-                signal.raise_signal(signal.SIGINT)
-            return function(*arguments)
 
-        return call
+def test_kills_and_readers_while_a_set_is_replaced_all_the_time(
+    faces: Make, write: Write, tmp_path: Path
+) -> None:
+    sets = [faces(50, seed=seed) for seed in range(2)]
+    path = write(sets[0])
+    labels = [dataset.labels.tolist() for dataset in sets]
 
-    monkeypatch.setattr(writer, "sync", interrupted(writer.sync))
-    monkeypatch.setattr(Path, "replace", interrupted(Path.replace))
-    with pytest.raises(KeyboardInterrupt):
-        write(faces(50, seed=2))
-    if step < 3:
-        assert open_beton(old.path, checksum=True).manifest == old.manifest
-        assert len(files(tmp_path)) == 3
-    else:
-        assert files(tmp_path) == []
+    def replace_forever() -> None:
+        for number in itertools.count():
+            write(sets[number % 2])
+
+    for number in range(20):
+        process = multiprocessing.get_context("fork").Process(target=replace_forever)
+        process.start()
+        end = time.monotonic() + 0.05 + 0.013 * number
+        while time.monotonic() < end:
+            assert open_beton(path, checksum=True).label.tolist() in labels
+        process.kill()
+        process.join()
+        assert open_beton(path, checksum=True).label.tolist() in labels
+    write(sets[0])
+    assert files(tmp_path) == SET
+
+
+def test_two_that_write_one_set(
+    faces: Make, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = multiprocessing.get_context("fork")
+    begun, go = context.Event(), context.Event()
+    new = faces(50, seed=2)
+
+    def write_slowly() -> None:
+        describe = writer._describe
+
+        def wait(*arguments: Any) -> Manifest:
+            begun.set()
+            assert go.wait(60)
+            return describe(*arguments)
+
+        monkeypatch.setattr(writer, "_describe", wait)
+        write(new)
+
+    process = context.Process(target=write_slowly)
+    process.start()
+    assert begun.wait(60)
+    with refused(r"faces\.beton: another `ferdist prepare` is writing this set; wait for it"):
+        write(faces(50))
+    write(replace(faces(50), name="faces.other"))
+    go.set()
+    process.join(60)
+    assert process.exitcode == 0
+    assert np.array_equal(open_beton(tmp_path / "faces.beton", checksum=True).label, new.labels)
+    assert not [name for name in files(tmp_path) if name.startswith(".")]
+
+
+def test_links_in_the_place_of_hidden_names_lead_nowhere(faces: Make, write: Write, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "faces.beton").write_text("mine")
+    hidden = (".faces.new", ".faces.lock", f".faces.{'0' * 16}.tmp")
+    for name in hidden[:2]:
+        (tmp_path / name).symlink_to(victim)
+        with refused(r"faces\.beton: cannot write it: (Not a directory|Is a directory|Too many levels)"):
+            write(faces(4))
+        (tmp_path / name).unlink()
+    (tmp_path / hidden[2]).symlink_to(victim)
+    write(faces(4))
+    assert (victim / "faces.beton").read_text() == "mine"
 
 
 def test_written_data_that_reads_back_different_is_an_error(
     faces: Make, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that changes one pixel: the file is altered between its write and its verification."""
-
-    def sync_on_a_bad_disk(path: Path) -> None:
-        if path.suffix == ".beton":
-            with path.open("r+b") as file:
-                file.seek(-1 - 50 * 24 - (1 << 21) + 50, os.SEEK_END)
-                byte = file.read(1)
-                file.seek(-1, os.SEEK_CUR)
-                file.write(bytes([byte[0] ^ 1]))
-
-    monkeypatch.setattr(writer, "sync", sync_on_a_bad_disk)
+    """A disk that changes the pixels of the last image between their write and their verification."""
+    bad = replace(faces(50), images=faces(50).images ^ (np.arange(50) == 49)[:, None, None, None])
+    given = iter([bad, faces(50)])
+    monkeypatch.setattr(writer, "contents", lambda dataset: contents(next(given)))
     with pytest.raises(DataError, match="reads back different from what was written"):
         write(faces(50))
     assert files(tmp_path) == []

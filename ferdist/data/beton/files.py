@@ -1,0 +1,121 @@
+"""The three files of a set on the disk: where they lie, and how a new set takes the place of an older one.
+
+A new set is written into a folder of its own, whose rename to ``.X.new`` makes it valid; then its files move
+to their places. Readers look into that folder first, so at any moment, and after any crash, they find the
+whole old set or the whole new one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import Final
+
+from ferdist.errors import DataError
+from ferdist.io import MIB, TEXT_LIMIT, held, open_untrusted, scratch_folder, sync
+
+PARTS: Final = {".beton": sys.maxsize, ".samples.csv": 1024 * MIB, ".json": TEXT_LIMIT}
+"""Endings of the files of a set, with the most bytes that are read of each."""
+
+_TRIES: Final = 10
+
+Identity = tuple[int, int, int, int]
+
+
+def identity(status: os.stat_result) -> Identity:
+    """What tells a file from any other, and from itself before a change."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def part(path: Path, suffix: str) -> Path:
+    """Where a part of the set of ``X.beton`` lies."""
+    settled = path.with_suffix(suffix)
+    arriving = _arriving(path) / settled.name
+    return arriving if arriving.exists() else settled
+
+
+def _arriving(path: Path) -> Path:
+    """The folder of a set that is valid and whose files still move to their places."""
+    return path.with_name(f".{path.stem}.new")
+
+
+@contextmanager
+def open_parts(path: Path) -> Iterator[dict[str, BufferedReader]]:
+    """The files of one set, by their endings, even while another set takes its place.
+
+    Raises:
+        OSError: if one cannot be opened or is not a regular file.
+        DataError: if the set is replaced again and again.
+    """
+    for _ in range(_TRIES):
+        with ExitStack() as stack:
+            places = {suffix: part(path, suffix) for suffix in PARTS}
+            try:
+                files = {
+                    suffix: stack.enter_context(open_untrusted(places[suffix], limit))
+                    for suffix, limit in PARTS.items()
+                }
+            except FileNotFoundError:
+                if all(part(path, suffix) == there for suffix, there in places.items()):
+                    raise
+                continue  # it has just moved
+            if all(_is_at(part(path, suffix), file) for suffix, file in files.items()):
+                yield files
+                return
+    raise DataError(f"{path}: it is being replaced all the time; wait for `ferdist prepare` to end")
+
+
+def _is_at(path: Path, file: BufferedReader) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def replacement(path: Path) -> Iterator[Path]:
+    """A folder for the files of a set, which take the places of an older set's when the block ends well.
+
+    If it raises, or the process dies in it, the older set stays as it was.
+
+    Raises:
+        BlockingIOError: if another process replaces this set.
+        OSError: if the folder cannot be written.
+        DataError: if a folder has the name of a file.
+    """
+    with held(path.with_name(f".{path.stem}.lock")):
+        _move(path)
+        for leftover in path.parent.iterdir():  # of processes that died
+            if re.fullmatch(rf"\.{re.escape(path.stem)}\.[0-9a-f]{{16}}\.tmp", leftover.name):
+                shutil.rmtree(leftover, ignore_errors=True)
+        for target in map(path.with_suffix, PARTS):
+            if target.is_dir():
+                raise DataError(f"{target}: a folder has this name; move it away")
+        with scratch_folder(path.with_suffix("")) as folder:
+            yield folder
+            for file in folder.iterdir():
+                sync(file)
+            sync(folder)
+            folder.rename(_arriving(path))
+            sync(path.parent)
+        _move(path)
+
+
+def _move(path: Path) -> None:
+    """Move the files of a valid set, if any are left, to their places."""
+    folder = _arriving(path)
+    if not folder.is_dir() or folder.is_symlink():
+        return
+    for target in map(path.with_suffix, PARTS):
+        if (folder / target.name).exists():
+            (folder / target.name).replace(target)
+    sync(folder)
+    sync(path.parent)
+    folder.rmdir()
+    sync(path.parent)
