@@ -1,6 +1,6 @@
 # `make demo` runs the main job on data that it makes itself. `make test` runs the quick tests, `make test-all` also
 # those with many processes, faults, compilers and a browser, and `make test-slurm` those that need a SLURM, which
-# they start (as root).
+# they start (as root). `make fuzz` reads changed files of every kind that comes from outside.
 # All set up .venv first, which a second run reuses. `make wheelhouse` gathers what a host without internet access needs.
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ STAMP := $(VENV)/.ready
 export MPLBACKEND := Agg
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest
 
-.PHONY: demo test test-slow test-all test-slurm wheelhouse audit sbom lint types clean
+.PHONY: demo test test-slow test-all test-slurm fuzz wheelhouse audit sbom lint types clean
 
 demo: $(STAMP)
 	$(VENV)/bin/ferdist demo
@@ -29,6 +29,10 @@ test-slurm: $(STAMP)
 	scripts/slurm-packages
 	@echo "Tests on two real SLURMs of this host: 10 to 14 minutes on two idle cores."
 	$(PYTEST) tests/slurm -n 2 $(ARGS)
+
+fuzz: $(STAMP)
+	@echo "100,000 changed files of every kind that comes from outside: about an hour on an idle core."
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz $(ARGS)
 
 wheelhouse:
 	PYTHON=$(PYTHON) scripts/wheelhouse $(ARGS)
