@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -90,15 +91,70 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Nobody can foresee its name, so no link can lead what the block writes elsewhere. The file is flushed to
     the disk first; if the block raises, it is removed and ``path`` stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.{token_hex(8)}.tmp")
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
-    try:
+    with _temporary(path, _make_file) as temporary:
         yield temporary
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A new, empty folder beside ``path`` that is removed at the end, unless it has been renamed."""
+    with _temporary(path, Path.mkdir) as folder:
+        yield folder
+
+
+def _make_file(path: Path) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+
+
+@contextmanager
+def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A temporary beside ``path``, removed at the end unless it has been renamed.
+
+    It is locked meanwhile. One that no process has locked is of a process that died, and is removed first.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}.tmp"):
+        _lock_and_remove(leftover)
+    with ExitStack() as stack:
+        while True:
+            temporary = path.with_name(f".{path.name}.{token_hex(8)}.tmp")
+            make(temporary)
+            stack.callback(_remove, temporary)
+            with suppress(FileNotFoundError, BlockingIOError):
+                stack.callback(os.close, _locked_handle(temporary, fcntl.LOCK_SH))
+                if temporary.exists():
+                    break  # else another process has removed it before it was locked
+        yield temporary
+
+
+def _lock_and_remove(leftover: Path) -> None:
+    with suppress(OSError):  # a living process has locked it
+        handle = _locked_handle(leftover, fcntl.LOCK_EX)
+        try:
+            _remove(leftover)
+        finally:
+            os.close(handle)
+
+
+def _locked_handle(path: Path, kind: int) -> int:
+    """A handle that has a file or folder locked; a file system that cannot lock gives ``LOCK_SH`` to all."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if kind == fcntl.LOCK_EX or isinstance(error, BlockingIOError):
+            os.close(handle)
+            raise
+    return handle
+
+
+def _remove(path: Path) -> None:
+    if path.is_file() or path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
@@ -128,17 +184,6 @@ def sha256(file: Path | BufferedReader) -> str:
             return sha256(opened)
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def scratch_folder(path: Path) -> Iterator[Path]:
-    """A new, empty folder beside ``path`` that is removed at the end, unless it has been renamed."""
-    folder = path.with_name(f".{path.name}.{token_hex(8)}.tmp")
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

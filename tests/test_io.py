@@ -1,5 +1,6 @@
 """Files from outside, and writing that nobody can lead elsewhere."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -50,3 +51,20 @@ def test_text_from_outside_cannot_steer_a_terminal() -> None:
         "ok\\x1b[2J\\nferdist: done\\u202etxt\\udc80"
     )
     assert printable("naïve 顔 – ±1") == "naïve 顔 – ±1"
+
+
+def test_what_a_writer_that_died_has_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    names = (f".state.json.{digit * 16}.tmp" for digit in "012")
+    file, folder, living = (tmp_path / name for name in names)
+    others = tmp_path / ".other.json.0000000000000000.tmp"
+    (folder / "figures").mkdir(parents=True)
+    for one in (file, folder / "figures" / "a.svg", living, others):
+        one.write_text("half")
+    with living.open() as handle:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        io.write_text(path, "new")
+        with io.scratch_folder(path) as outer, io.atomic_path(path) as inner:
+            assert outer.is_dir()
+            assert {outer, inner} < set(tmp_path.iterdir()), "those in use stay"
+    assert set(tmp_path.iterdir()) == {path, living, others}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 import numpy as np
@@ -16,6 +15,7 @@ from ferdist.data.fer2013 import USAGE_SPLIT
 from ferdist.data.record import CKPLUS7_CLASSES, FaceDataset, Images
 from ferdist.data.synthetic import CELL, ckplus_faces, ckplus_sequences, synthesize
 from ferdist.errors import DataError
+from ferdist.io import scratch_folder
 
 
 def write_synthetic(out_dir: Path, images: int, seed: int, layout: str) -> Path:
@@ -40,9 +40,9 @@ def write_synthetic(out_dir: Path, images: int, seed: int, layout: str) -> Path:
         raise DataError(f"{path} exists already; remove it or choose another folder")
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=out_dir, prefix=".writing-") as scratch:
-            write(Path(scratch) / name, images, seed)
-            (Path(scratch) / name).replace(path)
+        with scratch_folder(path) as scratch:
+            write(scratch / name, images, seed)
+            (scratch / name).replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot write there ({error.strerror}); choose another folder") from error
     return path

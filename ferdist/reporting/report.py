@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from markupsafe import Markup
 
 from ferdist.charts import inline_svg, png_bytes, svg_bytes
 from ferdist.errors import RunError
+from ferdist.io import scratch_folder
 from ferdist.reporting import table1
 from ferdist.reporting.album import Album
 from ferdist.reporting.load import Run, load_runs
@@ -45,8 +45,7 @@ def write_report(runs: Sequence[Path], out: Path, *, faces: bool = True) -> Path
     content = of_networks(runs, album) if any(map(is_experiment, runs)) else of_runs(runs, album)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as place:
-            draft = Path(place)
+        with scratch_folder(out) as draft:
             (draft / "figures").mkdir()
             pictures = {}
             for chart in (chart for section in content.sections for chart in section.charts):

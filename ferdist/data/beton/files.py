@@ -8,8 +8,6 @@ whole old set or the whole new one.
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -91,9 +89,6 @@ def replacement(path: Path) -> Iterator[Path]:
     """
     with held(path.with_name(f".{path.stem}.lock")):
         _move(path)
-        for leftover in path.parent.iterdir():  # of processes that died
-            if re.fullmatch(rf"\.{re.escape(path.stem)}\.[0-9a-f]{{16}}\.tmp", leftover.name):
-                shutil.rmtree(leftover, ignore_errors=True)
         for target in map(path.with_suffix, PARTS):
             if target.is_dir():
                 raise DataError(f"{target}: a folder has this name; move it away")
