@@ -1,6 +1,7 @@
 # `make demo` runs the main job on data that it makes itself. `make test` runs the quick tests, `make test-all` also
 # those with many processes, faults, compilers and a browser, and `make test-slurm` those that need a SLURM, which
 # they start (as root). `make fuzz` reads changed files of every kind that comes from outside.
+# `make campaign` (as root) kills commands, fills their disks and more; ARGS='--tries 5' is a short one.
 # All set up .venv first, which a second run reuses. `make wheelhouse` gathers what a host without internet access needs.
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.ready
 export MPLBACKEND := Agg
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest
 
-.PHONY: demo test test-slow test-all test-slurm fuzz wheelhouse audit sbom lint types clean
+.PHONY: demo test test-slow test-all test-slurm fuzz campaign wheelhouse audit sbom lint types clean
 
 demo: $(STAMP)
 	$(VENV)/bin/ferdist demo
@@ -33,6 +34,10 @@ test-slurm: $(STAMP)
 fuzz: $(STAMP)
 	@echo "100,000 changed files of every kind that comes from outside: about an hour on an idle core."
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz $(ARGS)
+
+campaign: $(STAMP)
+	@echo "Faults made to each command; it goes on where it was stopped. About a day on an idle core."
+	$(VENV)/bin/python -m tests.faults.campaign $(ARGS)
 
 wheelhouse:
 	PYTHON=$(PYTHON) scripts/wheelhouse $(ARGS)

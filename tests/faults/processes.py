@@ -146,7 +146,7 @@ class Training:
         """The process id of a rank."""
         if len(self.processes) > 1:
             return self.processes[rank].pid
-        for pid in _children(self.pid):
+        for pid in children(self.pid):
             if f"RANK={rank}" in Path(f"/proc/{pid}/environ").read_text().split("\0"):
                 return pid
         raise AssertionError(f"torchrun has no rank {rank}")
@@ -163,7 +163,7 @@ class Training:
     def kill(self) -> None:
         """SIGKILL to all processes of the training, and wait until they are gone."""
         self.fault_now()
-        pids = [pid for process in self.processes for pid in (process.pid, *_children(process.pid))]
+        pids = [pid for process in self.processes for pid in (process.pid, *children(process.pid))]
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -272,7 +272,8 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
     files = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for file in files for child in file.read_text().split()]
 
