@@ -144,6 +144,27 @@ def test_inspect_prints_what_programs_read(beton_path: Path, capsys: pytest.Capt
     assert sum(map(len, subjects)) == len(set.union(*subjects)), "no subject is in two folds"
 
 
+def test_inspect_shows_no_escapes_and_names_what_a_manifest_lacks(
+    beton_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in beton_path.parent.iterdir():
+        if file.is_file():
+            shutil.copy(file, tmp_path)
+    manifest = tmp_path / beton_path.with_suffix(".json").name
+    content = json.loads(manifest.read_text())
+    content["classes"][0] = "\x1b[2Jangry\nforged"
+    manifest.write_text(json.dumps(content))
+    assert main(["inspect", str(tmp_path / beton_path.name)]) == 0
+    shown = capsys.readouterr().out
+    assert r"\x1b[2Jangry\nforged" in shown
+    assert "\x1b" not in shown
+    for key in ("copies", "conflicting_labels", "leaks", "unique_images", "near_constant"):
+        audit = {name: value for name, value in content["audit"].items() if name != key}
+        manifest.write_text(json.dumps({**content, "audit": audit}))
+        line = failed(capsys, "inspect", tmp_path / beton_path.name)
+        assert f"missing required field `{key}` - at `$.audit`" in line
+
+
 def test_inspect_draws_samples_and_their_augmentation(
     beton_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

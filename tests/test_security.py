@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -258,12 +259,22 @@ def write_group(path: Path) -> None:
         file["data_label"] = h5py.Empty("i8")
 
 
+def write_huge_chunk(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        array = file.create_dataset(
+            "data_pixel", (1, 48, 48), "u1", maxshape=(None, 48, 48), chunks=(900_000, 48, 48), compression=9
+        )
+        array.id.write_direct_chunk((0, 0, 0), zlib.compress(bytes(900_000 * 48 * 48), 1))
+        file["data_label"] = np.zeros(1, dtype=np.int64)
+
+
 PLAIN = "data_pixel is not a plain array in the file itself"
 H5_ATTACKS = {
     "virtual": (write_virtual_to_itself, PLAIN),
     "external": (write_external, PLAIN),
     "links": (write_links, PLAIN),
     "group": (write_group, PLAIN),
+    "huge chunk": (write_huge_chunk, "data_pixel (1, 48, 48) would take 1,978 MiB"),
     "huge": (write_huge, "data_pixel (5000000, 48, 48) would take 10,986 MiB"),
 }
 

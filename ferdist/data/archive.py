@@ -22,19 +22,32 @@ from rich.progress import track
 
 from ferdist.data.record import Images
 from ferdist.errors import DataError
-from ferdist.io import sha256
+from ferdist.io import MIB, open_untrusted, read_untrusted, sha256
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 """Pillow's names of the formats that are decoded, whatever a file's name says: each further decoder can be
 attacked too, and that of EPS starts Ghostscript."""
 
-MAX_MEMBER_BYTES: Final = 2**30
-"""Largest unpacked member of a zip: above any image and fer2013.csv, below what fills a memory."""
+MAX_PIXELS: Final = 50_000_000
+"""Most pixels of an image."""
+MAX_FILE_BYTES: Final = 64 * MIB
+"""Largest file that is read from a folder or unpacked from a zip: above any image."""
 MAX_TOTAL_BYTES: Final = 128 * 2**30
-"""Largest unpacked zip, in all."""
+"""Largest zip, packed or unpacked."""
 MAX_RATIO: Final = 200
 """Largest unpacked size over packed size of a member above 1 MiB: images hardly shrink, zip bombs do."""
+
+BROKEN_ZIP: Final = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    ValueError,
+)
+"""What `zipfile` raises at damage."""
 
 _NOT_IN_A_LINE: Final = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories of control characters, of bytes that are not text, and of line separators."""
@@ -99,7 +112,7 @@ class FolderArchive(Archive):
 
     def read(self, name: str) -> bytes:
         try:
-            data = (self.path / name).read_bytes()
+            data = read_untrusted(self.path / name, MAX_FILE_BYTES)
         except OSError as error:
             raise DataError(
                 f"{self.path / name}: cannot be read ({error.strerror}); repair or remove it"
@@ -125,8 +138,8 @@ class ZipArchive(Archive):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            self._zip = zipfile.ZipFile(open_untrusted(path, MAX_TOTAL_BYTES))
+        except BROKEN_ZIP as error:
             raise DataError(f"{path}: broken zip file ({error}); download or pack it again") from error
         self._members: dict[str, zipfile.ZipInfo] = {}
         self._folders: set[str] = set()
@@ -152,10 +165,9 @@ class ZipArchive(Archive):
             raise DataError(f"{place} appears twice; pack it again")
         if info.flag_bits & 0x1:
             raise DataError(f"{place} is encrypted; unpack the zip with its password and give the folder")
-        packed = max(info.compress_size, 1)
-        if info.file_size > MAX_MEMBER_BYTES or (
-            info.file_size > 2**20 and info.file_size > MAX_RATIO * packed
-        ):
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"{place} is packed by another method than deflate; pack it again")
+        if info.file_size > max(MIB, MAX_RATIO * info.compress_size):
             raise DataError(
                 f"{place} unpacks from {info.compress_size:,} to {info.file_size:,} bytes, too many; "
                 "do not trust this zip, get it from its source"
@@ -166,9 +178,15 @@ class ZipArchive(Archive):
         return (above | self._folders) - {"."}, self._members
 
     def read(self, name: str) -> bytes:
+        info = self._members[name]
+        if info.file_size > MAX_FILE_BYTES:
+            raise DataError(
+                f"{self.path}: member {name!r} is larger than {MAX_FILE_BYTES // MIB} MiB; remove it"
+            )
         try:
-            return self._zip.read(self._members[name])
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, ValueError) as error:
+            with self._zip.open(info) as file:
+                return file.read(info.file_size)  # without a number, it unpacks whatever there is
+        except BROKEN_ZIP as error:
             raise DataError(
                 f"{self.path}: member {name!r} is broken ({error}); download or pack the zip again"
             ) from error
@@ -187,7 +205,12 @@ def open_archive(path: Path) -> Archive:
         return FolderArchive(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; check the path")
-    if path.suffix.lower() == ".zip" or zipfile.is_zipfile(path):
+    try:
+        with open_untrusted(path, MAX_TOTAL_BYTES) as file:
+            zipped = path.suffix.lower() == ".zip" or zipfile.is_zipfile(file)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a folder or a zip file") from error
+    if zipped:
         return ZipArchive(path)
     raise DataError(f"{path}: neither a folder nor a zip file; give one of these")
 
@@ -233,6 +256,8 @@ def open_image(archive: Archive, name: str) -> Image.Image:
     data = archive.read(name)
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
         image.load()
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         reason = str(error)

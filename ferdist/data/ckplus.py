@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from ferdist.data.archive import (
 from ferdist.data.facebox import crop_face, detect_faces, face_box
 from ferdist.data.record import CKPLUS7_CLASSES, CKPLUS8_CLASSES, FaceDataset, Images, Integers
 from ferdist.errors import DataError
-from ferdist.io import sha256
+from ferdist.io import MIB, sha256
 
 FOLDER_CLASSES: Final = {
     "anger": "angry",
@@ -176,8 +177,11 @@ def _read_h5(path: Path, subjects_from: Path | None) -> FaceDataset:
     try:
         with h5py.File(path) as file:
             images, labels = _h5_arrays(path, file)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{path}: broken h5 file ({error}); download it again") from error
+    except DataError:
+        raise
+    except Exception as error:  # the HDF5 library's errors come as nearly any of Python's
+        reason = " ".join(str(error).strip("'").split())
+        raise DataError(f"{path}: broken h5 file ({reason}); download it again") from error
     sources = {path.name: sha256(path)}
     if subjects_from is None:
         frames = [_Frame(f"row {row}", int(label), "", "", "") for row, label in enumerate(labels)]
@@ -196,11 +200,13 @@ def _h5_arrays(path: Path, file: h5py.File) -> tuple[Images, Integers]:
             f"{path}: data_pixel must be uint8 (N, height, width), not {pixels.dtype} {pixels.shape}; "
             "download it again"
         )
-    if pixels.size > MAX_H5_BYTES:
-        raise DataError(
-            f"{path}: data_pixel {pixels.shape} would take {pixels.size / 2**20:,.0f} MiB, more than the "
-            f"{MAX_H5_BYTES // 2**20} MiB that are read; give CK_data.h5"
-        )
+    for key, array in (("data_pixel", pixels), ("data_label", numbers)):
+        size = array.dtype.itemsize * max(array.size, math.prod(array.chunks or ()))  # a chunk is read whole
+        if size > MAX_H5_BYTES:
+            raise DataError(
+                f"{path}: {key} {array.shape} would take {size / MIB:,.0f} MiB, more than the "
+                f"{MAX_H5_BYTES // MIB} MiB that are read; give CK_data.h5"
+            )
     if numbers.shape != (len(pixels),) or numbers.dtype.kind not in "iuf":
         raise DataError(
             f"{path}: {len(pixels)} images but labels {numbers.dtype} {numbers.shape}; download it again"

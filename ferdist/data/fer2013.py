@@ -6,8 +6,10 @@ import logging
 import math
 import re
 from collections import Counter
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +17,18 @@ import numpy.typing as npt
 from ferdist.data.archive import Archive, is_image, open_archive, read_gray_images, refuse_second, sources_of
 from ferdist.data.record import CKPLUS8_CLASSES, FER2013_CLASSES, FaceDataset, Images
 from ferdist.errors import DataError
-from ferdist.io import sha256
+from ferdist.io import MIB, open_untrusted, sha256
 
 USAGE_SPLIT: Final = {"Training": 0, "PublicTest": 1, "PrivateTest": 2}
 """The data set's own name of each split code."""
 
 CKEXTENDED_ROWS: Final = 920
 """Rows of ckextended.csv: an image of each of the 327 labelled sequences of CK+, and 593 neutral ones."""
+
+MAX_CSV_BYTES: Final = 4096 * MIB
+"""Largest csv file: over ten times the original."""
+MAX_LINE_BYTES: Final = 4 * MIB
+"""Longest line of a csv file: of an image of 1,000 x 1,000 pixels; FER2013's have 9 kB."""
 
 _FOLDER_OF_USAGE: Final = {"Training": "train", "PublicTest": "test", "PrivateTest": "test"}
 _IMAGE_NAME: Final = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.(?:jpg|png)")
@@ -81,11 +88,18 @@ def read_ckextended(source: Path) -> FaceDataset:
 
 
 def _starts_like_zip(path: Path) -> bool:
-    with path.open("rb") as file:
+    with _opened(path) as file:
         return file.read(4) == b"PK\x03\x04"
 
 
 # The csv files
+
+
+def _opened(path: Path) -> BufferedReader:
+    try:
+        return open_untrusted(path, MAX_CSV_BYTES)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give fer2013.csv") from error
 
 
 def _read_csv(path: Path, name: str, classes: tuple[str, ...]) -> FaceDataset:
@@ -94,12 +108,16 @@ def _read_csv(path: Path, name: str, classes: tuple[str, ...]) -> FaceDataset:
     splits: list[int] = []
     source_id: list[str] = []
     side = 0
-    with path.open("rb") as file:
+    with _opened(path) as file:
         columns = _read_header(path, file)
-        for number, line in enumerate(file, start=2):
+        for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES), b""), start=2):
             if not line.strip():
                 continue
             place = f"{path}: line {number}"
+            if len(line) == MAX_LINE_BYTES:
+                raise DataError(
+                    f"{place}: longer than {MAX_LINE_BYTES // MIB} MiB; get the original file again"
+                )
             label, split, image = _parse_row(line, columns, len(classes), place)
             if not labels:
                 side = math.isqrt(len(image))
@@ -124,7 +142,7 @@ def _read_csv(path: Path, name: str, classes: tuple[str, ...]) -> FaceDataset:
     )
 
 
-def _read_header(path: Path, file: BinaryIO) -> list[str]:
+def _read_header(path: Path, file: BufferedReader) -> list[str]:
     """Names of the columns, in any order; icml_face_data.csv puts blanks before them."""
     line = file.readline(_LONGEST_HEADER)
     if not line:

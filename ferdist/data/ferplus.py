@@ -6,6 +6,7 @@ Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Labe
 from __future__ import annotations
 
 import re
+from io import BytesIO
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,6 +17,7 @@ import pandas as pd
 from ferdist.data.fer2013 import USAGE_SPLIT
 from ferdist.data.record import FER2013_CLASSES, FaceDataset, Integers
 from ferdist.errors import DataError
+from ferdist.io import read_untrusted
 
 FERPLUS_CLASSES: Final = ("neutral", "happy", "surprise", "sad", "angry", "disgust", "fear", "contempt")
 """Classes in the order of FER+'s columns and of the label numbers in the published lists."""
@@ -96,7 +98,10 @@ def read_ferplus(path: Path, dataset: FaceDataset) -> pd.DataFrame:
 def _read_table(path: Path) -> pd.DataFrame:
     """The columns of the file as text."""
     try:
-        table = pd.read_csv(path, dtype="str", keep_default_na=False, index_col=False, skipinitialspace=True)
+        content = BytesIO(read_untrusted(path))
+        table = pd.read_csv(
+            content, dtype="str", keep_default_na=False, index_col=False, skipinitialspace=True
+        )
     except OSError as error:
         raise DataError(f"{path}: cannot read it: {error.strerror}; give fer2013new.csv") from error
     except ValueError as error:  # parser and decoding errors are among them
@@ -179,7 +184,7 @@ def ferplus_labels(samples: pd.DataFrame) -> FerPlusLabels:
         samples: a table with the ``votes_`` columns, as ``read_ferplus`` or samples.csv gives them.
 
     Raises:
-        DataError: if a column is missing.
+        DataError: if a column is missing or does not hold votes.
     """
     missing = [column for column in _VOTE_COLUMNS if column not in samples.columns]
     if missing:
@@ -187,6 +192,12 @@ def ferplus_labels(samples: pd.DataFrame) -> FerPlusLabels:
             f"the table of samples has no column {missing[0]}, so there are no FER+ labels; "
             "run `ferdist prepare fer2013` again with --ferplus fer2013new.csv"
         )
+    for column in _VOTE_COLUMNS:
+        if not (samples[column].dtype == np.int64 and samples[column].between(0, ANNOTATORS).all()):
+            raise DataError(
+                f"the column {column} of the table of samples is not of integers from 0 to {ANNOTATORS}; "
+                "run `ferdist prepare fer2013` again"
+            )
     votes = samples[_VOTE_COLUMNS].to_numpy(dtype=np.int64)
     votes = np.where(votes > 1, votes, 0)
     total = votes.sum(axis=1)
@@ -233,7 +244,7 @@ def read_name_list(path: Path) -> dict[str, int]:
         DataError: if the file cannot be read, a line has another form or an image is named twice.
     """
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
+        lines = read_untrusted(path).decode("ascii").splitlines()
     except OSError as error:
         raise DataError(f"{path}: cannot read it: {error.strerror}; give the published list") from error
     except UnicodeDecodeError as error:

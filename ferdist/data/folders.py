@@ -169,10 +169,10 @@ def to_rgb(image: Image.Image, place: str) -> Image.Image:
     if image.mode == "F":
         raise DataError(f"{place}: its values are floats of unknown range; save it with 8 bits")
     if image.mode.startswith("I"):  # 16-bit gray, which some versions of Pillow open as 32-bit integers
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise DataError(f"{place}: its values are not from 0 to 65535; save it with 8 bits")
-        image = Image.fromarray((values / 257).round().astype(np.uint8))
+        image = Image.fromarray((values.astype(np.float32) / 257).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))

@@ -8,10 +8,11 @@ here that calls it (docs/extending.md).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar, cast
 
 import typer
 
@@ -46,9 +47,18 @@ F = TypeVar("F", bound=Callable[..., Path])
 
 
 def data_set(convert: F) -> F:
-    """Make a function a command of `ferdist prepare`, by its name."""
-    DATA_SETS[convert.__name__] = convert
-    return convert
+    """Make a function a command of `ferdist prepare`, by its name; what the system refuses is one line."""
+
+    @functools.wraps(convert)
+    def command(*arguments: Any, **options: Any) -> Path:
+        try:
+            return convert(*arguments, **options)
+        except OSError as error:
+            reason = f"{error.filename or convert.__name__}: {error.strerror or error}"
+            raise DataError(f"{reason}; check the path, its permissions and the disk") from error
+
+    DATA_SETS[convert.__name__] = command
+    return cast("F", command)
 
 
 @data_set

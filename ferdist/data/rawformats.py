@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Final
 
@@ -71,9 +72,11 @@ def write_ckplus_h5(path: Path, images: int, seed: int) -> None:
     import h5py
 
     labels, _, faces = zip(*ckplus_faces(images, seed), strict=True)
-    with h5py.File(path, "w") as file:
+    content = BytesIO()  # where the disk is full, Python says so in fewer words than the HDF5 library
+    with h5py.File(content, "w") as file:
         file["data_pixel"] = np.stack(faces)
         file["data_label"] = np.array(labels, dtype=np.int64)
+    path.write_bytes(content.getvalue())
 
 
 def write_ckplus_original(path: Path, images: int, seed: int) -> None:

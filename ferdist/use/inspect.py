@@ -11,6 +11,7 @@ import torch
 from ferdist.data.audit import EQUALISED_TEXT
 from ferdist.data.beton import BetonLoader, open_beton
 from ferdist.data.record import Integers
+from ferdist.errors import printable
 
 GRID_COLUMNS = 8
 
@@ -61,7 +62,7 @@ def as_text(contents: dict[str, Any]) -> str:
     ]
     if audit.get("equalised"):  # manifests of earlier versions do not say
         lines.append(EQUALISED_TEXT)
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def save_grid(path: Path, out: Path, augment_config: Path | None) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -9,7 +11,11 @@ from PIL import Image
 
 from ferdist.data import archive as archive_module
 from ferdist.data.archive import open_archive, open_image, read_gray_images, sources_of
+from ferdist.data.ckplus import read_ckplus
+from ferdist.data.fer2013 import read_fer2013
+from ferdist.data.ferplus import read_name_list
 from ferdist.errors import DataError
+from ferdist.io import MIB
 from tests.data.files import encoded, noise, refused, write_files
 
 FILES = {"b/two.txt": b"two", "a/one.txt": b"one", "a/.hidden": b"x", "__MACOSX/a/one.txt": b"x"}
@@ -114,10 +120,58 @@ def test_zip_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path = write_zip(tmp_path / "data.zip", {"a.png": bytes(8 * 2**20)})
     with pytest.raises(DataError, match=r"'a\.png' unpacks from [\d,]+ to 8,388,608 bytes"):
         open_archive(path)
-    path = write_zip(tmp_path / "many.zip", {"a.png": b"123", "b.png": b"123"})
-    monkeypatch.setattr(archive_module, "MAX_TOTAL_BYTES", 5)
+    path = write_zip(tmp_path / "many.zip", {"a.png": bytes(1000), "b.png": bytes(1000)})
+    monkeypatch.setattr(archive_module, "MAX_TOTAL_BYTES", 1500)
     with pytest.raises(DataError, match=r"many\.zip: unpacks to"):
         open_archive(path)
+
+
+def test_a_member_that_unpacks_to_more_than_it_says_takes_no_memory(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "data.zip", {"a.png": bytes(64 * MIB)})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02") + 24  # the size in the central directory
+    data[at : at + 4] = (100_000).to_bytes(4, "little")
+    path.write_bytes(data)
+    archive = open_archive(path)
+    tracemalloc.start()
+    with refused(r"member 'a\.png' is broken \(Bad CRC"):
+        archive.read("a.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * MIB
+
+
+def test_files_of_any_size_are_not_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as target:
+        target.writestr("a.png", bytes(65 * MIB))
+    with refused(r"data\.zip: member 'a\.png' is larger than 64 MiB; remove it"):
+        open_archive(tmp_path / "data.zip").read("a.png")
+    folder = write_files(tmp_path / "data", {"a.png": b""})
+    os.truncate(folder / "a.png", 65 * MIB)
+    with refused(r"a\.png: cannot be read \(larger than 64 MiB\)"):
+        open_archive(folder).read("a.png")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_that_unpack_without_bounds_are_refused(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "data.zip", "w", method) as target:
+        target.writestr("a.png", b"123")
+    with refused(r"member 'a\.png' is packed by another method than deflate; pack it again"):
+        open_archive(tmp_path / "data.zip")
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "data", {"a.png": b""})
+    os.mkfifo(folder / "b.png")
+    (folder / "c.png").symlink_to("/dev/zero")
+    for name in ("b.png", "c.png"):
+        with refused(rf"{name}: cannot be read \(not a regular file\)"):
+            open_archive(folder).read(name)
+        for read in (open_archive, read_fer2013, read_ckplus):
+            with refused(rf"{name}: cannot be read \(not a regular file\)"):
+                read(folder / name)
+        with refused(rf"{name}: cannot read it: not a regular file"):
+            read_name_list(folder / name)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -149,6 +203,7 @@ def test_names_in_any_language_and_with_backslashes_are_read(tmp_path: Path) -> 
         (b"", "empty file"),
         (b"no image at all", "not one of JPEG, PNG"),
         (encoded(noise(64, 64))[:1500], ".*truncated"),
+        (encoded(Image.new("1", (10_000, 5_001))), "10000x5001 pixels, more than 50,000,000"),
     ],
 )
 def test_unreadable_images_are_named(tmp_path: Path, data: bytes, reason: str) -> None:

@@ -152,6 +152,25 @@ def test_bad_h5_files(ck48: Path, arrays: dict[str, object], message: str) -> No
         read_ckplus(write_h5(ck48, **arrays))
 
 
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_an_h5_file_with_a_damaged_byte_is_refused_or_read(tmp_path: Path, libver: str) -> None:
+    """The latest format has checksums; without them damage gives other errors, or other pixels."""
+    path = tmp_path / "CK_data.h5"
+    with h5py.File(path, "w", libver=libver) as file:
+        file["data_pixel"] = np.zeros((2, 2, 2), dtype=np.uint8)
+        file["data_label"] = np.arange(2)
+    content, refusals = path.read_bytes(), 0
+    for position in range(8, len(content)):  # after the signature
+        if content[position : position + 8] != bytes(8):
+            path.write_bytes(content[:position] + bytes([content[position] ^ 129]) + content[position + 1 :])
+            try:
+                read_ckplus(path)
+            except DataError as error:
+                refusals += "broken h5 file" in str(error)
+                assert "\n" not in str(error)
+    assert refusals > 20
+
+
 def test_a_truncated_h5_file_is_refused(ck48: Path) -> None:
     path = write_h5(ck48)
     path.write_bytes(path.read_bytes()[:100])

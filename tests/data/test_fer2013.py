@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from ferdist.data.fer2013 import read_ckextended, read_fer2013
 from ferdist.data.folds import assign_folds
 from ferdist.data.record import CKPLUS8_CLASSES, FER2013_CLASSES, FaceDataset
 from ferdist.errors import DataError
+from ferdist.io import MIB
 from tests.data.files import HARMLESS, encoded, pack, refused, write_files
 
 ROWS = 40
@@ -109,6 +112,17 @@ def test_a_bad_pixel_is_named(tmp_path: Path, value: str, position: int) -> None
         message = f"{99 + len(value.split())} pixels instead of 100"
     with refused(rf"fer\.csv: line 17: {message}"):
         read_fer2013(write_csv(tmp_path / "fer.csv", rows))
+
+
+def test_a_line_without_end_is_not_read(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "fer.csv", [])
+    os.truncate(path, 64 * MIB)
+    tracemalloc.start()
+    with refused(r"fer\.csv: line 2: longer than 4 MiB"):
+        read_fer2013(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * MIB
 
 
 @pytest.mark.parametrize(

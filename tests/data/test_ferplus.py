@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from ferdist.data.beton import open_beton, write_beton
-from ferdist.data.ferplus import FERPLUS_CLASSES, ferplus_labels, read_ferplus, read_name_list
+from ferdist.data.ferplus import FERPLUS_CLASSES, VOTES, ferplus_labels, read_ferplus, read_name_list
 from ferdist.data.record import FER2013_CLASSES, FaceDataset, Integers
 from ferdist.errors import DataError
 from tests.data.files import HARMLESS, VOTE_COLUMNS, VOTED, refused
@@ -239,6 +239,9 @@ def test_distributions_follow_the_published_rule() -> None:
 def test_samples_without_votes() -> None:
     with pytest.raises(DataError, match=r"no column votes_neutral.*--ferplus fer2013new\.csv"):
         ferplus_labels(pd.DataFrame({"index": [0]}))
+    for votes in ("x", 0.5, float("nan"), -1, 2**62):
+        with refused("votes_neutral of the table of samples is not of integers from 0 to 10"):
+            ferplus_labels(pd.DataFrame({f"votes_{vote}": [votes] for vote in VOTES}))
 
 
 # The lists

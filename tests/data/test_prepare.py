@@ -16,7 +16,7 @@ from ferdist.data.ferplus import FERPLUS_CLASSES
 from ferdist.errors import DataError
 from ferdist.training.run import run
 from tests.conftest import ROOT, TINY
-from tests.data.files import VOTED
+from tests.data.files import VOTED, largest_file, refused
 
 FERPLUS_OF_FER2013 = (4, 5, 6, 1, 3, 2, 0)
 
@@ -35,6 +35,26 @@ def raw_pair(tmp_path: Path) -> tuple[Path, Path]:
     table.insert(0, "Usage", rows["Usage"])
     table.to_csv(tmp_path / "fer2013new.csv", index=False)
     return source, tmp_path / "fer2013new.csv"
+
+
+@pytest.mark.parametrize("layout", prepare.Layout)
+def test_a_disk_that_takes_no_more_keeps_nothing(tmp_path: Path, layout: prepare.Layout) -> None:
+    with largest_file(100), refused("cannot write .*File too large"):
+        prepare.synthetic(tmp_path, images=90, format=layout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 300)
+    for convert in (
+        lambda: prepare.synthetic(long, images=90, format=prepare.Layout.FER2013_CSV),
+        lambda: prepare.fer2013(long, tmp_path),
+        lambda: prepare.ckplus(long, tmp_path),
+    ):
+        with refused("File name too long; check the path, its permissions and the disk"):
+            convert()
+    with refused("cannot read it: File name too long"):
+        open_beton(long.with_suffix(".beton"))
 
 
 @pytest.mark.parametrize("kind", ["ferplus-majority", "ferplus-soft"])

@@ -267,8 +267,11 @@ def _unpinned() -> Iterator[None]:
 
 def _ffcv_loader(beton: Beton, batch_size: int, workers: int) -> Any:
     """FFCV's loader for image, label and index."""
-    _check_same(part(beton.path, ".beton").stat(), beton.file, beton.path)
-    loader = copy.copy(_compiled_loader(beton.path, beton.file, workers))
+    try:
+        _check_same(part(beton.path, ".beton").stat(), beton.file, beton.path)
+        loader = copy.copy(_compiled_loader(beton.path, beton.file, workers))
+    except FileNotFoundError:
+        raise _replaced(beton.path) from None
     reader, layout = loader.reader, Layout(beton.manifest.image_shape, len(beton.label))
     columns = {"image": layout.pointers(), **{name: getattr(beton, name) for name in CODES[:4]}}
     if reader.alloc_table.tobytes() != layout.table() or not all(
@@ -286,7 +289,7 @@ def _check_same(status: os.stat_result, file: Identity, path: Path) -> None:
 
 
 def _replaced(path: Path) -> DataError:
-    return DataError(f"{path}: the file has been replaced since it was opened; start again")
+    return DataError(f"{path}: the file has been replaced or removed since it was opened; start again")
 
 
 @functools.lru_cache(maxsize=4)

@@ -300,13 +300,14 @@ def read_samples(content: bytes, path: Path) -> pd.DataFrame:
     """
     try:
         columns = pd.read_csv(BytesIO(content), nrows=0).columns
-        table = pd.read_csv(
-            BytesIO(content),
-            dtype=SAMPLE_COLUMNS,
-            keep_default_na=False,  # a subject may be called NA
-            na_values={column: [""] for column in columns if SAMPLE_COLUMNS.get(column) != "str"},
-        )
-    except (ValueError, TypeError) as error:  # parser and decoding errors are among them
+        with np.errstate(invalid="raise"):  # a warning on stderr otherwise
+            table = pd.read_csv(
+                BytesIO(content),
+                dtype=SAMPLE_COLUMNS,
+                keep_default_na=False,  # a subject may be called NA
+                na_values={column: [""] for column in columns if SAMPLE_COLUMNS.get(column) != "str"},
+            )
+    except (ValueError, TypeError, ArithmeticError) as error:  # parser and decoding errors are among them
         raise DataError(f"{path}: not a table of samples ({_first_line(error)}); {_AGAIN}") from error
     missing = [column for column in SAMPLE_COLUMNS if column not in table.columns]
     if missing:

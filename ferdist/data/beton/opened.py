@@ -159,15 +159,15 @@ def open_beton(path: Path, *, checksum: bool = False) -> Beton:
         if not right:
             raise DataError(f"{path}: {fault}; {_PAIR}")
 
-    if path.is_dir():
-        raise DataError(f"{path}: this is a folder; give the .beton file in it")
-    if path.suffix != ".beton":
-        raise DataError(f"{path}: not a beton by its name; give the file that ends in .beton")
-    if not part(path, ".beton").exists():
-        raise DataError(f"{path}: there is no such file; make it with `ferdist prepare`")
-    for suffix in PARTS:
-        check(part(path, suffix).exists(), f"{path.with_suffix(suffix).name} is not beside it")
     try:
+        if path.is_dir():
+            raise DataError(f"{path}: this is a folder; give the .beton file in it")
+        if path.suffix != ".beton":
+            raise DataError(f"{path}: not a beton by its name; give the file that ends in .beton")
+        if not part(path, ".beton").exists():
+            raise DataError(f"{path}: there is no such file; make it with `ferdist prepare`")
+        for suffix in PARTS:
+            check(part(path, suffix).exists(), f"{path.with_suffix(suffix).name} is not beside it")
         with open_parts(path) as files:
             file = identity(os.fstat(files[".beton"].fileno()))
             manifest = Manifest.parse(files[".json"].read(), path.with_suffix(".json"))

@@ -181,14 +181,14 @@ def test_a_file_replaced_during_training_is_still_read_and_not_opened_again(
     image, label, _ = joined(loader.batches(np.arange(200)))
     assert np.array_equal(image, dataset.images)
     assert np.array_equal(label, dataset.labels)
-    with pytest.raises(DataError, match="replaced since it was opened"):
+    with pytest.raises(DataError, match="replaced or removed since it was opened"):
         BetonLoader(beton, batch_size=16, device=CPU)
 
 
 def test_a_file_of_the_same_codes_is_another_file(faces: Make, write: Write, beton: Beton) -> None:
     """Other pixels; and the same file, changed in place without a trace in its times."""
     write(replace(faces(200), images=255 - faces(200).images))
-    with refused("replaced since it was opened"):
+    with refused("replaced or removed since it was opened"):
         BetonLoader(beton, batch_size=16, device=CPU)
     beton = open_beton(beton.path)
     layout, before = Layout((1, 12, 10), 200), beton.path.stat()
@@ -200,7 +200,7 @@ def test_a_file_of_the_same_codes_is_another_file(faces: Make, write: Write, bet
             file.write((int.from_bytes(pointer, "little") + 120).to_bytes(8, "little"))
             file.flush()
             os.utime(file.fileno(), ns=(before.st_atime_ns, before.st_mtime_ns))
-            with refused("replaced since it was opened"):
+            with refused("replaced or removed since it was opened"):
                 BetonLoader(beton, batch_size=16, device=CPU)
             loader_module._compiled_loader.cache_clear()
             file.seek(position)

@@ -187,6 +187,11 @@ HEADER = b"index,source_id,label,class,split,subject,sequence,fold,copy_group\n"
         (b"index,label\n0,0\n", "the column 'source_id' is missing"),
         (HEADER + b"0,a,x,a,,,,,0\n", "not a table of samples"),
         (HEADER + b"0,a,0,a,,,,1.5,0\n", "not a table of samples"),
+        *(
+            (HEADER + b"0,a,0,a,,,,%s,0\n" % fold, "not a table of samples")
+            for fold in (b"inf", b"9" * 20, b"1e300")
+        ),
+        (HEADER + b"0,a,9%s,a,,,,,0\n" % (b"9" * 30), "not a table of samples"),
     ],
 )
 def test_a_file_that_is_no_table(text: bytes, fault: str) -> None:

@@ -4,12 +4,10 @@ import hashlib
 import itertools
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from ferdist.data.beton import Manifest, open_beton, stage_beton, write_beton, w
 from ferdist.data.beton.layout import contents
 from ferdist.errors import DataError
 from tests.data.beton import Make, Write
-from tests.data.files import refused
+from tests.data.files import largest_file, refused
 
 SET = ["faces.beton", "faces.json", "faces.samples.csv"]
 
@@ -127,17 +125,6 @@ def test_folders_that_are_in_the_way_or_missing(faces: Make, tmp_path: Path) -> 
     with pytest.raises(DataError, match="a folder has this name"):
         write_beton(faces(4), tmp_path)
     assert files(tmp_path) == ["faces.samples.csv"]
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let the system refuse to make any file larger, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(("size", "text"), [(10, 1), (3 << 20, 1), (8 << 20, 400_000)])
