@@ -22,6 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ferdist.errors import printable
+
 Floats = npt.NDArray[np.float64]
 
 THEME: Final = {
@@ -231,12 +233,12 @@ def confusion_chart(confusion: npt.NDArray[np.int64], classes: Sequence[str]) ->
 def label_of(text: str) -> str:
     """A label that matplotlib shows as it is: it would hide one that starts with an underscore."""
     label = short(text, 34)
-    return "\u200b" + label if label.startswith("_") else label
+    return "\u200a" + label if label.startswith("_") else label
 
 
 def short(text: str, length: int) -> str:
-    """A name in one line of at most so many characters."""
-    text = " ".join(text.split())
+    """A name in one line of at most so many characters, all of which an svg file can hold."""
+    text = printable(" ".join(text.split()))
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ferdist.augment.config import AugmentConfig
 from ferdist.data.folds import Holdout
-from ferdist.errors import ConfigError
+from ferdist.errors import ConfigError, reason_of
+from ferdist.io import MIB, read_untrusted
 from ferdist.models.config import ModelConfig
 
 LABELS = ("own", "ferplus-majority", "ferplus-soft")
@@ -37,6 +40,12 @@ _CHOICES: Final[dict[str, tuple[Any, ...]]] = {
 
 BASE_KEY = "base"
 """Top-level key of a YAML file that names, relative to it, the file whose values it starts from."""
+
+MOST_BASES: Final = 10
+DEEPEST: Final = 20
+"""Levels of mappings and lists in a config."""
+MOST_VALUES: Final = 10_000
+"""Keys and values in a config: lists of a checkpoint can share their items, which makes few bytes many."""
 
 RECORD_KEY = "environment"
 """Top-level key under which a run's config.yaml records versions; it configures nothing."""
@@ -293,6 +302,71 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return _to_config(merged, path)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values: no anchors, aliases, tags and dates, no infinite number, no key twice.
+
+    What it takes for a number is one for `yaml.safe_dump`, too, which quotes strings that look like one.
+    """
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+    nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        self.nodes += 1
+        plain = not (isinstance(event, yaml.AliasEvent) or event.anchor or getattr(event, "tag", None))
+        if not plain or self.nodes > MOST_VALUES:
+            problem = f"more than {MOST_VALUES} values" if plain else "anchors and tags are not allowed"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.MarkedYAMLError(problem="a key stands there twice", problem_mark=node.start_mark)
+        return mapping
+
+
+for _tag, _pattern, _first in (
+    ("null", "~|null|Null|NULL|", "~nN"),
+    ("bool", "(?i:yes|no|true|false|on|off)", "yYnNtTfFoO"),
+    ("int", "[-+]?(0|[1-9][0-9]{0,17})", "-+0123456789"),
+    ("float", r"[-+]?([0-9]{1,40}\.[0-9]{0,40}|\.[0-9]{1,40})([eE][-+][0-9]{1,2})?", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), [*_first, ""]
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file, plain and of bounded size.
+
+    Raises:
+        ConfigError: if it cannot be read, or is not such a file.
+    """
+    try:
+        values = _parsed(read_untrusted(path, MIB).decode("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as a config: {reason_of(error)}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold keys and values, not a {type(values).__name__}")
+    check_plain(values, str(path))
+    return values
+
+
+def _parsed(text: str) -> Any:
+    """The content of YAML. Raises ValueError if it is not YAML as `_Loader` takes it."""
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError("invalid YAML: nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"invalid YAML: {' '.join(str(error).split())}") from None
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """The config as nested plain values, for YAML and JSON."""
     return dataclasses.asdict(config)
@@ -325,21 +399,37 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def check_plain(values: Any, origin: str) -> None:
+    """Refuse values that are nested deeply, or too many, and OmegaConf's ``${...}``.
+
+    The latter could copy a secret from the environment into a shared file.
+
+    Args:
+        values: of a config or what belongs to one, from outside.
+        origin: is named in errors.
+
+    Raises:
+        ConfigError: if there is such a value.
+    """
+    waiting = [(values, 0)]
+    for value, depth in waiting:
+        if depth > DEEPEST or len(waiting) > MOST_VALUES:
+            raise ConfigError(f"{origin}: more than {DEEPEST} levels or {MOST_VALUES} values: not a config")
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError(f"{origin}: '${{...}}' is not allowed in a config: write the value itself")
+        if isinstance(value, Mapping):
+            waiting += [(item, depth + 1) for pair in value.items() for item in pair]
+        elif isinstance(value, list | tuple):
+            waiting += [(item, depth + 1) for item in value]
+
+
 def _yaml_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """The values of a file's bases, then its own."""
+    values = read_yaml(path)
     if path.resolve() in seen:
         raise ConfigError(f"{path}: circular chain of `{BASE_KEY}` files")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a config: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must hold keys and values, not a {type(values).__name__}")
+    if len(seen) > MOST_BASES:
+        raise ConfigError(f"{path}: more than {MOST_BASES} `{BASE_KEY}` files: put some together")
     if values.pop(RECORD_KEY, None) is not None:
         values = _completed(values)
     base = values.pop(BASE_KEY, None)
@@ -359,32 +449,22 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
 def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     parsed = []
     for override in overrides:
-        key, equals, _ = override.partition("=")
-        _refuse_interpolation(override, override)
+        key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"{override!r} is not an override: write key=value, such as train.epochs=10")
+        check_plain(text, override)
         try:
-            values = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-        except yaml.YAMLError:
+            values = _parsed(text)
+        except ValueError:
             raise ConfigError(f"{override!r}: invalid YAML: quote lists, 'key=[a, b]'") from None
-        assert isinstance(values, dict)
+        for part in reversed(key.split(".")):
+            values = {part: values}
         parsed.append((override, values))
-    return parsed  # type: ignore[return-value]
-
-
-def _refuse_interpolation(value: Any, origin: str) -> None:
-    """Refuse OmegaConf's ``${...}``: it could copy a secret from the environment into a shared file."""
-    if isinstance(value, str) and "${" in value:
-        raise ConfigError(f"{origin}: '${{...}}' is not allowed in a config: write the value itself")
-    if isinstance(value, Mapping):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, list | tuple):
-        for item in value:
-            _refuse_interpolation(item, origin)
+    return parsed
 
 
 def _merge(config: DictConfig, values: dict[str, Any], origin: str) -> DictConfig:
-    _refuse_interpolation(values, origin)
+    check_plain(values, origin)
     known = flatten(dataclasses.asdict(Config()))
     sections = {key.rpartition(".")[0] for key in known} - {""}
     for key, value in flatten(values).items():
@@ -400,8 +480,7 @@ def _merge(config: DictConfig, values: dict[str, Any], origin: str) -> DictConfi
         merged = OmegaConf.merge(config, values)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", "") or "a value"
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{origin}: {key}: {reason}") from None
+        raise ConfigError(f"{origin}: {key}: {reason_of(error)}") from None
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -412,6 +491,9 @@ def _to_config(merged: DictConfig, origin: Path) -> Config:
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from None
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{origin}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{origin}: {reason_of(error)}") from None
     assert isinstance(config, Config)
+    for key, value in flatten(to_dict(config)).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{origin}: {key} is {value}: it must be a finite number")
     return config

@@ -11,6 +11,7 @@ import torch
 
 from ferdist.data import prepare
 from ferdist.errors import ConfigError, RunError
+from ferdist.io import MIB, read_untrusted
 from ferdist.reporting import write_report
 from ferdist.runtime.folder import RunFolder
 from ferdist.use import inspect
@@ -79,7 +80,7 @@ def _remove_former(out: Path) -> None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(f"{out}: not empty and not from an earlier demo: give --out another folder")
         return
-    for name in marker.read_text(encoding="utf-8").splitlines():
+    for name in read_untrusted(marker, MIB).decode("utf-8").splitlines():
         path = out / name
         if path.parent != out or name in ("", ".", ".."):
             raise ConfigError(f"{marker}: {name!r} is not a name in this folder: remove the folder by hand")

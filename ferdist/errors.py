@@ -58,6 +58,12 @@ def printable(text: str) -> str:
     )
 
 
+def reason_of(error: BaseException) -> str:
+    """Why something failed, in one line without the path; some libraries' errors have many lines or none."""
+    lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))

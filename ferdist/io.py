@@ -7,9 +7,11 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
@@ -17,7 +19,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final
 
-from ferdist.errors import RunError
+from ferdist.errors import RunError, reason_of
 
 LOCK: Final = ".lock"
 """File in a folder that has one owner; whoever holds its lock owns the folder."""
@@ -72,16 +74,38 @@ def read_untrusted(path: Path, limit: int = TEXT_LIMIT) -> bytes:
 
 
 def read_json(path: Path, limit: int = TEXT_LIMIT) -> Any:
-    """The content of a JSON file.
+    """The content of a JSON file; a number that is not finite, which JSON does not have, becomes None.
 
     Raises:
         OSError: as `open_untrusted`.
         ValueError: if it is not UTF-8, not JSON or nested too deeply.
     """
+    text = read_untrusted(path, limit).decode("utf-8")
     try:
-        return json.loads(read_untrusted(path, limit).decode("utf-8"))
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def check_unpacked(file: BufferedReader, limit: int) -> None:
+    """Refuse a zip whose members would take more than ``limit`` bytes; the file stays at its start.
+
+    Raises:
+        ValueError: if it is not a zip, or it is too large.
+    """
+    try:
+        with zipfile.ZipFile(file) as members:
+            total = sum(member.file_size for member in members.infolist())
+    except Exception:  # zipfile raises whatever a damaged file makes it
+        raise ValueError("not a whole zip file") from None
+    if total > limit:
+        raise ValueError(f"larger than {limit // MIB} MiB when unpacked")
+    file.seek(0)
 
 
 @contextmanager
@@ -155,6 +179,21 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     else:
         shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What is written in the block is about ``path``.
+
+    Raises:
+        RunError: if the disk refuses: it is full or read-only, or the folder is gone.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written ({reason_of(error)}): free space there or choose another place"
+        ) from None
 
 
 def sync(path: Path) -> None:

@@ -100,5 +100,5 @@ def count(number: int, noun: str = "") -> Number:
 
 def escape(text: str) -> str:
     """Text that markdown shows as it is: no html, no table rules, one line."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    text = printable(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{letter}" if letter in "\\`*_|[]" else letter for letter in text)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ferdist.config import Config, differences, flatten, from_dict, load_config, to_dict
+from ferdist.config import Config, differences, flatten, from_dict, load_config, read_yaml, to_dict
 from ferdist.errors import ConfigError
 from ferdist.models import Task, build_model, check_resolution, model_names
 from tests.conftest import ROOT
@@ -105,14 +105,64 @@ def test_no_epoch_is_picked_on_a_fold_that_is_scored() -> None:
         ("base: x.yaml", "circular chain"),
         ("base: other.yaml", "other.yaml: no such config file"),
         ("trian: {epochs: 3}", "unknown config key trian.epochs: did you mean train.epochs?"),
+        ("data: {timeout: .nan}", "data.timeout: Value '.nan' of type 'str' could not be converted"),
+        ("data: {timeout: .inf}", "data.timeout: Value '.inf' of type 'str' could not be converted"),
+        ("data: {timeout: 'nan'}", "data.timeout is nan: it must be a finite number"),
+        ("train: {lr: 1.0e+400}", "train.lr is inf: it must be a finite number"),
+        (f"train: {{lr: {'1' * 5000}}}", "train.lr is inf: it must be a finite number"),
+        ("seed: 2020-13-45", "seed: Value '2020-13-45' of type 'str' could not be converted"),
+        ("seed: !!timestamp 2020-13-45", "anchors and tags are not allowed"),
+        ("run_dir: '${foo:bar}'", "'${...}' is not allowed in a config"),
+        ("data: &a {path: *a}", "anchors and tags are not allowed"),
+        ("seed: 1\nseed: 2", "a key stands there twice"),
+        ("[" * 5000, "nested too deeply"),
+        ("a: " + "[" * 30 + "]" * 30, "more than 20 levels"),
+        ("a: [" + "1," * 20_000 + "]", "more than 10000 values"),
+        ("#" * 2**20 + "\n", "larger than 1 MiB"),
+        ("base: /dev/zero", "not a regular file"),
+        ('base: "a\\0b"', "null byte"),
+        ("? [a]\n: 1", "found unhashable key"),
+        (b"\xff\xfe", "'utf-8' codec can't decode"),
     ],
+    ids=lambda value: str(value[:30]),
 )
-def test_a_wrong_file_is_named(tmp_path: Path, content: str, message: str) -> None:
+def test_a_wrong_file_is_named(tmp_path: Path, content: str | bytes, message: str) -> None:
     path = tmp_path / "x.yaml"
-    path.write_text(content)
-    with pytest.raises(ConfigError, match=r"^\S+\.yaml: ") as caught:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_chain_of_bases_is_short(tmp_path: Path) -> None:
+    for number in range(1000):
+        (tmp_path / f"{number}.yaml").write_text(f"base: {number + 1}.yaml")
+    with pytest.raises(ConfigError, match="more than 10 `base` files"):
+        load_config(tmp_path / "0.yaml")
+
+
+def test_numbers_that_look_like_text_stay_text(tmp_path: Path) -> None:
+    """What `yaml.safe_dump` leaves without quotes comes back as it was."""
+    words = [
+        "1e5",
+        "089",
+        "1_0",
+        "0x1f",
+        "1:30",
+        "12e03",
+        "+",
+        "-",
+        ".",
+        ".nan",
+        "2026-11-29",
+        "=",
+        "<<",
+        "on",
+    ]
+    numbers = [0, -7, 1.5, 1e-7, 1e22, 1e-99, 10**17]
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"words": words, "numbers": numbers}))
+    assert read_yaml(tmp_path / "x.yaml") == {"words": words, "numbers": numbers}
 
 
 def test_differences_leave_out_what_does_not_change_the_result() -> None:

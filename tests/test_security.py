@@ -26,6 +26,7 @@ from ferdist.cli import main
 from ferdist.config import Config, from_dict, load_config, to_dict
 from ferdist.errors import ConfigError
 from ferdist.models import registry, weights
+from ferdist.runtime import checkpoint
 from launch import kfold, train
 from tests.conftest import ROOT
 
@@ -103,8 +104,7 @@ def test_a_run_folder_runs_no_code(
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     state = torch.load(folder / "checkpoints" / "best.pt")
     state["card"]["config"]["model"]["name"] = "helper:net"
-    (folder / "checkpoints" / "best.pt.sha256").unlink()
-    torch.save(state, folder / "checkpoints" / "best.pt")
+    checkpoint.save(folder / "checkpoints" / "best.pt", state)
     assert main(["evaluate", str(folder)]) == 1
     assert "which a file asks for" in capsys.readouterr().err
     assert main(["report", str(folder), "--out", "report"]) == 0

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ferdist.augment.kinds import kind_label
+from ferdist.errors import printable
 from ferdist.evaluation.attention import Watched
 from ferdist.evaluation.records import Evaluation
 
@@ -36,7 +37,7 @@ def show_benchmark(
                 damage = one.occlusion
                 assert damage is not None  # of a benchmark
                 step = damage.severity if damage.covered is None else round(100 * damage.covered)
-                board.add_scalar(f"occlusion/{damage.kind}, {damage.fill}", one.accuracy, step)
+                board.add_scalar(printable(f"occlusion/{damage.kind}, {damage.fill}"), one.accuracy, step)
             for looked in watched:
                 tag = f"attention/{kind_label(looked.cell.kind)}"
                 faces, columns, height, width, _ = (pictures := looked.pictures()).shape
@@ -57,5 +58,5 @@ def _legend(watched: Watched, classes: Sequence[str]) -> str:
             for rows in (looks.probabilities for looks in watched.looks)
         ]
         true = classes[watched.label[row]]
-        lines.append(f"- sample {index}, {true}: predicted {said[0]}, when covered {said[1]}")
+        lines.append(printable(f"- sample {index}, {true}: predicted {said[0]}, when covered {said[1]}"))
     return "\n".join(lines)

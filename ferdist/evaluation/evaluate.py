@@ -27,7 +27,7 @@ from ferdist.evaluation.realfaces import listed_samples
 from ferdist.evaluation.records import OCCLUSION, Damage, Evaluation, EvaluationKey, Results, conditions_of
 from ferdist.evaluation.results import add_evaluations
 from ferdist.evaluation.robustness import compare_benchmarks
-from ferdist.io import sha256
+from ferdist.io import sha256, writing
 from ferdist.runtime.distributed import World, join_world
 from ferdist.runtime.folder import RunFolder
 from ferdist.runtime.precision import configure_kernels, scoring_dtype
@@ -111,8 +111,9 @@ def _folder_of_weights(trained: TrainedModel) -> RunFolder:
             f"{folder.path}: holds evaluations of weights other than {trained.weights}: "
             "move the folder away or rename the weights"
         )
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.write_config(trained.card.config, record)
+    with writing(folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write_config(trained.card.config, record)
     return folder
 
 

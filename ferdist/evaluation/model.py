@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+import msgspec
 import torch
+from msgspec import Meta
 from torch import nn
 
 from ferdist.config import Config, differences, from_dict, to_dict
-from ferdist.errors import ConfigError, RunError
+from ferdist.errors import ConfigError, RunError, reason_of
 from ferdist.models import Task, build_model, weights
+from ferdist.models.external import TIMM
 from ferdist.runtime import checkpoint
 from ferdist.runtime.folder import RunFolder
 
@@ -33,8 +36,8 @@ class ModelCard:
     config: Config
     task: Task
     classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[Annotated[float, Meta(ge=0, le=1)], ...]
+    std: tuple[Annotated[float, Meta(gt=0, le=1)], ...]
     beton_sha256: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,16 +52,27 @@ class ModelCard:
         }
 
     @staticmethod
-    def from_dict(values: dict[str, Any], origin: Path) -> ModelCard:
-        """What `to_dict` gave; ``origin`` is named in errors."""
-        return ModelCard(
-            from_dict(values["config"], origin),
-            Task(**values["task"]),
-            tuple(values["classes"]),
-            tuple(values["mean"]),
-            tuple(values["std"]),
-            values["beton_sha256"],
-        )
+    def from_dict(values: Mapping[str, Any], origin: Path) -> ModelCard:
+        """What `to_dict` gave; ``origin`` is named in errors.
+
+        Raises:
+            ConfigError: if the config is not one.
+            ValueError: if another value is not what it should be; the message has its place.
+        """
+        config = from_dict(msgspec.convert(values, _Configured)["config"], origin)
+        card = replace(msgspec.convert({**values, "config": {}}, ModelCard), config=config)
+        for name, given, wanted in (
+            ("classes", card.classes, card.task.classes),
+            ("mean", card.mean, card.task.channels),
+            ("std", card.std, card.task.channels),
+        ):
+            if len(given) != wanted:
+                raise ValueError(f"{len(given)} values of {name} for a task with {wanted}")
+        return card
+
+
+class _Configured(TypedDict):
+    config: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -119,7 +133,7 @@ def load_trained(
     which = which or default_checkpoint(stored)
     named = {"best": folder.checkpoints / checkpoint.BEST, "last": folder.checkpoints}
     path = named.get(which, Path(which))
-    state = checkpoint.load_newest(path) if which == "last" else checkpoint.load(path)
+    state = checkpoint.load_newest(path) if which == "last" else checkpoint.load(path, checkpoint.Weights)
     if state is None:
         raise RunError(f"{path}: no readable checkpoint: train the run first")
     with _readable(path):
@@ -128,7 +142,14 @@ def load_trained(
     other = differences(stored, card.config)
     if other:
         raise RunError(f"{path}: not a checkpoint of {model} ({'; '.join(other[:3])})")
-    return TrainedModel(network, card, which, int(state["step"]))
+    return TrainedModel(network, card, which, state["step"])
+
+
+class _Source(TypedDict):
+    """What exported weights say of the checkpoint that they are from."""
+
+    checkpoint: str
+    step: int
 
 
 def _load_exported(path: Path, device: torch.device, trust_code: bool) -> TrainedModel:
@@ -140,8 +161,9 @@ def _load_exported(path: Path, device: torch.device, trust_code: bool) -> Traine
         )
     with _readable(path):
         card = ModelCard.from_dict(facts, path)
+        source = msgspec.convert(facts, _Source)
         network = _network(card, tensors, device, trust_code)
-        return TrainedModel(network, card, facts["checkpoint"], facts["step"], path)
+        return TrainedModel(network, card, source["checkpoint"], source["step"], path)
 
 
 @contextmanager
@@ -149,14 +171,29 @@ def _readable(path: Path) -> Iterator[None]:
     """What a file holds that this version cannot use is an error in one line."""
     try:
         yield
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"{path}: its content does not fit this version of ferdist: {reason}") from None
+    except (ValueError, RuntimeError) as error:
+        raise RunError(
+            f"{path}: its content does not fit this version of ferdist: {reason_of(error)}"
+        ) from None
 
 
 def _network(
     card: ModelCard, tensors: Mapping[str, torch.Tensor], device: torch.device, trust_code: bool
 ) -> nn.Module:
+    _check_shapes(card, tensors, trust_code)
     network = build_model(card.config.model, card.task, trust_code=trust_code)
     network.load_state_dict(tensors)
     return network.to(device).to(memory_format=torch.channels_last).eval()
+
+
+def _check_shapes(card: ModelCard, tensors: Mapping[str, torch.Tensor], trust_code: bool) -> None:
+    """Refuse a card of a network that is larger than the weights, before it takes any memory."""
+    source, colon, _ = card.config.model.name.partition(":")
+    if colon and source != TIMM:  # a user's network may need its memory to be built
+        return
+    with torch.device("meta"):
+        empty = build_model(card.config.model, card.task, trust_code=trust_code)
+    for name, tensor in empty.state_dict().items():
+        given = tuple(tensors[name].shape) if name in tensors else None
+        if given != tuple(tensor.shape):
+            raise ValueError(f"{name} is {given}, and its network has {tuple(tensor.shape)}")

@@ -7,19 +7,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
-from zipfile import BadZipFile
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from ferdist.augment.kinds import KINDS
 from ferdist.data.record import Integers
-from ferdist.errors import RunError
+from ferdist.errors import RunError, reason_of
 from ferdist.evaluation.benchmark import Cell
-from ferdist.io import atomic_path
+from ferdist.io import MIB, atomic_path, check_unpacked, open_untrusted, writing
 
 Probabilities = npt.NDArray[np.float32]
 
+LIMIT: Final = 512 * MIB
+"""Largest file that is read, packed or not: 100,000 faces of 8 classes under 150 cells."""
+MOST_CELLS: Final = 10_000
 CELL: Final = ("kind", "severity", "fill")
 """The arrays of a file that name its cells."""
 
@@ -83,15 +86,20 @@ class Predictions:
         whole.save(path)
 
     def save(self, path: Path) -> None:
-        """Write a compressed .npz, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write a compressed .npz, whole or not at all.
+
+        Raises:
+            RunError: if it cannot be written.
+        """
         names = ("index", "label", "probabilities", "beton_sha256")
         arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
         if self.cells:
             named = {name: [getattr(cell, name) for cell in self.cells] for name in CELL}
             arrays |= {"cluster": self.cluster, **named, "checksum": self.checksums}
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.savez_compressed(file, **arrays)
 
     @staticmethod
     def load(path: Path) -> Predictions:
@@ -101,25 +109,42 @@ class Predictions:
             RunError: if the file is missing or does not hold predictions.
         """
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                plain = Predictions(
-                    stored["index"], stored["label"], stored["probabilities"], str(stored["beton_sha256"])
-                )
-                if "kind" in stored:
-                    named = (stored[name].tolist() for name in CELL)
-                    plain = replace(
-                        plain,
-                        cells=tuple(Cell(*cell) for cell in zip(*named, strict=True)),
-                        checksums=tuple(stored["checksum"].tolist()),
-                        cluster=stored["cluster"],
-                    )
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise RunError(f"{path}: cannot be read as predictions: {reason}") from None
-        shape = (len(plain.cells),) * bool(plain.cells) + plain.label.shape
-        if plain.index.shape != plain.label.shape or plain.probabilities.shape[:-1] != shape:
-            raise RunError(f"{path}: cannot be read as predictions: labels and probabilities do not match")
-        return plain
+            with open_untrusted(path, LIMIT) as file:
+                check_unpacked(file, LIMIT)
+                with np.load(file, allow_pickle=False) as stored:
+                    return _checked(dict(stored))
+        except Exception as error:  # numpy raises whatever a damaged file makes it
+            raise RunError(f"{path}: cannot be read as predictions: {reason_of(error)}") from None
+
+
+def _checked(stored: dict[str, Any]) -> Predictions:
+    """Predictions from the arrays of a file. Raises KeyError or ValueError if they are none."""
+    probabilities, label, index = stored["probabilities"], stored["label"], stored["index"]
+    texts = {name: stored[name] for name in ("beton_sha256", *CELL, "checksum") if name in stored}
+    if any(one.size > MOST_CELLS for one in texts.values()):
+        raise ValueError(f"more than {MOST_CELLS} cells")
+    plain = {name: one.tolist() for name, one in texts.items()}
+    cells: tuple[Cell, ...] = ()
+    if "kind" in plain:
+        rows = zip(*(plain[name] for name in CELL), strict=True)
+        cells = tuple(msgspec.convert(dict(zip(CELL, row, strict=True)), Cell) for row in rows)
+    checksums = msgspec.convert(plain["checksum"] if cells else (), tuple[str, ...])
+    cluster = stored["cluster"] if cells else None
+    samples = [one for one in (index, label, cluster) if one is not None]
+    if any(one.ndim != 1 or one.dtype.kind != "i" for one in samples):
+        raise ValueError("samples are not whole numbers")
+    shape = (len(cells),) * bool(cells) + label.shape
+    if any(one.shape != label.shape for one in samples) or probabilities.shape[:-1] != shape:
+        raise ValueError("labels and probabilities do not match")
+    classes = probabilities.shape[-1]
+    if len(checksums) != len(cells) or not ((label >= 0) & (label < classes)).all():
+        raise ValueError("labels and classes, or cells and checksums, do not match")
+    if (index < 0).any() or not (np.diff(index) > 0).all():
+        raise ValueError("samples are not in ascending order")
+    if probabilities.dtype.kind != "f" or not ((probabilities >= 0) & (probabilities <= 1.01)).all():
+        raise ValueError("probabilities are not numbers from 0 to 1")
+    sha256 = msgspec.convert(plain["beton_sha256"], str)
+    return Predictions(index, label, probabilities, sha256, cells, checksums, cluster)
 
 
 def place_of(cell: Cell) -> tuple[int, str, str, int]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypedDict
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
-from ferdist.data.record import Integers
-from ferdist.errors import RunError
+from ferdist.config import check_plain
+from ferdist.errors import RunError, reason_of
 from ferdist.evaluation.benchmark import Cell
 from ferdist.evaluation.metrics import Scores
+from ferdist.io import read_json
 
 SCHEMA: Final = 1
 RATES: Final = ("accuracy", "balanced_accuracy", "macro_f1", "ece")
@@ -23,7 +24,8 @@ OCCLUSION: Final = "occlusion"
 CONDITIONS: Final = ("data", "beton_sha256", "split", "fold", "inner_fold", "tta", "checkpoint")
 """What all evaluations of one occlusion benchmark share; also the keys of its summary and comparisons."""
 
-T = TypeVar("T")
+Rate = Annotated[float, Meta(ge=0, le=1)] | None
+Count = Annotated[int, Meta(ge=0, lt=2**53)]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Damage:
     kind: str
     severity: int
     fill: str
-    covered: float | None = field(default=None, compare=False)
+    covered: Rate = field(default=None, compare=False)
     seen: str = field(default="", compare=False)
     checksum: str = field(default="", compare=False)
 
@@ -151,131 +153,112 @@ class Results:
     test_scorings: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """An evaluation as results.json has it."""
+
+    data: str
+    split: str
+    subset: str
+    unit: str
+    tta: str
+    samples: Count
+    accuracy: Rate
+    balanced_accuracy: Rate
+    macro_f1: Rate
+    ece: Rate
+    per_class_recall: tuple[Rate, ...]
+    confusion: tuple[tuple[Count, ...], ...]
+    accuracy_ci95: tuple[Rate, Rate] | None = None
+    loss: float | None = None
+    fold: int | None = None
+    inner_fold: int | None = None
+    occlusion: Damage | None = None
+    # Entries of earlier versions lack some of these.
+    beton_sha256: str | None = None
+    checkpoint: str = ""
+    predictions: str | None = None
+
+
+class _Environment(TypedDict, total=False):
+    training: dict[str, Any] | None
+
+
+class _Difference(TypedDict):
+    corruption_error: float | None
+    difference: float
+    difference_ci95: tuple[float, float]
+
+
+class _Comparison(TypedDict):
+    """What is shown of a comparison (`robustness.compare_benchmarks`)."""
+
+    reference: str
+    cells: int
+    mean_corruption_error: float | None
+    difference: float
+    difference_ci95: tuple[float, float]
+    kinds: dict[str, _Difference]
+
+
+@dataclass(frozen=True)
+class _File:
+    classes: tuple[str, ...]
+    evaluations: tuple[_Entry, ...]
+    config: dict[str, Any]
+    environment: _Environment
+    test_scorings: Count
+    comparisons: tuple[_Comparison, ...] = ()
+
+
 def read_results(path: Path) -> Results:
-    """Read results.json. None and NaN among the rates become None.
+    """Read results.json. A rate that is not finite becomes None.
 
     Raises:
         RunError: if it is missing, is not JSON, has another schema or breaks the contract.
+        ConfigError: if its config or environment is nested deeply.
     """
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise _fault(path, "not a JSON object")
-    if content.get("schema") != SCHEMA:
+    try:
+        content = read_json(path)
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file: run `ferdist evaluate {path.parent}` first") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: not readable as JSON ({reason_of(error)}); evaluate the run again") from None
+    if isinstance(content, dict) and content.get("schema") != SCHEMA:
         raise RunError(
             f"{path}: schema {content.get('schema')!r} is unknown, this version reads {SCHEMA}: "
             "use the ferdist that wrote it or evaluate the run again"
         )
-    names = _typed(content, "classes", list, path)
-    environment = _typed(content, "environment", dict, path)
-    trained_on = str((environment.get("training") or {}).get("beton_sha256", ""))
-    return Results(
-        content,
-        tuple(
-            _evaluation(entry, len(names), trained_on, f"{path}: evaluations[{number}]")
-            for number, entry in enumerate(_typed(content, "evaluations", list, path))
-        ),
-        tuple(map(str, names)),
-        _typed(content, "config", dict, path),
-        environment,
-        _typed(content, "test_scorings", int, path),
-    )
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        RunError: if it is missing or is not JSON.
-    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file: run `ferdist evaluate {path.parent}` first") from None
-    except json.JSONDecodeError as error:
-        raise RunError(f"{path}: line {error.lineno}: invalid JSON ({error.msg}); write it again") from None
-    except UnicodeDecodeError:
-        raise RunError(f"{path}: not a text file in UTF-8; write it again") from None
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+        checked = msgspec.convert(content, _File)
+        trained_on = str((checked.environment.get("training") or {}).get("beton_sha256", ""))
+        evaluations = tuple(_evaluation(one, len(checked.classes), trained_on) for one in checked.evaluations)
+    except ValueError as error:
+        raise RunError(f"{path}: {error}; evaluate the run again") from None
+    check_plain([content["config"], content["environment"]], str(path))
+    return Results(
+        content, evaluations, checked.classes, checked.config, content["environment"], checked.test_scorings
+    )
 
 
-def _evaluation(entry: Any, classes: int, trained_on: str, where: str) -> Evaluation:
-    if not isinstance(entry, dict):
-        raise _fault(where, "not a JSON object")
-    recall = _typed(entry, "per_class_recall", list, where)
-    if len(recall) != classes:
-        raise _fault(where, f"{len(recall)} recalls for {classes} classes")
-    values: dict[str, Any] = {
-        **{name: _typed(entry, name, str, where) for name in ("data", "split", "subset", "unit", "tta")},
-        **{name: _fraction(_typed(entry, name, object, where), f"{where}: {name}") for name in RATES},
-    }
-    for name, kind in (("fold", int), ("inner_fold", int), ("loss", float)):
-        values[name] = None if entry.get(name) is None else _typed(entry, name, kind, where)
+def _evaluation(entry: _Entry, classes: int, trained_on: str) -> Evaluation:
+    if {len(entry.per_class_recall), len(entry.confusion), *map(len, entry.confusion)} != {classes}:
+        raise ValueError(
+            f"recalls or confusion of an evaluation on {entry.data} are not of {classes} classes"
+        )
+    low, high = entry.accuracy_ci95 or (None, None)
+    keys = {one.name: getattr(entry, one.name) for one in fields(EvaluationKey)}
+    keys |= {"beton_sha256": entry.beton_sha256 or ""}
+    keys |= {"occlusion": entry.occlusion and replace(entry.occlusion)}  # vars() has the defaults, too
     evaluation = Evaluation(
-        **values,
-        beton_sha256=str(entry.get("beton_sha256") or ""),
-        checkpoint=str(entry.get("checkpoint", "")),
-        occlusion=_occlusion(entry, where),
-        samples=_typed(entry, "samples", int, where),
-        interval=_interval(entry, where),
-        recall=tuple(_fraction(value, f"{where}: per_class_recall") for value in recall),
-        confusion=_confusion(entry, classes, where),
+        **keys,
+        **{name: getattr(entry, name) for name in ("samples", "loss", *RATES)},
+        interval=None if low is None or high is None else (low, high),
+        recall=entry.per_class_recall,
+        confusion=np.asarray(entry.confusion, dtype=np.int64).reshape(classes, classes),
     )
-    # Entries of versions that did not name the file: it follows from the key.
+    # It follows from the key in entries that do not name the file.
     own_data = trained_on in ("", evaluation.beton_sha256) or not evaluation.beton_sha256
-    named = entry.get("predictions") or evaluation.predictions_name(own_data=own_data)
-    return replace(evaluation, predictions=str(named))
-
-
-def _fault(where: Path | str, fault: str) -> RunError:
-    return RunError(f"{where}: {fault}; evaluate the run again")
-
-
-def _typed(mapping: Mapping[str, Any], key: str, kind: type[T], where: Path | str) -> T:
-    if key not in mapping:
-        raise _fault(where, f"{key!r} is missing")
-    value = mapping[key]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise _fault(where, f"{key!r} is {type(value).__name__}, not {kind.__name__}")
-    return value
-
-
-def _confusion(entry: Mapping[str, Any], classes: int, where: str) -> Integers:
-    rows = _typed(entry, "confusion", list, where)
-    if len(rows) != classes or any(not isinstance(row, list) or len(row) != classes for row in rows):
-        raise _fault(where, f"'confusion' is not {classes} rows of {classes} counts")
-    if any(type(count) is not int or count < 0 for row in rows for count in row):
-        raise _fault(where, "'confusion' holds something other than counts")
-    return np.asarray(rows, dtype=np.int64).reshape(classes, classes)
-
-
-def _occlusion(entry: Mapping[str, Any], where: str) -> Damage | None:
-    if entry.get("occlusion") is None:
-        return None
-    occlusion, where = _typed(entry, "occlusion", dict, where), f"{where}: occlusion"
-    return Damage(
-        kind=_typed(occlusion, "kind", str, where),
-        severity=_typed(occlusion, "severity", int, where),
-        fill=str(occlusion.get("fill")),
-        covered=_fraction(occlusion.get("covered"), f"{where}: covered"),
-        seen=str(occlusion.get("seen", "")),
-        checksum=str(occlusion.get("checksum", "")),
+    return replace(
+        evaluation, predictions=entry.predictions or evaluation.predictions_name(own_data=own_data)
     )
-
-
-def _interval(entry: Mapping[str, Any], where: str) -> tuple[float, float] | None:
-    bounds = entry.get("accuracy_ci95")
-    if bounds is None:
-        return None
-    if not isinstance(bounds, list) or len(bounds) != 2:
-        raise _fault(where, "'accuracy_ci95' is not a pair of bounds")
-    low, high = (_fraction(bound, f"{where}: accuracy_ci95") for bound in bounds)
-    return None if low is None or high is None else (low, high)
-
-
-def _fraction(value: Any, where: str) -> float | None:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-        raise _fault(where, f"{value!r} is not a fraction from 0 to 1")
-    return float(value)

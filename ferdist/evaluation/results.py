@@ -9,7 +9,7 @@ from typing import Any
 from ferdist.augment.kinds import kind_label
 from ferdist.evaluation.records import SCHEMA, Evaluation, Results, conditions_of, read_results
 from ferdist.evaluation.robustness import benchmark_scores
-from ferdist.io import write_json
+from ferdist.io import write_json, writing
 from ferdist.table import Table, count, percent, percent_interval, points, points_interval
 
 
@@ -49,7 +49,8 @@ def add_evaluations(
         "robustness": benchmark_scores([*(one for one, _ in kept), *evaluations]),
         "comparisons": comparisons + ([comparison] if comparison else []),
     }
-    write_json(path, written)
+    with writing(path):
+        write_json(path, written)
     return read_results(path)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
+
+from msgspec import Meta
 
 from ferdist.errors import ConfigError
 from ferdist.models.gates import GATES
@@ -64,9 +66,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Task:
-    """What the data ask of a network: image channels, height, width (pixels) and the class count."""
+    """What the data ask of a network: image channels, height, width (pixels) and the class count.
 
-    channels: int
-    height: int
-    width: int
-    classes: int
+    The bounds are those of a card that is read: sides as `ferdist prepare` makes them.
+    """
+
+    channels: Annotated[int, Meta(ge=1, le=4)]
+    height: Annotated[int, Meta(ge=2, le=1024)]
+    width: Annotated[int, Meta(ge=2, le=1024)]
+    classes: Annotated[int, Meta(ge=2, le=10_000)]

@@ -10,10 +10,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ferdist.errors import RunError
-from ferdist.io import atomic_path
+from ferdist.errors import RunError, reason_of
+from ferdist.io import MIB, atomic_path, open_untrusted, writing
 
 SUFFIX: Final = ".safetensors"
+LIMIT: Final = 2**13 * MIB
+"""Largest file of weights that is read: above a thousand million parameters in fp32."""
 SHIPPED: Final = Path(__file__).parent.parent / "weights"
 SHORT_NAMES: Final = {"fer2013": "fer2013_resnet18_cbam"}
 
@@ -36,7 +38,7 @@ def find(model: str) -> Path | None:
     """
     path = Path(model)
     if path.suffix == SUFFIX:
-        if not path.is_file():
+        if not path.exists():
             raise RunError(f"{path}: there is no such file")
         return path
     name = SHORT_NAMES.get(model, model)
@@ -66,12 +68,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
             raise RunError(f"{path}: {name} is not finite in fp16: these weights cannot be used")
         halved[name] = smaller.contiguous().cpu()
     metadata = {name: json.dumps(value) for name, value in facts.items()}
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary:
             temporary.write_bytes(save(halved, metadata))  # save_file's are readable by their owner alone
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -80,15 +80,16 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         RunError: if it is not a safetensors file.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
+        open_untrusted(path, LIMIT).close()
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise RunError(f"{path}: not a safetensors file: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # for some damages not one of its own
+        raise RunError(f"{path}: not a safetensors file: {reason_of(error)}") from None
     try:
         return tensors, {name: json.loads(value) for name, value in metadata.items()}
-    except ValueError:
+    except (ValueError, RecursionError):
         return tensors, {}

@@ -7,18 +7,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypedDict
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import yaml
 
 from ferdist.config import flatten
 from ferdist.data.beton import Manifest
-from ferdist.errors import DataError, RunError
+from ferdist.errors import DataError, RunError, reason_of
 from ferdist.evaluation.predictions import Predictions, side_by_side
 from ferdist.evaluation.records import Evaluation, EvaluationKey, Results, read_results
 from ferdist.evaluation.robustness import benchmark_scores
+from ferdist.io import MIB, read_untrusted
 from ferdist.runtime.folder import RunFolder
 
 Floats = npt.NDArray[np.float64]
@@ -64,12 +66,12 @@ class Run(Results):
         """A metric such as ``val/loss`` over the run.
 
         Returns:
-            Epochs and values, float64 (P,) each, in the order of the file; a value that is not finite is NaN.
+            Epochs and values, float64 (P,) each, in the order of the file; a value that is not finite, or too
+            large to draw, is NaN.
         """
         lines = [line for line in self.history if key in line]
-        values = [line[key] if isinstance(line[key], int | float) else math.nan for line in lines]
-        curve = np.array(values, float)
-        return np.array([line["epoch"] for line in lines], float), np.where(np.isfinite(curve), curve, np.nan)
+        values = [value if _is_plottable(value := line[key]) else math.nan for line in lines]
+        return np.array([line["epoch"] for line in lines], float), np.array(values, float)
 
     def epoch_means(self, key: str) -> dict[int, float]:
         """Mean of a metric's values in each epoch, from 1, that has any."""
@@ -85,7 +87,7 @@ class Run(Results):
     @property
     def data(self) -> str:
         """Name of the data that the run was trained on."""
-        return self.manifest.name if self.manifest else Path(self.option("data.path")).stem
+        return self.manifest.name if self.manifest else Path(str(self.option("data.path"))).stem
 
     def is_own(self, evaluation: Evaluation) -> bool:
         """Whether an evaluation is on the data that the run was trained on."""
@@ -108,6 +110,10 @@ class Run(Results):
             key=lambda one: (not self.is_own(one), *precedence(one), one.checkpoint != selected),
             default=None,
         )
+
+
+def _is_plottable(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e30
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
@@ -151,10 +157,12 @@ def load_run(folder: Path) -> Run:
     results = read_results(files.results)
     remarks: list[str] = []
     try:
-        config_text = files.config.read_text(encoding="utf-8", errors="replace")
+        config_text = read_untrusted(files.config, MIB).decode("utf-8", errors="replace")
     except OSError:
         config_text = yaml.safe_dump(results.config, sort_keys=False)
-        remarks.append("config.yaml is missing: the configuration shown is the copy in results.json.")
+        remarks.append(
+            "config.yaml is missing or unreadable: the configuration shown is the copy in results.json."
+        )
     history = _read_history(files.metrics, remarks)
     status = files.stored_status()
     if not status:
@@ -218,28 +226,35 @@ def telling_ends(folders: Sequence[Path]) -> list[str]:
     raise AssertionError("distinct paths have distinct names")
 
 
+class _Line(TypedDict):
+    """What a line of metrics.jsonl must have."""
+
+    epoch: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
+
+
 def _read_history(path: Path, remarks: list[str]) -> tuple[Mapping[str, Any], ...]:
     """The lines of metrics.jsonl; the last one may be half written, as a killed run leaves it."""
-    if not path.is_file():
+    try:
+        lines = read_untrusted(path).decode("utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
         remarks.append("metrics.jsonl is missing, so there are no learning curves.")
         return ()
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        remarks.append(f"metrics.jsonl cannot be read ({reason_of(error)}), so there are no learning curves.")
+        return ()
     history: list[Mapping[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            entry = None
-        if isinstance(entry, dict) and isinstance(entry.get("epoch"), int | float):
-            history.append(entry)
-        elif number == len(lines):
+            history.append({**entry, **msgspec.convert(entry, _Line)})
+        except (ValueError, RecursionError):
+            if number < len(lines):
+                raise RunError(
+                    f"{path}: line {number}: not a JSON object with an epoch; remove that line or train again"
+                ) from None
             remarks.append(f"The last line of metrics.jsonl (line {number}) is incomplete and left out.")
-        else:
-            raise RunError(
-                f"{path}: line {number}: not a JSON object with an epoch; remove that line or train again"
-            )
     if not history:
         remarks.append("metrics.jsonl is empty, so there are no learning curves.")
     return tuple(history)
@@ -257,10 +272,10 @@ def _read_predictions(folder: Path, remarks: list[str]) -> dict[str, tuple[Predi
 
 
 def _read_manifest(run: Run, remarks: list[str]) -> Manifest | None:
-    path = Path(run.option("data.path"))
+    path = Path(str(run.option("data.path")))
     try:
         manifest = Manifest.load(path.with_suffix(".json"))
-    except DataError:
+    except (DataError, ValueError):  # it may be no path at all
         remarks.append(f"The manifest beside {path} cannot be read, so the data are not described.")
         return None
     checksums = {seeds[0].beton_sha256 for seeds in run.predictions.values()}

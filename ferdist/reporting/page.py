@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 import ferdist
 from ferdist.charts import THEME
+from ferdist.errors import printable
 from ferdist.table import Table
 
 
@@ -108,6 +109,7 @@ def render(content: Content, pictures: Mapping[str, Markup]) -> str:
     )
     # Each number is tied to its percent sign; html stays html.
     environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         content=content, pictures=pictures, theme=THEME, version=ferdist.__version__
     )
+    return "\n".join(map(printable, page.split("\n")))

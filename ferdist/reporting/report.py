@@ -12,8 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ferdist.charts import inline_svg, png_bytes, svg_bytes
-from ferdist.errors import RunError
-from ferdist.io import scratch_folder
+from ferdist.io import read_untrusted, scratch_folder, writing
 from ferdist.reporting import table1
 from ferdist.reporting.album import Album
 from ferdist.reporting.load import Run, load_runs
@@ -43,7 +42,7 @@ def write_report(runs: Sequence[Path], out: Path, *, faces: bool = True) -> Path
     """
     album = Album(shown=faces)
     content = of_networks(runs, album) if any(map(is_experiment, runs)) else of_runs(runs, album)
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(out) as draft:
             (draft / "figures").mkdir()
@@ -57,15 +56,13 @@ def write_report(runs: Sequence[Path], out: Path, *, faces: bool = True) -> Path
             (draft / "table1.md").write_text(content.table1, encoding="utf-8")
             (draft / "report.html").write_text(render(content, pictures), encoding="utf-8")
             _publish(draft, out)
-    except OSError as error:
-        raise RunError(f"{out}: cannot write the report: {error.strerror}; choose another --out") from None
     return out / "report.html"
 
 
 def _publish(draft: Path, out: Path) -> None:
     """Move the files of a finished draft into place, and remove the figures of an earlier report."""
     earlier = out / "report.html"
-    page = earlier.read_text(encoding="utf-8", errors="replace") if earlier.exists() else ""
+    page = read_untrusted(earlier).decode("utf-8", errors="replace") if earlier.exists() else ""
     replaced = {html.unescape(name) for name in re.findall(r'id="([^"]+)-figure"', page)}
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for old in (out / "figures").iterdir():

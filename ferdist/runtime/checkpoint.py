@@ -2,31 +2,76 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import pickle
+import os
 import time
-import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, TypedDict, TypeVar
 
+import msgspec
 import torch
+from torch import Tensor
 
-from ferdist.errors import RunError
-from ferdist.io import atomic_path, sha256, sync, write_text
+from ferdist.errors import RunError, reason_of
+from ferdist.io import (
+    MIB,
+    atomic_path,
+    check_unpacked,
+    open_untrusted,
+    read_untrusted,
+    sha256,
+    sync,
+    write_text,
+)
 
 BEST = "best.pt"
-_UNREADABLE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
+LIMIT: Final = 2**14 * MIB
+"""Largest checkpoint that is read: above a state of a thousand million parameters."""
 _SEEN_SECONDS = 60.0
 _log = logging.getLogger(__name__)
+
+
+_Step = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
+class Weights(TypedDict):
+    """Averaged weights with what is needed to use them: a part of best.pt and of each training state."""
+
+    step: _Step
+    ema: dict[str, Tensor]
+    card: dict[str, Any]
+
+
+class BestWeights(Weights):
+    """best.pt: the weights that scored best on val so far."""
+
+    accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class EngineState(TypedDict):
+    """What the steps that are done have made, the draws being a function of seed and step."""
+
+    step: _Step
+    read_at: _Step
+    counters: Tensor
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+
+
+class TrainingState(EngineState):
+    """All that a run needs to go on."""
+
+    card: dict[str, Any]
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+    world_size: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+
+
+State = TypeVar("State")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -45,32 +90,46 @@ def save(path: Path, state: dict[str, Any]) -> None:
             write_text(_checksum_path(path), line + _checksums(path))
         write_text(_checksum_path(path), line)
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = reason_of(error)
         raise RunError(f"{path}: cannot write the checkpoint: {reason}; free some space and resume") from None
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, kind: type[State]) -> State:
     """Read a checkpoint onto the CPU.
 
+    Args:
+        path: of the checkpoint; its checksum must lie beside it.
+        kind: what it holds.
+
     Raises:
-        RunError: if it is missing, its bytes are not those that were written, or it holds more than tensors
-            and plain values (which could run code).
+        RunError: if it is missing, its bytes are not those that were written, it holds more than tensors
+            and plain values (which could run code), or something else than a state of this kind.
     """
-    checksum = _checksum_path(path)
     try:
-        if checksum.exists() and sha256(path) not in _checksums(path):
-            raise RunError(f"{path}: damaged, its bytes do not match {checksum.name}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_untrusted(path, LIMIT) as file:
+            _check_bytes(path, file)
+            check_unpacked(file, os.fstat(file.fileno()).st_size)  # torch compresses nothing
+            return msgspec.convert(torch.load(file, map_location="cpu", weights_only=True), kind)
+    except RunError:
+        raise
     except FileNotFoundError:
         raise RunError(f"{path}: there is no such checkpoint") from None
-    except _UNREADABLE as error:
-        raise RunError(f"{path}: unreadable checkpoint: {str(error).splitlines()[0]}") from None
-    if not isinstance(state, dict):
-        raise RunError(f"{path}: not a ferdist checkpoint: it holds a {type(state).__name__}")
-    return state
+    except Exception as error:  # torch's reader raises whatever a damaged file makes it
+        raise RunError(f"{path}: unreadable checkpoint: {reason_of(error)}") from None
 
 
-def load_soon(path: Path) -> dict[str, Any]:
+def _check_bytes(path: Path, file: BufferedReader) -> None:
+    beside = _checksum_path(path)
+    if not beside.exists():
+        raise RunError(
+            f"{path}: {beside.name} is missing beside it, so damage would go unnoticed: copy both files"
+        )
+    if hashlib.file_digest(file, "sha256").hexdigest() not in _checksums(path):
+        raise RunError(f"{path}: damaged, its bytes do not match {beside.name}")
+    file.seek(0)
+
+
+def load_soon(path: Path) -> TrainingState:
     """As `load`, of a checkpoint that another host can read: one on NFS may be seen here a while later.
 
     Raises:
@@ -79,7 +138,7 @@ def load_soon(path: Path) -> dict[str, Any]:
     deadline = time.monotonic() + _SEEN_SECONDS
     while True:
         try:
-            return load(path)
+            return load(path, TrainingState)
         except RunError as error:
             if time.monotonic() >= deadline:
                 shared = "rank 0 could: the run folder must be on a file system that all hosts share"
@@ -128,14 +187,14 @@ def steps(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-????????.pt"))
 
 
-def load_newest(folder: Path) -> dict[str, Any] | None:
+def load_newest(folder: Path) -> TrainingState | None:
     """The newest intact training state, or None where there is none.
 
-    A damaged one is passed over with a warning, and so is one that is missing while its checksum is there.
+    A damaged one is passed over with a warning, and so is one of which the file or its checksum is missing.
     """
     for path in reversed(_named(folder)):
         try:
-            return load(path)
+            return load(path, TrainingState)
         except RunError as error:
             _log.warning("%s; falling back to the previous checkpoint", error)
     return None
@@ -175,7 +234,7 @@ def _named(folder: Path) -> list[Path]:
 def _checksums(path: Path) -> str:
     """The lines of the checksum file, none where there is no such file."""
     beside = _checksum_path(path)
-    return beside.read_text(errors="replace") if beside.exists() else ""
+    return read_untrusted(beside, MIB).decode(errors="replace") if beside.exists() else ""
 
 
 def _checksum_path(path: Path) -> Path:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from ferdist.config import Config, from_dict
-from ferdist.errors import RunError
+from ferdist.errors import RunError, reason_of
+from ferdist.io import read_json
 
 SCHEMA: Final = 1
 FILE: Final = "experiment.json"
@@ -27,6 +29,10 @@ class Trial:
     fold: int | None
     seed: int
     part: str = ""
+
+    def __post_init__(self) -> None:
+        if ".." in Path(self.part).parts or Path(self.part).is_absolute():
+            raise ValueError(f"part {self.part!r} leads out of the experiment's folder")
 
     @property
     def name(self) -> str:
@@ -71,7 +77,7 @@ def read_experiment(folder: Path) -> StoredExperiment:
     """
     path = folder / FILE
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         if stored["schema"] != SCHEMA:
             raise ValueError(f"its schema is {stored['schema']}, and this version reads {SCHEMA}")
         parts = {
@@ -79,7 +85,8 @@ def read_experiment(folder: Path) -> StoredExperiment:
             # A file from before there were parts holds the only one's values itself.
             for name, part in stored.get("parts", {"": stored}).items()
         }
-        trials = [Trial(**trial) for trial in stored["cells"].values()]
-        return StoredExperiment(parts, trials, stored["jobs"])
+        trials = msgspec.convert(list(stored["cells"].values()), list[Trial])
+        jobs = msgspec.convert(stored["jobs"], dict[str, list[dict[str, Any]]])
+        return StoredExperiment(parts, trials, jobs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: unreadable experiment file: {error}") from None
+        raise RunError(f"{path}: unreadable experiment file: {reason_of(error)}") from None

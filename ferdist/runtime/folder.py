@@ -11,16 +11,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
+import msgspec
 import yaml
 
-from ferdist.config import RECORD_KEY, Config, differences, load_config, to_dict
+from ferdist.config import RECORD_KEY, Config, differences, load_config, read_yaml, to_dict
 from ferdist.errors import RunError
-from ferdist.io import LOCK, locked, write_json, write_text
+from ferdist.io import LOCK, locked, read_json, write_json, write_text
 
 PROGRESS_KEYS: Final = ("step", "total_steps", "epoch", "world_size")
 """Of status.json: how far the run is."""
+
+
+class Status(TypedDict, total=False):
+    """The content of status.json."""
+
+    state: str
+    reason: str | None
+    step: int
+    total_steps: int
+    epoch: float
+    world_size: int
+    pid: int
+    host: str
+    updated: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +113,14 @@ class RunFolder:
 
     def progress(self) -> dict[str, Any]:
         """How far the run is by status.json: what goes with a new state that nobody counted steps for."""
-        stored = self.stored_status()
+        stored: dict[str, Any] = {**self.stored_status()}
         return {key: stored[key] for key in PROGRESS_KEYS if key in stored}
 
-    def stored_status(self) -> dict[str, Any]:
-        """The content of status.json, empty where there is none."""
+    def stored_status(self) -> Status:
+        """The content of status.json, empty where there is none or it is damaged."""
         try:
-            return dict(json.loads(self.status.read_text()))
-        except (OSError, ValueError, TypeError):
+            return msgspec.convert(read_json(self.status), Status)
+        except (OSError, ValueError):
             return {}
 
     def stored_config(self) -> Config:
@@ -119,8 +134,13 @@ class RunFolder:
         return load_config(self.config)
 
     def stored_environment(self) -> dict[str, Any]:
-        """The environment recorded at the last start."""
-        return dict(yaml.safe_load(self.config.read_text()).get(RECORD_KEY) or {})
+        """The environment recorded at the last start, empty where there is none.
+
+        Raises:
+            ConfigError: if config.yaml cannot be read.
+        """
+        environment = read_yaml(self.config).get(RECORD_KEY)
+        return environment if isinstance(environment, dict) else {}
 
     def write_config(self, config: Config, environment: dict[str, Any]) -> None:
         """Write config.yaml, which `ferdist train` also takes as a config."""

@@ -166,7 +166,7 @@ def resume(site: Site, *, compiled: bool) -> Iterator[Check]:
         checkpoint.save(path, state)
     site.world.barrier()
     second = site.build(train=train)
-    second.engine.load_state(checkpoint.load(path))
+    second.engine.load_state(checkpoint.load(path, checkpoint.EngineState))
     _trained(second, STEPS - STEPS // 2)
     different = _different(unbroken.engine.state(), second.engine.state())
     if not site.world.is_main:  # a checkpoint has the batch statistics of rank 0 alone
@@ -200,9 +200,14 @@ def kill(site: Site) -> Iterator[Check]:
         if case == "killed":
             _kill_at_checkpoint(path, folders[case])
         _run_to_end(path)
-    last = [checkpoint.load(checkpoint.steps(folder.checkpoints)[-1]) for folder in folders.values()]
+    last = [checkpoint.steps(folder.checkpoints)[-1] for folder in folders.values()]
     unbroken, killed = (
-        {name: state[name] for name in ("step", "model", "ema", "optimizer")} for state in last
+        {
+            name: value
+            for name, value in checkpoint.load(path, checkpoint.EngineState).items()
+            if name in ("step", "model", "ema", "optimizer")
+        }
+        for path in last
     )
     different = _different(unbroken, killed)
     if different:

@@ -14,8 +14,9 @@ from ferdist.augment import Augment, Draws, draw_mixup, mix
 from ferdist.config import Config
 from ferdist.data.beton import Batch, BetonLoader, DeviceCache
 from ferdist.data.record import Integers
-from ferdist.errors import RunError
+from ferdist.errors import RunError, reason_of
 from ferdist.models import Task
+from ferdist.runtime.checkpoint import EngineState
 from ferdist.runtime.distributed import World
 from ferdist.runtime.precision import autocast, autocast_dtype
 from ferdist.training import optim, seeds
@@ -250,12 +251,22 @@ class Engine:
             "scaler": self.scaler.state_dict(),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` gave."""
-        self.step, self.read_at = int(state["step"]), int(state["read_at"])
-        if self.world.is_main:  # the sum over the ranks: it must be counted once
-            self.counters.copy_(state["counters"])
-        self.model.load_state_dict(state["model"])
-        self.ema.model.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+    def load_state(self, state: EngineState) -> None:
+        """Continue from what `state` gave.
+
+        Raises:
+            RunError: if it is another network's or optimizer's.
+        """
+        self.step, self.read_at = state["step"], state["read_at"]
+        try:
+            if self.world.is_main:  # the sum over the ranks: it must be counted once
+                self.counters.copy_(state["counters"])
+            self.model.load_state_dict(state["model"])
+            self.ema.model.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        except Exception as error:  # each raises what it likes
+            raise RunError(
+                f"the training state at step {self.step} does not fit this network and optimizer "
+                f"({reason_of(error)}): set another run_dir"
+            ) from None

@@ -8,8 +8,9 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from ferdist.config import Config, flatten, to_dict
+from ferdist.errors import printable
 from ferdist.runtime.folder import RunFolder
 from ferdist.training.liveness import PREFIX
 
@@ -131,7 +133,7 @@ class Monitor:
     def hyperparameters(self, metrics: dict[str, float]) -> None:
         """Show the config beside the final metrics in TensorBoard's HPARAMS tab."""
         plain = {
-            key: value if isinstance(value, bool | int | float | str) else str(value)
+            key: value if isinstance(value, bool | int | float) else printable(str(value))
             for key, value in flatten(to_dict(self.config)).items()
         }
         self.board.add_hparams(plain, {f"final/{k}": v for k, v in metrics.items()}, run_name=".")
@@ -158,6 +160,10 @@ def _short(name: str) -> str:
     return {"rate/images_per_second": "img/s"}.get(name, name.replace("/", " "))
 
 
+class _Line(TypedDict):
+    step: int
+
+
 def cut_back(path: Path, step: int) -> None:
     """Drop the lines of metrics.jsonl after ``step``, the validation at it, and a half-written last line.
 
@@ -170,10 +176,11 @@ def cut_back(path: Path, step: int) -> None:
         for line in file:
             try:
                 entry: dict[str, Any] = json.loads(line)
-            except ValueError:
+                done = msgspec.convert(entry, _Line)["step"]
+            except (ValueError, RecursionError):
                 break
-            validation = entry["step"] == step and any(key.startswith(("val/", PREFIX)) for key in entry)
-            if not line.endswith(b"\n") or entry["step"] > step or validation:
+            validation = done == step and any(key.startswith(("val/", PREFIX)) for key in entry)
+            if not line.endswith(b"\n") or done > step or validation:
                 break
             keep += len(line)
         file.truncate(keep)

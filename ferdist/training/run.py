@@ -161,7 +161,8 @@ class Run:
             )
         best = checkpoints / checkpoint.BEST
         try:
-            self.best = checkpoint.load(best)["accuracy"] if best.exists() else None
+            if best.exists():
+                self.best = checkpoint.load(best, checkpoint.BestWeights)["accuracy"]
         except RunError as error:
             _log.warning("%s; the best weights are chosen among those from here on", error)
         return float(state["seconds"])

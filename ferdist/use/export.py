@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import ferdist
 from ferdist.augment import normalise
 from ferdist.data.synthetic import synthesize
-from ferdist.errors import ConfigError, RunError
+from ferdist.errors import ConfigError, RunError, reason_of
 from ferdist.evaluation.model import ModelCard, TrainedModel, load_trained
 from ferdist.evaluation.records import read_results
-from ferdist.io import atomic_path
+from ferdist.io import atomic_path, writing
 from ferdist.models import weights
 
 Floats = npt.NDArray[np.float32]
@@ -51,14 +51,12 @@ def export(model: str, out: Path, *, trust_code: bool = False) -> str:
         raise ConfigError(f"--out is {out}: its name must end in .onnx or {weights.SUFFIX}")
     trained = load_trained(model, None, torch.device("cpu"), trust_code=trust_code)
     facts = facts_of(trained, model)
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".onnx":
             difference = _write_onnx(trained, facts, out)
         else:
             difference = _write_weights(trained, facts, out)
-    except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror or error})") from None
     size = out.stat().st_size / 1e6
     return f"{out} ({size:.1f} MB; probabilities differ by at most {difference:.1e} on {2 * PROBES} images)"
 
@@ -161,8 +159,8 @@ def _write_onnx(trained: TrainedModel, facts: dict[str, Any], out: Path) -> floa
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps whatever a user's network raises
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(f"{trained.card.config.model.name} cannot be exported to ONNX: {reason}") from None
+        name = trained.card.config.model.name
+        raise RunError(f"{name} cannot be exported to ONNX: {reason_of(error)}") from None
     assert program is not None
     proto = program.model_proto
     batch = proto.graph.input[0].type.tensor_type.shape.dim[0]

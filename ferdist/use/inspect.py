@@ -29,7 +29,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
 def as_text(contents: dict[str, Any]) -> str:
     """The same for people: counts per split, fold and class, and what the audit found."""
-    image, classes = contents["image"], contents["classes"]
+    image, classes = contents["image"], [printable(name) for name in contents["classes"]]
     width = max(8, *(len(name) for name in classes)) + 2
     lines = [
         f"{contents['name']}: {contents['samples']} images "

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ferdist.data.archive import IMAGE_FORMATS, FolderArchive, is_image
 from ferdist.data.folders import to_rgb
-from ferdist.errors import DataError
+from ferdist.errors import DataError, reason_of
+from ferdist.io import MIB, open_untrusted
 
 LONGEST: Final = 1600
 """Longest side in pixels at which faces are looked for and cropped; larger pictures are reduced to it."""
+MOST_PIXELS: Final = 50_000_000
+"""Of a picture: above those of most cameras; decoding one takes at most 770 MiB (an animated WebP)."""
+LONGEST_SIDE: Final = 65_535
+"""Of a picture, in pixels, as of a JPEG: some decoders take memory for a few hundred rows at once."""
+LIMIT: Final = 256 * MIB
+"""Largest file of a picture that is read: above one of ``MOST_PIXELS`` that is not compressed."""
 ORIENTATION: Final = 0x0112
 """The EXIF tag."""
 
@@ -74,33 +80,41 @@ def read_picture(path: Path) -> Picture:
     """Decode a picture; a large one is reduced before it is converted, so that memory stays bounded.
 
     Raises:
-        DataError: if it is missing, no image, truncated, of floats, or larger than Pillow decodes
-            (about 179 million pixels).
+        DataError: if it is missing, no image, truncated, of floats, or larger than ``MOST_PIXELS``.
     """
     try:
-        with warnings.catch_warnings(), path.open("rb") as file:
+        with warnings.catch_warnings(), open_untrusted(path, LIMIT) as file:
             warnings.simplefilter("ignore")
-            image: Image.Image = Image.open(file, formats=IMAGE_FORMATS)
-            size = image.size
-            drafted = image.draft(None, (LONGEST, LONGEST))  # a JPEG is decoded at 1/2, 1/4 or 1/8
-            image.load()
-            # Pillow turns a TIFF when it loads it: size and what is left to do are known only afterwards.
-            size = size if drafted else image.size
-            orientation = image.getexif().get(ORIENTATION, 1)
-            image = _reduced(image)
-            image.getexif()[ORIENTATION] = orientation
-            upright = to_rgb(image, str(path))
-            if orientation >= 5:
-                size = size[::-1]
+            return _decoded(path, file)
     except UnidentifiedImageError:
         reason = f"not one of {', '.join(IMAGE_FORMATS)}" if path.stat().st_size else "empty file"
-        raise DataError(f"{path}: not a readable image ({reason})") from None
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
-    except Image.DecompressionBombError:
-        raise DataError(f"{path}: more than 179 million pixels; scale it down first") from None
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
-        raise DataError(f"{path}: not a readable image ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # decoders raise whatever a hostile file makes them
+        reason = reason_of(error)
+    raise DataError(f"{path}: not a readable image ({reason})")
+
+
+def _decoded(path: Path, file: BinaryIO) -> Picture:
+    image: Image.Image = Image.open(file, formats=IMAGE_FORMATS)
+    size = image.size
+    if size[0] * size[1] > MOST_PIXELS or max(size) > LONGEST_SIDE:
+        raise DataError(
+            f"{path}: {size[0]} x {size[1]} pixels: scale it down to at most {MOST_PIXELS // 10**6} million, "
+            f"and {LONGEST_SIDE} on a side"
+        )
+    drafted = image.draft(None, (LONGEST, LONGEST))  # a JPEG is decoded at 1/2, 1/4 or 1/8
+    image.load()
+    # Pillow turns a TIFF when it loads it: size and what is left to do are known only afterwards.
+    size = size if drafted else image.size
+    orientation = image.getexif().get(ORIENTATION, 1)
+    image = _reduced(image)
+    image.getexif()[ORIENTATION] = orientation
+    upright = to_rgb(image, str(path))
+    if orientation >= 5:
+        size = size[::-1]
     upright.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
     return Picture(upright, size)
 
@@ -110,7 +124,7 @@ def _reduced(image: Image.Image) -> Image.Image:
     factor = max(image.size) // LONGEST
     if factor < 2 or image.mode == "F":
         return image
-    if image.has_transparency_data or image.mode in ("1", "P"):
+    if image.mode != "RGBA" and (image.has_transparency_data or image.mode in ("1", "P")):
         image = image.convert("RGBA")
     elif image.mode.startswith("I;16"):
         image = image.convert("I")

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from ferdist.data.facebox import crop_face, detect_faces
 from ferdist.data.record import Images
-from ferdist.errors import ConfigError, DataError
+from ferdist.errors import ConfigError, DataError, printable
 from ferdist.evaluation.model import TrainedModel
 from ferdist.evaluation.predict import probabilities
-from ferdist.io import atomic_path
+from ferdist.io import atomic_path, writing
 from ferdist.runtime.precision import scoring_dtype
 from ferdist.table import Number, Table
 from ferdist.use.pictures import Picture, find_pictures, read_picture
@@ -31,6 +31,8 @@ SMALLEST_FACE: Final = 1 / 12
 """Side of the smallest face that is looked for, as a share of the picture's shorter side."""
 SMALLEST_ANNOTATED: Final = 240
 """Pixels of the longer side of an annotated picture, at least, so that the class at a face can be read."""
+PIXELS_AT_ONCE: Final = 2**22
+"""Most pixels that the network gets at once, whatever the batch size: each may take hundreds of bytes."""
 NO_FACE: Final = "no face found"
 
 
@@ -90,6 +92,7 @@ def predict_pictures(
     Raises:
         ConfigError: if the batch size is not positive, the model's input is not square, or two annotated
             pictures would have the same name.
+        RunError: if an annotated picture cannot be written.
     """
     task = trained.card.task
     if batch_size < 1:
@@ -155,7 +158,7 @@ def print_results(results: Sequence[Result], classes: Sequence[str]) -> None:
     if rows and sys.stdout.isatty():
         print(table.text())
     else:
-        print(*("\t".join(row) for row in (table.head, *rows)), sep="\n")
+        print(*("\t".join(map(printable, row)) for row in (table.head, *rows)), sep="\n")
 
 
 def _rows(result: Result, classes: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -199,9 +202,10 @@ def _planes(image: Image.Image, channels: int) -> Images:
 
 def _classify(trained: TrainedModel, waiting: Sequence[_Seen], batch_size: int) -> Iterator[Result]:
     crops = [crop for seen in waiting for crop in seen.crops]
+    at_once = max(1, min(batch_size, PIXELS_AT_ONCE // (trained.card.task.height * trained.card.task.width)))
     rows = [
-        _answer(trained, torch.from_numpy(np.stack(crops[start : start + batch_size])))
-        for start in range(0, len(crops), batch_size)
+        _answer(trained, torch.from_numpy(np.stack(crops[start : start + at_once])))
+        for start in range(0, len(crops), at_once)
     ]
     answers = iter(np.concatenate(rows) if rows else ())
     for seen in waiting:
@@ -232,13 +236,11 @@ def _annotate(picture: Picture, target: Path, faces: Sequence[Face], classes: Se
         left, top, right, bottom = (round(edge / picture.scale * enlarged) for edge in face.box)
         draw.rectangle((left, top, right - 1, bottom - 1), outline=(255, 200, 0), width=thick)
         best = int(face.probabilities.argmax())
-        text = f"{classes[best]} {100 * face.probabilities[best]:.0f} %"
+        text = f"{printable(classes[best])} {100 * face.probabilities[best]:.0f} %"
         x0, y0, x1, y1 = draw.textbbox((left, max(0, top)), text, font=font)
         draw.rectangle((x0 - 2, y0 - 2, x1 + 2, y1 + 2), fill=(0, 0, 0))
         draw.text((left, max(0, top)), text, fill=(255, 200, 0), font=font)
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:
             image.save(temporary, "PNG")
-    except OSError as error:
-        raise DataError(f"{target}: cannot be written ({error.strerror or error})") from None

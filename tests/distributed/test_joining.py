@@ -20,6 +20,7 @@ from ferdist.errors import ConfigError, RunError
 from ferdist.runtime import checkpoint, distributed
 from ferdist.runtime.distributed import World, choose_device, join_world
 from ferdist.training.engine import COMPILED_STEPS, compiles
+from tests.training.test_checkpoint import training_state
 
 GPU = torch.device("cuda", 1)
 
@@ -159,9 +160,9 @@ def test_a_checkpoint_that_rank_0_has_read_is_waited_for(
 ) -> None:
     """As on NFS, where another host's file is seen late."""
     path = checkpoint.step_path(tmp_path, 3)
-    late = threading.Timer(0.3, checkpoint.save, (path, {"step": 3}))
+    late = threading.Timer(0.3, checkpoint.save, (path, training_state(3)))
     late.start()
-    assert checkpoint.load_soon(path) == {"step": 3}
+    assert checkpoint.load_soon(path)["step"] == 3
     late.join()
     monkeypatch.setattr(checkpoint, "_SEEN_SECONDS", 0.0)
     with pytest.raises(
@@ -175,7 +176,7 @@ def test_a_thread_writes_whole_checkpoints_or_none(tmp_path: Path) -> None:
     writer.save(tmp_path / "a.pt", {"step": 1})
     writer.save(tmp_path / "a.pt", {"step": 2})
     writer.wait()
-    assert checkpoint.load(tmp_path / "a.pt") == {"step": 2}
+    assert checkpoint.load(tmp_path / "a.pt", dict) == {"step": 2}
     (tmp_path / "file").touch()
     writer.save(tmp_path / "file" / "b.pt", {"step": 3})
     with pytest.raises(RunError, match="cannot write the checkpoint"):

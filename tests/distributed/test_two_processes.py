@@ -34,7 +34,7 @@ def train(config: Config, processes: int, **environment: str) -> None:
 
 def weights(config: Config, step: int) -> dict[str, torch.Tensor]:
     """Parameters after a step. Running statistics follow rank 0's batches alone, so they are left out."""
-    state = checkpoint.load(checkpoint.step_path(Path(config.run_dir) / "checkpoints", step))
+    state = checkpoint.load(checkpoint.step_path(Path(config.run_dir) / "checkpoints", step), dict)
     return {k: v for k, v in state["model"].items() if "running" not in k and "num_batches" not in k}
 
 

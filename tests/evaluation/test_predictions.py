@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
+import resource
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +47,71 @@ def test_a_file_that_does_not_hold_predictions_is_refused(tmp_path: Path, conten
         Predictions.load(path)
     answers([[1, 0]], (Cell("mask", 1, "drawn"),), [0, 1]).merged_into(path)
     assert len(Predictions.load(path).cells) == 1
+
+
+def archive(path: Path, **arrays: object) -> None:
+    plain = {"index": [0, 1], "label": [1, 0], "probabilities": np.eye(2), "beton_sha256": "0" * 64}
+    np.savez(path, **plain | arrays)  # type: ignore[arg-type]
+
+
+def huge_header(path: Path) -> None:
+    """An array of 10^12 numbers by its header."""
+    archive(path)
+    content = io.BytesIO()
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
+    np.lib.format.write_array_header_1_0(content, header)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("extra.npy", content.getvalue())
+
+
+def bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("index.npy", "w") as member:
+        for _ in range(600):
+            member.write(bytes(2**20))
+
+
+CELLS = {"kind": ["mask"], "severity": [1], "fill": ["drawn"], "checksum": ["x"], "cluster": [0, 1]}
+COVERED = {**CELLS, "probabilities": np.eye(2)[None]}
+ODD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "pickle": (lambda path: archive(path, index=np.array([{}, {}])), "allow_pickle=False"),
+    "huge header": (huge_header, "."),
+    "bomb": (bomb, "larger than 512 MiB when unpacked"),
+    "fifo": (os.mkfifo, "not a regular file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+    "label": (lambda path: archive(path, label=[0, 2]), "labels and classes"),
+    "negative label": (lambda path: archive(path, label=[0, -1]), "labels and classes"),
+    "float label": (lambda path: archive(path, label=[0.0, 1.0]), "not whole numbers"),
+    "order": (lambda path: archive(path, index=[1, 0]), "ascending order"),
+    "negative index": (lambda path: archive(path, index=[-1, 0]), "ascending order"),
+    "scalar": (lambda path: archive(path, index=3, label=3, probabilities=[0.5]), "not whole numbers"),
+    "nan": (lambda path: archive(path, probabilities=np.full((2, 2), np.nan)), "from 0 to 1"),
+    "text": (lambda path: archive(path, probabilities=[["a", "b"]] * 2), "from 0 to 1"),
+    "sha": (lambda path: archive(path, beton_sha256=[1, 2]), "Expected `str`, got `array`"),
+    "cells": (lambda path: archive(path, **COVERED | {"severity": ["1"]}), "Expected `int`, got `str`"),
+    "cells without a name": (lambda path: archive(path, kind=["mask"]), "severity|fill"),
+    "cells and cells": (lambda path: archive(path, **COVERED | {"fill": ["a", "b"]}), "shorter|longer"),
+    "checksums": (lambda path: archive(path, **COVERED | {"checksum": ["x", "y"]}), "checksums"),
+    "cluster": (lambda path: archive(path, **COVERED | {"cluster": [1]}), "do not match"),
+    "many cells": (lambda path: archive(path, **COVERED | {"kind": np.zeros(10**6, "U1")}), "10000 cells"),
+}
+
+
+def test_what_odd_files_are_made_from_is_whole(tmp_path: Path) -> None:
+    archive(tmp_path / "p.npz")
+    assert Predictions.load(tmp_path / "p.npz").label.tolist() == [1, 0]
+    archive(tmp_path / "p.npz", **COVERED)
+    assert Predictions.load(tmp_path / "p.npz").cells == (Cell("mask", 1, "drawn"),)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_file_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    write, message = ODD[name]
+    write(tmp_path / "p.npz")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(RunError, match=rf"p\.npz: cannot be read as predictions: .*({message})") as caught:
+        Predictions.load(tmp_path / "p.npz")
+    assert "\n" not in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20, "KiB: a GiB"
 
 
 def test_a_file_keeps_the_cells_of_earlier_evaluations(tmp_path: Path) -> None:

@@ -64,7 +64,9 @@ def test_what_is_told_of_a_cell_is_not_part_of_its_key(path: Path) -> None:
 
 def test_a_comparison_stays_until_its_cells_are_scored_again(path: Path) -> None:
     square = evaluation(0.4, SQUARE)
-    compared = conditions_of(vars(square)) | {"reference": "runs/other"}
+    difference = {"difference": 0.1, "difference_ci95": [0.0, 0.2]}
+    compared = conditions_of(vars(square)) | {"reference": "runs/other", "cells": 1, **difference}
+    compared |= {"mean_corruption_error": 0.9, "kinds": {"square": {"corruption_error": None, **difference}}}
     assert add(path, square, comparison=compared).content["comparisons"] == [compared]
     assert add(path, evaluation(0.5)).content["comparisons"] == [compared]
     assert add(path, square).content["comparisons"] == []
@@ -138,9 +140,10 @@ def test_values_that_are_not_there_are_none(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"schema": 1,\n"classes": [}', r"line 2: invalid JSON"),
-        (b"\xff\xfe\x00", "not a text file in UTF-8"),
-        ("[]", "not a JSON object"),
+        ('{"schema": 1,\n"classes": [}', r"not readable as JSON \(Expecting value: line 2"),
+        (b"\xff\xfe\x00", r"not readable as JSON \('utf-8' codec"),
+        ("[]", "Expected `object`, got `array`"),
+        ("[" * 100_000, r"not readable as JSON \(nested too deeply\)"),
         (None, r"no such file: run `ferdist evaluate .*` first"),
     ],
 )
@@ -159,19 +162,34 @@ Edit = Callable[[dict[str, Any], dict[str, Any]], Any]
     [
         (lambda file, _: file.update(schema=2), "schema 2 is unknown"),
         (lambda file, _: file.pop("schema"), "schema None is unknown"),
-        (lambda file, _: file.pop("evaluations"), "'evaluations' is missing"),
-        (lambda file, _: file.update(test_scorings="1"), "'test_scorings' is str, not int"),
-        (lambda file, _: file.update(environment=[]), "'environment' is list, not dict"),
-        (lambda file, _: file["evaluations"].append(3), r"evaluations\[1\]: not a JSON object"),
-        (lambda _, entry: entry.pop("accuracy"), "'accuracy' is missing"),
-        (lambda _, entry: entry.update(accuracy=61.2), "61.2 is not a fraction"),
-        (lambda _, entry: entry.update(ece="low"), "'low' is not a fraction"),
-        (lambda _, entry: entry.update(accuracy_ci95=[0.5]), "not a pair of bounds"),
-        (lambda _, entry: entry["confusion"].pop(), "not 2 rows of 2 counts"),
-        (lambda _, entry: entry["confusion"][0].__setitem__(0, -1), "other than counts"),
-        (lambda _, entry: entry["per_class_recall"].pop(), "1 recalls for 2 classes"),
-        (lambda _, entry: entry.update(occlusion={"kind": "square"}), "'severity' is missing"),
-        (lambda _, entry: entry.update(split=3), "'split' is int, not str"),
+        (lambda file, _: file.pop("evaluations"), "missing required field `evaluations`"),
+        (
+            lambda file, _: file.update(test_scorings="1"),
+            r"Expected `int`, got `str` - at `\$\.test_scorings`",
+        ),
+        (
+            lambda file, _: file.update(environment=[]),
+            r"Expected `object`, got `array` - at `\$\.environment`",
+        ),
+        (
+            lambda file, _: file["evaluations"].append(3),
+            r"Expected `object`, got `int` - at `\$\.evaluations\[1\]`",
+        ),
+        (
+            lambda _, entry: entry.pop("accuracy"),
+            r"missing required field `accuracy` - at `\$\.evaluations\[0\]`",
+        ),
+        (lambda _, entry: entry.update(accuracy=61.2), "Expected `float` <= 1.0 - at"),
+        (lambda _, entry: entry.update(ece="low"), r"Expected `float \| null`, got `str`"),
+        (lambda _, entry: entry.update(accuracy_ci95=[0.5]), "Expected `array` of length 2"),
+        (lambda _, entry: entry["confusion"].pop(), "not of 2 classes"),
+        (lambda _, entry: entry["confusion"][0].__setitem__(0, -1), "Expected `int` >= 0"),
+        (lambda _, entry: entry["per_class_recall"].pop(), "not of 2 classes"),
+        (lambda _, entry: entry.update(occlusion={"kind": "square"}), "missing required field `severity`"),
+        (lambda _, entry: entry.update(split=3), "Expected `str`, got `int`"),
+        (lambda file, _: file.update(environment={"training": []}), "Expected `object | null`, got `array`"),
+        (lambda file, _: file.update(comparisons=[{"kinds": {}}]), "missing required field `reference`"),
+        (lambda _, entry: entry.update(samples=10**400), "Expected `int`"),
     ],
 )
 def test_results_that_break_the_contract_are_refused_in_one_line(

@@ -102,11 +102,11 @@ def read_run(run: Path) -> Parts:
     for number, line in enumerate(metrics_of(run)):
         parts[f"metrics {number}"] = digest(line)
     for path in checkpoint.steps(folder.checkpoints):
-        state = checkpoint.load(path)
+        state = checkpoint.load(path, dict)
         state = {key: state[key] for key in ("step", "model", "ema", "optimizer", "scaler", "counters")}
         parts[path.name] = digest(state)
     best = folder.checkpoints / checkpoint.BEST
-    weights = digest(checkpoint.load(best)) if best.exists() else "none"
+    weights = digest(checkpoint.load(best, dict)) if best.exists() else "none"
     if folder.state() == "finished":  # until then, others may have been the best
         parts["finished"] = weights
     return parts

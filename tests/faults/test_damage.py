@@ -81,7 +81,7 @@ def test_the_newest_whole_checkpoint_is_taken(small: Small, place: Path, whole: 
     assert not (place / "attacked").exists()
     assert [part for part in unequal(whole, folder) if not part.endswith(".npz")] == []
     for path in (truncated, bit_flipped, empty, missing, attack, best):
-        checkpoint.load(path)
+        checkpoint.load(path, dict)
 
 
 def test_a_run_without_any_whole_checkpoint_says_that_it_starts_anew(
@@ -157,7 +157,7 @@ def refused_to_write(code: int, errors: str, folder: Path) -> None:
     assert (status["state"], f"ferdist: {status['reason']}") == ("failed", said[0])
     assert not list((folder / "checkpoints").glob(".*.tmp"))
     newest = checkpoint.steps(folder / "checkpoints")[-1]
-    assert checkpoint.load(newest)["step"] == newest_step(folder)
+    assert checkpoint.load(newest, dict)["step"] == newest_step(folder)
 
 
 def test_a_folder_that_cannot_be_written(small: Small, start: Start, whole: Path, place: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,47 @@ def test_a_loss_that_is_no_number_becomes_nan(make_run: MakeRun, text: str) -> N
     assert epochs[-1] == 8.1
     assert np.isnan(values[-1])
     assert np.isfinite(values[:-1]).all()
+
+
+@pytest.mark.parametrize("epoch", ["NaN", '"1"', "-1", "1e9", "null"])
+def test_a_line_without_a_place_on_the_axis_is_an_error_with_its_number(
+    make_run: MakeRun, epoch: str
+) -> None:
+    folder = make_run()
+    lines = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text(f'{{"epoch": {epoch}}}\n{lines}')
+    with pytest.raises(RunError, match=r"metrics\.jsonl: line 1: not a JSON object with an epoch"):
+        load_run(folder)
+
+
+def test_values_that_cannot_be_drawn_are_gaps(make_run: MakeRun) -> None:
+    folder = make_run()
+    with (folder / "metrics.jsonl").open("a") as file:
+        for value in ("1e300", "1" * 400, "-1e31", "[1]"):
+            file.write(f'{{"epoch": 8.5, "train/loss": {value}}}\n')
+    assert np.isnan(load_run(folder).curve("train/loss")[1][-4:]).all()
+
+
+def test_files_that_are_none_are_remarks(make_run: MakeRun) -> None:
+    """Pipes would hang, devices never end, and a file of the right name may hold anything."""
+    folder = make_run()
+    for name in ("metrics.jsonl", "status.json", "config.yaml"):
+        (folder / name).unlink()
+    os.mkfifo(folder / "metrics.jsonl")
+    os.mkfifo(folder / "predictions" / "pipe.npz")
+    (folder / "config.yaml").symlink_to("/dev/zero")
+    (folder / "status.json").write_text("[" * 100_000)
+    run = load_run(folder)
+    assert (run.history, run.status) == ((), {})
+    for word in ("metrics.jsonl cannot be read (not a regular", "status.json", "config.yaml", "pipe.npz"):
+        assert any(word in remark for remark in run.remarks), word
+    for odd in ("3", '{"state": []}', '{"state": "finished", "step": "x"}'):
+        (folder / "status.json").write_text(odd)
+        assert load_run(folder).status == {}
+    (folder / "results.json").unlink()
+    os.mkfifo(folder / "results.json")
+    with pytest.raises(RunError, match=r"results\.json: not readable as JSON \(not a regular file\)"):
+        load_run(folder)
 
 
 def test_missing_files_are_remarks(make_run: MakeRun) -> None:

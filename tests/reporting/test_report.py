@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import re
+import string
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -284,13 +286,32 @@ def test_a_new_report_replaces_the_old_one_and_nothing_else(make_run: MakeRun, t
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_names_that_no_file_can_hold_are_escaped(make_run: MakeRun, tmp_path: Path) -> None:
+    """Characters that XML or UTF-8 have not, that steer a terminal, or that turn the text."""
+    odd = ["c\uffff", "\ud800", "\x00\x07\x1b[2J", "\u202egnp", "\u2028", "\x85", "_\ufffe"]
+    folder = make_run("run", classes=odd, occlusion=True)
+    (folder / "status.json").write_text(json.dumps({"state": "failed", "reason": "no\ud800\uffff"}))
+    edit_results(folder, lambda results: results["evaluations"][-1].update(checkpoint="\udfff\x01"))
+    page = Page(write_report([folder, make_run("plain", classes=odd)], tmp_path / "report"))
+    assert r"c\uffff" in page.text
+    assert r"\x1b[2J" in page.text
+    assert r"no\ud800\uffff" in page.text
+    written = [path for path in (tmp_path / "report").rglob("*.*") if path.suffix in (".html", ".md", ".svg")]
+    assert len(written) > 4
+    for path in written:
+        text = path.read_text(encoding="utf-8")
+        assert not set(text) & set("".join(odd)) - set(string.printable), path
+        if path.suffix == ".svg":
+            ElementTree.parse(path)
+
+
 def test_nothing_is_written_where_it_cannot_be(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run()
     (tmp_path / "file").touch()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(RunError, match=r"file: cannot write the report: .*; choose another --out"):
+    with pytest.raises(RunError, match=r"file: cannot be written \(Not a directory\)"):
         write_report([run], tmp_path / "file")
-    with pytest.raises(RunError, match="cannot write the report"):
+    with pytest.raises(RunError, match="cannot be written"):
         write_report([run], tmp_path / "file" / "report")
     with pytest.raises(RunError, match="no such run folder"):
         write_report([tmp_path / "absent"], tmp_path / "report")

@@ -301,7 +301,7 @@ def test_a_run_starts_from_another_runs_weights(tiny: Tiny) -> None:
         "train.epochs=1", "train.lr=0", "train.ema=0", f"model.pretrained={first.run_dir}", run="second"
     )
     run(second)
-    best = checkpoint.load(Path(first.run_dir) / "checkpoints" / "best.pt")["ema"]
+    best = checkpoint.load(Path(first.run_dir) / "checkpoints" / "best.pt", dict)["ema"]
     assert torch.equal(best["layer1.0.conv1.weight"], weights_of(second)["layer1.0.conv1.weight"])
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from ferdist.cli import main
 from ferdist.data.beton import open_beton
 from ferdist.data.synthetic import synthesize
+from ferdist.errors import DataError
 from ferdist.evaluation.predictions import Predictions
 from ferdist.use.pictures import LONGEST, read_picture
 
@@ -173,6 +178,29 @@ def test_a_large_picture_is_reduced_and_its_box_is_in_its_own_pixels(
     assert np.abs(np.subtract(entry["box"], np.multiply(BOX, 10))).max() < 400
 
 
+def write_empty_png(path: Path, width: int, height: int) -> None:
+    """A PNG of 16 bits that says its size and has no pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
+    chunks = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b""))
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+@pytest.mark.parametrize("error", [IndexError(), ZeroDivisionError("x"), MemoryError(), TypeError("a\nb")])
+def test_a_decoder_may_raise_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    Image.new("L", (48, 48)).save(tmp_path / "x.png")
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    with pytest.raises(DataError, match=r"x\.png: not a readable image \(\w+\)"):
+        read_picture(tmp_path / "x.png")
+
+
 def test_what_is_no_picture_is_named_and_the_others_are_done(
     trained_run: Path, photograph: Photograph, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,24 +211,39 @@ def test_what_is_no_picture_is_named_and_the_others_are_done(
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "nothing").mkdir()
     Image.fromarray(np.ones((60, 60), dtype=np.float32)).save(tmp_path / "float.tif")
-    bad = ["cut.jpg", "empty.png", "text.png", "nothing", "float.tif", "missing.jpg"]
+    Image.new("RGB", (64, 64)).save(tmp_path / "video.avif")
+    (tmp_path / "video.avif").rename(tmp_path / "avif.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "texture.dds")
+    (tmp_path / "texture.dds").rename(tmp_path / "dds.png")
+    write_empty_png(tmp_path / "large.png", 13_300, 13_300)
+    write_empty_png(tmp_path / "long.png", 70_000, 1)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(2**30)
+    bad = ["cut.jpg", "empty.png", "text.png", "nothing", "float.tif", "missing.jpg", "avif.png", "dds.png"]
+    bad += ["large.png", "long.png", "pipe.png", "zero.png", "sparse.png"]
     paths = [str(tmp_path / name) for name in bad]
     assert main(["predict", str(trained_run), *paths, str(good), "--json", "--device", "cpu"]) == 1
     captured = capsys.readouterr()
     entries = json.loads(captured.out)
-    assert [entry["failed"] for entry in entries] == [True] * 6 + [False]
+    assert [entry["failed"] for entry in entries] == [True] * 13 + [False]
     assert entries[-1]["box"] is not None
     lines = captured.err.splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 14
     for line, name, reason in zip(
         lines,
         bad,
-        ["truncated", "empty file", "not one of JPEG, PNG", "no image file", "floats", "no such file"],
+        [
+            *("truncated", "empty file", "not one of JPEG, PNG", "no image file", "floats", "no such file"),
+            *("not one of JPEG, PNG", "not one of JPEG, PNG", "13300 x 13300 pixels", "70000 x 1 pixels"),
+            *("not a regular file", "not a regular file", "larger than 256 MiB"),
+        ],
         strict=False,
     ):
         assert name in line
         assert reason in line
-    assert lines[-1] == "ferdist: 6 of 7 could not be read"
+    assert lines[-1] == "ferdist: 13 of 14 could not be read"
 
 
 def test_wrong_use_is_one_line(
