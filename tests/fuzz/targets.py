@@ -243,7 +243,11 @@ def _write_checkpoints(folder: Path) -> None:
     run = RunFolder(folder)
     run.write_config(card.config, {"ferdist": "0.1.0"})
     for step in (1, 2):
-        state = {"card": card.to_dict(), "ema": tensors, "step": step, "epoch": 0.5, "scaler": None}
+        state = {
+            **{"step": step, "read_at": step, "seconds": 0.5, "world_size": 1, "accuracy": 0.5},
+            **{"counters": torch.zeros(4), "model": tensors, "ema": tensors, "optimizer": {}, "scaler": {}},
+            "card": card.to_dict(),
+        }
         checkpoint.save(checkpoint.step_path(run.checkpoints, step), state)
     checkpoint.save(run.checkpoints / checkpoint.BEST, state)
 
