@@ -121,7 +121,7 @@ def read_files(folder: Path) -> Parts:
 def read_runs(folder: Path) -> Parts:
     """All runs below a folder."""
     runs = sorted(path.parent for path in folder.rglob("checkpoints"))
-    return {f"{run.name} {name}": one for run in runs for name, one in read_run(run).items()}
+    return {f"{run.relative_to(folder)} {name}": one for run in runs for name, one in read_run(run).items()}
 
 
 OVERRIDES = " ".join(SMALL)
