@@ -257,7 +257,8 @@ def _zip(change: Change, content: bytes) -> bytes:
             members.insert(change.randrange(len(members)), members[at])
         case _:
             members[at] = (name, change.file(name, data))
-    packed = pack(members, change.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)))
+    method = change.choice((zipfile.ZIP_STORED,) * 4 + (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA))
+    packed = pack(members, method)
     return change.data(packed) if change.often(0.3) else packed
 
 
