@@ -18,7 +18,13 @@ UNPRINTABLE: Final = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 class FerdistError(Exception):
-    """Base of every error that the command line shows as one line with exit code 1."""
+    """Base of every error that the command line shows as one line with exit code 1.
+
+    Its text is `printable`, wherever it is shown: it quotes what comes from outside.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class DataError(FerdistError):

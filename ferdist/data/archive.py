@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ferdist.data.record import Images
-from ferdist.errors import DataError
+from ferdist.errors import DataError, reason_of
 from ferdist.io import MIB, open_untrusted, read_untrusted, sha256
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
@@ -259,8 +259,8 @@ def open_image(archive: Archive, name: str) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
         image.load()
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        reason = str(error)
+    except Exception as error:  # decoders raise whatever a hostile file makes them
+        reason = reason_of(error)
         if isinstance(error, UnidentifiedImageError):
             reason = f"not one of {', '.join(IMAGE_FORMATS)}" if data else "empty file"
         raise DataError(

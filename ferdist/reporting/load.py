@@ -248,7 +248,8 @@ def _read_history(path: Path, remarks: list[str]) -> tuple[Mapping[str, Any], ..
             continue
         try:
             entry = json.loads(line)
-            history.append({**entry, **msgspec.convert(entry, _Line)})
+            checked = msgspec.convert(entry, _Line)  # before all that only a mapping can do
+            history.append({**entry, **checked})
         except (ValueError, RecursionError):
             if number < len(lines):
                 raise RunError(

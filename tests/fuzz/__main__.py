@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first case")
     parser.add_argument("--case", type=int, metavar="N", help="this case alone")
     parser.add_argument("--kept", action="store_true", help="the cases in tests/fuzz/kept alone")
-    parser.add_argument("--keep", action="store_true", help="put the cases that fail there")
+    parser.add_argument("--keep", action="store_true", help="put the first case of each fault there")
     chosen = parser.parse_args(arguments)
     if unknown := set(chosen.targets) - set(TARGETS):
         parser.error(f"no target {', '.join(sorted(unknown))}: there are {', '.join(TARGETS)}")
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cases = _kept(name) if chosen.kept else _made(name, numbers)
         tally = tallies[name] = run(TARGETS[name], cases, functools.partial(_progress, name, len(cases)))
         _print_failures(tally)
-        for case in tally.failures if chosen.keep else ():
+        first = {fault: case for case, fault in reversed(tally.failures.items())}
+        for case in first.values() if chosen.keep else ():
             KEPT.mkdir(exist_ok=True)
             keep(KEPT / f"{case.replace(' ', '-')}.zip", cases[case]())
     print(f"\n{_table(tallies).markdown()}")

@@ -131,7 +131,7 @@ def _outcome(target: Target, make: Case, folder: Path) -> tuple[str, str]:
         return "accepted", ""
     except FerdistError as error:
         line = str(error)
-        one = line.strip() and "\n" not in line
+        one = line.strip() and line == printable(line)
         return ("refused", line) if one else ("unexpected", f"not one line: {printable(line[:200])}")
     except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)
