@@ -104,7 +104,7 @@ def test_a_full_report(make_run: MakeRun, tmp_path: Path) -> None:
     for words in (
         "git_revision 05d845e",
         "batch_size: 128",
-        "copies: across splits",
+        "leaks: across folds",
         "56.2",
         "chosen on val",
     ):
