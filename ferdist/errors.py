@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import traceback
 import unicodedata
 from collections.abc import Callable
@@ -99,6 +100,14 @@ def exit_code(command: Callable[[], object], *, debug: bool = False) -> int:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine(f"{speaker}: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+    def tell_of_thread(ended: threading.ExceptHookArgs) -> None:
+        if debug:
+            traceback.print_exception(ended.exc_value)
+        error = ended.exc_value or ended.exc_type()
+        tell(f"{speaker}: a thread ended: {type(error).__name__}: {reason_of(error)}")
+
+    threading.excepthook = tell_of_thread  # TensorBoard writes in one, to a disk that can be full
     try:
         command()
     except SystemExit as end:

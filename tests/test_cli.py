@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import random
 import shutil
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image
 
 from ferdist.cli import main
 from ferdist.config import Config
+from ferdist.errors import exit_code
 from ferdist.training.run import run
 from tests.conftest import start
 
@@ -270,3 +273,20 @@ def test_the_module_and_the_script_are_the_same_command() -> None:
         1,
         "ferdist: no-such.yaml: no such config file\n",
     )
+
+
+def test_what_ends_a_thread_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # put back afterwards
+
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def command() -> None:
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+
+    assert exit_code(command) == 0
+    assert capsys.readouterr().err == "ferdist: a thread ended: OSError: No space left on device\n"

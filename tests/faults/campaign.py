@@ -43,6 +43,7 @@ from ferdist.data.beton import open_beton
 from ferdist.errors import FerdistError
 from ferdist.evaluation.predictions import Predictions
 from ferdist.evaluation.records import read_results
+from ferdist.models import weights
 from ferdist.runtime import checkpoint
 from ferdist.runtime.folder import RunFolder
 from ferdist.table import Table, count
@@ -113,9 +114,15 @@ def read_run(run: Path) -> Parts:
 
 
 def read_files(folder: Path) -> Parts:
-    """The files of a report and of exported models, byte by byte."""
+    """The files of a report and of exported models: their bytes, or the content where bytes have no order."""
     names = [path for name in ("report", "out") for path in sorted((folder / name).rglob("[!.]*"))]
-    return {str(path.relative_to(folder)): digest(path.read_bytes()) for path in names if path.is_file()}
+    return {
+        str(path.relative_to(folder)): digest(
+            weights.read(path) if path.suffix == weights.SUFFIX else path.read_bytes()
+        )
+        for path in names
+        if path.is_file()
+    }
 
 
 def read_runs(folder: Path) -> Parts:
