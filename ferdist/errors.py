@@ -17,6 +17,9 @@ from typing import Final, NoReturn
 UNPRINTABLE: Final = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Unicode categories that can steer a terminal, turn or hide text, break a line, or cannot be encoded."""
 
+LONGEST_LINE: Final = 2000
+"""Letters of a message."""
+
 
 class FerdistError(Exception):
     """Base of every error that the command line shows as one line with exit code 1.
@@ -77,8 +80,14 @@ class _OneLine(logging.Formatter):
 
 
 def tell(line: str) -> None:
-    """Write a line to stderr in one piece; under torchrun, whose ranks share it, `print` makes two of it."""
-    sys.stderr.write(f"{printable(line)}\n")
+    """Write a line to stderr in one piece; under torchrun, whose ranks share it, `print` makes two of it.
+
+    The middle of a line that nobody would read to its end is left out: a name from outside can be megabytes.
+    """
+    line = printable(line)
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} […] {line[-LONGEST_LINE // 2 :]}"
+    sys.stderr.write(f"{line}\n")
 
 
 def is_main_rank() -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ferdist import io
-from ferdist.errors import printable
+from ferdist.errors import LONGEST_LINE, printable, tell
 
 
 def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
@@ -68,3 +68,11 @@ def test_what_a_writer_that_died_has_left_is_removed_by_the_next_one(tmp_path: P
             assert outer.is_dir()
             assert {outer, inner} < set(tmp_path.iterdir()), "those in use stay"
     assert set(tmp_path.iterdir()) == {path, living, others}
+
+
+def test_a_message_of_megabytes_keeps_its_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    tell(f"ferdist: {'x' * 10**6}: shorten the name")
+    said = capsys.readouterr().err
+    assert len(said) < LONGEST_LINE + 10
+    assert said.startswith("ferdist: xxx")
+    assert said.endswith("xxx: shorten the name\n")
