@@ -66,13 +66,20 @@ class Archive(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def names(self) -> list[str]:
-        """Names of all files, sorted."""
-        return _listed(self.path, self._entries()[1])
+    def names(self, *, plain: bool = True) -> list[str]:
+        """Names of all files, sorted.
+
+        Args:
+            plain: refuse names that cannot stand in a line or a csv.
+
+        Raises:
+            DataError: names the first of them.
+        """
+        return _listed(self.path, self._entries()[1], plain)
 
     def folders(self) -> list[str]:
         """Names of all folders, empty ones included, sorted."""
-        return _listed(self.path, self._entries()[0])
+        return _listed(self.path, self._entries()[0], plain=True)
 
     @abstractmethod
     def _entries(self) -> tuple[Collection[str], Collection[str]]:
@@ -295,13 +302,13 @@ def read_gray_images(archive: Archive, names: Sequence[str]) -> Images:
     return np.stack(images)[:, np.newaxis]
 
 
-def _listed(path: Path, names: Iterable[str]) -> list[str]:
-    """Sorted names without junk; all of them can stand in a message and in a csv."""
+def _listed(path: Path, names: Iterable[str], plain: bool) -> list[str]:
+    """Sorted names without junk."""
     listed = []
     for name in sorted(names):
         if any(part.startswith(".") or part in _JUNK for part in name.split("/")):
             continue
-        if any(unicodedata.category(character) in _NOT_IN_A_LINE for character in name):
+        if plain and any(unicodedata.category(character) in _NOT_IN_A_LINE for character in name):
             raise DataError(f"{path}: {name!r} has control characters or broken text in its name; rename it")
         listed.append(name)
     return listed

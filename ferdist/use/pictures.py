@@ -65,7 +65,7 @@ def find_pictures(path: Path, skip: Path | None = None) -> list[tuple[Path, Path
     """
     if not path.is_dir():
         return [(path, Path(path.name))]
-    names = [Path(name) for name in FolderArchive(path).names() if is_image(name)]
+    names = [Path(name) for name in FolderArchive(path).names(plain=False) if is_image(name)]
     found = [
         (path / name, name)
         for name in names

@@ -246,6 +246,20 @@ def test_what_is_no_picture_is_named_and_the_others_are_done(
     assert lines[-1] == "ferdist: 13 of 14 could not be read"
 
 
+def test_a_name_that_could_steer_a_terminal_is_escaped_and_its_folder_is_done(
+    trained_run: Path, photograph: Photograph, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    photograph(2).save(folder / "good\x1b[2J.jpg")
+    (folder / "bad\n.png").write_text("no picture")
+    assert main(["predict", str(trained_run), str(folder), "--device", "cpu"]) == 1
+    captured = capsys.readouterr()
+    assert "good\\x1b[2J.jpg\t" in captured.out
+    assert "bad\\n.png: not a readable image" in captured.err
+    assert "\x1b" not in captured.out + captured.err
+
+
 def test_wrong_use_is_one_line(
     trained_run: Path, photograph: Photograph, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
