@@ -27,7 +27,7 @@ CPU_SECONDS: Final = 10.0
 WALL_SECONDS: Final = 120.0
 """Other work can take a case's CPU from it, and what waits for ever takes none."""
 GROWTH_LIMIT: Final = 2**30
-"""Most bytes of resident memory beyond those after the imports."""
+"""Most bytes of resident memory that a case may add."""
 ADDRESS_LIMIT: Final = 4 * 2**30
 """Most bytes of address space beyond those after the imports: a failing case does not fill the machine."""
 PER_CHILD: Final = 500
@@ -44,7 +44,7 @@ class Tally:
     Attributes:
         ends: number of cases by outcome.
         failures: what was wrong with each case that failed, by its name.
-        growth: largest growth of resident memory, bytes.
+        growth: most resident memory that a case added, bytes.
         seconds: that all took.
     """
 
@@ -104,12 +104,13 @@ def _serve(target: Target, cases: Mapping[str, Case], folder: Path, answers: int
             signal.signal(number, signal.SIG_DFL)  # pytest handles the latter
         logging.disable()
         warnings.simplefilter("ignore")
-        before = _memory("VmRSS")
         resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + ADDRESS_LIMIT,) * 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for name, make in cases.items():
+            Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts anew
+            before = _memory("VmRSS")
             outcome, fault = _outcome(target, make, folder)
-            growth = _memory("VmHWM") - before
+            growth = max(_memory("VmHWM") - before, 0)
             if outcome in FINE and growth > GROWTH_LIMIT:
                 outcome, fault = "memory", f"{growth / 2**20:.0f} MiB"
             shutil.rmtree(folder, ignore_errors=True)
@@ -126,7 +127,6 @@ def _outcome(target: Target, make: Case, folder: Path) -> tuple[str, str]:
     try:
         write_files(folder, make())
         os.chdir(folder)
-        Path("/proc/self/clear_refs").write_text("5")  # the highest resident size starts anew
         target.read(folder)
         return "accepted", ""
     except FerdistError as error:
