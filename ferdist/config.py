@@ -499,11 +499,13 @@ def _to_config(given: Given, path: Path) -> Config:
         raise ConfigError(f"{path}: {error}") from None
     except msgspec.ValidationError as error:
         fault, _, place = str(error).partition(" - at `$.")
-        key = place.rstrip("`")
-        value, origin = given[key.partition("[")[0]]
+        place = place.rstrip("`")
+        key = place.partition("[")[0]
+        value, origin = given[key]
         types = fault.removeprefix("Expected `").partition("`")[0].split(" | ")
         wanted = " or ".join(_TYPES.get(name, name) for name in types)
-        raise ConfigError(f"{origin}: {key} is {value!r}: it must be {wanted}") from None
+        what = "it" if place == key else place
+        raise ConfigError(f"{origin}: {key} is {value!r}: {what} must be {wanted}") from None
     for key, value in flatten(to_dict(config)).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{path}: {key} is {value}: it must be a finite number")
