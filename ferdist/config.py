@@ -38,6 +38,9 @@ _CHOICES: Final[dict[str, tuple[Any, ...]]] = {
     "compile": ("auto", True, False),
 }
 
+SHIPPED: Final = Path(__file__).parent / "configs"
+"""The configs that ship."""
+
 BASE_KEY = "base"
 """Top-level key of a YAML file that names, relative to it, the file whose values it starts from."""
 
@@ -294,13 +297,20 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file over the defaults, then apply ``key=value`` overrides.
 
     Args:
-        path: a config file, or the config.yaml of a run.
+        path: a config file, the config.yaml of a run, or the name of a config that ships.
         overrides: such as ``train.epochs=10``; values are parsed as YAML.
 
     Raises:
         ConfigError: for a missing file or invalid YAML, an unknown key (the nearest valid one is named),
             or a value of the wrong type or range.
     """
+    found = find_config(path)
+    if found is None:
+        names = sorted(
+            file.relative_to(SHIPPED).with_suffix("").as_posix() for file in SHIPPED.rglob("*.yaml")
+        )
+        raise ConfigError(f"{path}: no such config file; these ship: {', '.join(names)}")
+    path = found
     given: Given = {}
     for origin, values in [*_yaml_chain(path), *_parse_overrides(overrides)]:
         given |= _given(values, origin)
@@ -310,6 +320,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         fold += "" if config.data.inner_fold is None else f"-inner{config.data.inner_fold}"
         config.run_dir = str(Path("runs") / path.resolve().parent.name / f"{path.stem}{fold}")
     return config
+
+
+def find_config(path: Path) -> Path | None:
+    """The file at ``path``, or the config that ships as ``fer2013/base`` or ``configs/fer2013/base.yaml``."""
+    places = (path, SHIPPED.parent / path, SHIPPED / f"{path}.yaml")
+    return next((place for place in places if place.exists()), None)
 
 
 class _Loader(yaml.SafeLoader):

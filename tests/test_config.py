@@ -44,6 +44,14 @@ def test_overrides_win_over_file_over_base_over_defaults(tmp_path: Path) -> None
     assert config.run_dir == "runs/sub/x-fold4"
 
 
+@pytest.mark.parametrize("name", ["fer2013/base", "configs/fer2013/base.yaml"])
+def test_shipped_configs_have_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path(name)) == load_config(ROOT / "configs" / "fer2013" / "base.yaml")
+    with pytest.raises(ConfigError, match=r"fer2013/bass: no such config file; these ship: .*fer2013/base,"):
+        load_config(Path("fer2013/bass"))
+
+
 def test_a_config_survives_yaml(tmp_path: Path) -> None:
     config = load_config(ROOT / "configs" / "demo.yaml", ["augment.occlusion.area=[0.1,0.2]"])
     assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(config))), tmp_path) == config
