@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """What happens inside networks: python scripts/network_health.py BETON [RUN...] [--networks NAME,...]
 
-For each registered network with fresh weights, and for each run's averaged ones, on 256 images of val, fp32:
-the standard deviation of the activations from the first ReLU to the last, the share of ReLU channels that
-never fire, and the smallest and the median deviation across images of its gates. A markdown table.
+For each registered network with fresh weights, and for each run's averaged ones, on up to 256 images of val
+(or of fold 0), fp32: the standard deviation of the activations from the first ReLU to the last, the share of
+ReLU channels that never fire, and the smallest and the median deviation across images of its gates. A
+markdown table.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torchvision.models.googlenet import BasicConv2d
 from ferdist.augment import normalise
 from ferdist.config import load_config
 from ferdist.data.beton import BetonLoader, open_beton
+from ferdist.data.folds import Holdout
 from ferdist.evaluation.model import load_trained
 from ferdist.models import Task, build_model, model_names
 from ferdist.training.liveness import by_gate, gate_statistics
@@ -75,8 +77,9 @@ def main() -> None:
     arguments = parser.parse_args()
     beton = open_beton(arguments.beton)
     loader = BetonLoader(beton, batch_size=IMAGES, device=torch.device("cpu"))
-    pixels = next(loader.batches(beton.indices("val")[:IMAGES])).image
-    images = normalise(pixels, *beton.normalisation())
+    held = Holdout() if (beton.split >= 0).any() else Holdout(fold=0)
+    pixels = next(loader.batches(beton.indices("val", held)[:IMAGES])).image
+    images = normalise(pixels, *beton.normalisation(held))
     task = Task(*beton.manifest.image_shape, len(beton.manifest.classes))
     print(HEAD)
     names = arguments.networks.split(",") if arguments.networks is not None else model_names()
