@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import math
 import re
@@ -12,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ferdist.augment.config import AugmentConfig
 from ferdist.data.folds import Holdout
@@ -37,6 +37,9 @@ _CHOICES: Final[dict[str, tuple[Any, ...]]] = {
     "select": ("auto", "best", "last"),
     "compile": ("auto", True, False),
 }
+
+SHIPPED: Final = Path(__file__).parent / "configs"
+"""The configs that ship."""
 
 BASE_KEY = "base"
 """Top-level key of a YAML file that names, relative to it, the file whose values it starts from."""
@@ -280,26 +283,49 @@ class Config:
             )
 
 
+Given = dict[str, tuple[Any, str]]
+"""Values by their dotted keys, each with what gave it: a file, or an override."""
+
+_TYPES: Final = {
+    **{"int": "an integer", "float": "a number", "bool": "true or false", "str": "text"},
+    **{"array": "a list", "Number out of range": "a finite number"},
+}
+"""How an error calls the types of values."""
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file over the defaults, then apply ``key=value`` overrides.
 
     Args:
-        path: a config file, or the config.yaml of a run.
+        path: a config file, the config.yaml of a run, or the name of a config that ships.
         overrides: such as ``train.epochs=10``; values are parsed as YAML.
 
     Raises:
         ConfigError: for a missing file or invalid YAML, an unknown key (the nearest valid one is named),
             or a value of the wrong type or range.
     """
-    merged = OmegaConf.structured(Config)
+    found = find_config(path)
+    if found is None:
+        names = sorted(
+            file.relative_to(SHIPPED).with_suffix("").as_posix() for file in SHIPPED.rglob("*.yaml")
+        )
+        raise ConfigError(f"{path}: no such config file; these ship: {', '.join(names)}")
+    path = found
+    given: Given = {}
     for origin, values in [*_yaml_chain(path), *_parse_overrides(overrides)]:
-        merged = _merge(merged, values, origin)
-    if not merged.run_dir:
-        data = merged.data
-        fold = "" if data.fold is None else f"-fold{data.fold}"
-        fold += "" if data.inner_fold is None else f"-inner{data.inner_fold}"
-        merged.run_dir = str(Path("runs") / path.resolve().parent.name / f"{path.stem}{fold}")
-    return _to_config(merged, path)
+        given |= _given(values, origin)
+    config = _to_config(given, path)
+    if not config.run_dir:
+        fold = "" if config.data.fold is None else f"-fold{config.data.fold}"
+        fold += "" if config.data.inner_fold is None else f"-inner{config.data.inner_fold}"
+        config.run_dir = str(Path("runs") / path.resolve().parent.name / f"{path.stem}{fold}")
+    return config
+
+
+def find_config(path: Path) -> Path | None:
+    """The file at ``path``, or the config that ships as ``fer2013/base`` or ``configs/fer2013/base.yaml``."""
+    places = (path, SHIPPED.parent / path, SHIPPED / f"{path}.yaml")
+    return next((place for place in places if place.exists()), None)
 
 
 class _Loader(yaml.SafeLoader):
@@ -374,8 +400,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def from_dict(values: dict[str, Any], origin: Path) -> Config:
     """The config that ``to_dict`` gave, in this version or an earlier one; ``origin`` is named in errors."""
-    values = _completed(values)
-    return _to_config(_merge(OmegaConf.structured(Config), values, str(origin)), origin)
+    return _to_config(_given(_completed(values), str(origin)), origin)
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -400,9 +425,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_plain(values: Any, origin: str) -> None:
-    """Refuse values that are nested deeply, or too many, and OmegaConf's ``${...}``.
-
-    The latter could copy a secret from the environment into a shared file.
+    """Refuse values that are nested deeply, or too many.
 
     Args:
         values: of a config or what belongs to one, from outside.
@@ -415,8 +438,6 @@ def check_plain(values: Any, origin: str) -> None:
     for value, depth in waiting:
         if depth > DEEPEST or len(waiting) > MOST_VALUES:
             raise ConfigError(f"{origin}: more than {DEEPEST} levels or {MOST_VALUES} values: not a config")
-        if isinstance(value, str) and "${" in value:
-            raise ConfigError(f"{origin}: '${{...}}' is not allowed in a config: write the value itself")
         if isinstance(value, Mapping):
             waiting += [(item, depth + 1) for pair in value.items() for item in pair]
         elif isinstance(value, list | tuple):
@@ -463,10 +484,12 @@ def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, dict[str, Any]
     return parsed
 
 
-def _merge(config: DictConfig, values: dict[str, Any], origin: str) -> DictConfig:
+def _given(values: dict[str, Any], origin: str) -> Given:
+    """Values that an origin gives for keys that there are."""
     check_plain(values, origin)
-    known = flatten(dataclasses.asdict(Config()))
+    known = flatten(to_dict(Config()))
     sections = {key.rpartition(".")[0] for key in known} - {""}
+    given = {}
     for key, value in flatten(values).items():
         if key in sections:
             raise ConfigError(f"{origin}: {key} is a section with keys of its own and cannot be {value!r}")
@@ -476,24 +499,30 @@ def _merge(config: DictConfig, values: dict[str, Any], origin: str) -> DictConfi
             best = by_name[0] if by_name else near[0] if near else None
             hint = f"did you mean {best}?" if best else f"there are {', '.join(sorted(known))}"
             raise ConfigError(f"{origin}: unknown config key {key}: {hint}")
-    try:
-        merged = OmegaConf.merge(config, values)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", "") or "a value"
-        raise ConfigError(f"{origin}: {key}: {reason_of(error)}") from None
-    assert isinstance(merged, DictConfig)
-    return merged
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        given[key] = (str(value) if number and isinstance(known[key], str) else value, origin)
+    return given
 
 
-def _to_config(merged: DictConfig, origin: Path) -> Config:
+def _to_config(given: Given, path: Path) -> Config:
+    nested: dict[str, Any] = {}
+    for key, (value, _) in given.items():
+        *sections, name = key.split(".")
+        functools.reduce(lambda inner, section: inner.setdefault(section, {}), sections, nested)[name] = value
     try:
-        config = OmegaConf.to_object(merged)
+        config = msgspec.convert(nested, Config, strict=False)
     except ConfigError as error:
-        raise ConfigError(f"{origin}: {error}") from None
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{origin}: {reason_of(error)}") from None
-    assert isinstance(config, Config)
+        raise ConfigError(f"{path}: {error}") from None
+    except msgspec.ValidationError as error:
+        fault, _, place = str(error).partition(" - at `$.")
+        place = place.rstrip("`")
+        key = place.partition("[")[0]
+        value, origin = given[key]
+        types = fault.removeprefix("Expected `").partition("`")[0].split(" | ")
+        wanted = " or ".join(_TYPES.get(name, name) for name in types)
+        what = "it" if place == key else place
+        raise ConfigError(f"{origin}: {key} is {value!r}: {what} must be {wanted}") from None
     for key, value in flatten(to_dict(config)).items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{origin}: {key} is {value}: it must be a finite number")
+            raise ConfigError(f"{path}: {key} is {value}: it must be a finite number")
     return config

@@ -33,12 +33,9 @@ def run_demo(out: Path, images: int) -> tuple[Path, Path]:
         results.json and report.html.
 
     Raises:
-        ConfigError: outside of a checkout, where there is no configs/demo.yaml, or if ``out`` holds
-            something and is not a former demo's.
+        ConfigError: if ``out`` holds something and is not a former demo's.
         RunError: if a step fails; the step has said why on stderr.
     """
-    if not CONFIG.is_file():
-        raise ConfigError(f"{CONFIG}: there is no such file: run the demo in a checkout of ferdist")
     _remove_former(out)
     _say(f"draw {images} faces and write them as a beton")
     beton = prepare.synthetic(_claim(out, "data"), images=images)

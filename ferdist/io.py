@@ -27,6 +27,10 @@ LOCK: Final = ".lock"
 MIB: Final = 2**20
 TEXT_LIMIT: Final = 64 * MIB
 """Largest file of text that is read as a whole: above any that ferdist writes."""
+MAX_MEMBERS: Final = 2_000_000
+"""Most members of a zip, each of which takes half a kilobyte of memory: AffectNet has 450,000 images."""
+_MEMBER_BYTES: Final = 150
+"""What a member takes in a zip's table of contents: 46 bytes, and its name."""
 
 
 def open_untrusted(path: Path, limit: int) -> BufferedReader:
@@ -92,6 +96,19 @@ def _finite(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def open_zip(file: BufferedReader) -> zipfile.ZipFile:
+    """Open a zip of at most ``MAX_MEMBERS`` members.
+
+    Raises:
+        ValueError: if its table of contents is larger; it is not read then.
+        Exception: whatever zipfile raises at damage.
+    """
+    record = zipfile._EndRecData(file)  # type: ignore[attr-defined]  # what ZipFile itself starts from
+    if record and record[zipfile._ECD_SIZE] > MAX_MEMBERS * _MEMBER_BYTES:  # type: ignore[attr-defined]
+        raise ValueError(f"more than {MAX_MEMBERS:,} members")
+    return zipfile.ZipFile(file)
+
+
 def check_unpacked(file: BufferedReader, limit: int) -> None:
     """Refuse a zip whose members would take more than ``limit`` bytes; the file stays at its start.
 
@@ -99,7 +116,7 @@ def check_unpacked(file: BufferedReader, limit: int) -> None:
         ValueError: if it is not a zip, or it is too large.
     """
     try:
-        with zipfile.ZipFile(file) as members:
+        with open_zip(file) as members:
             total = sum(member.file_size for member in members.infolist())
     except Exception:  # zipfile raises whatever a damaged file makes it
         raise ValueError("not a whole zip file") from None

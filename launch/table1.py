@@ -21,6 +21,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from ferdist.config import find_config
 from ferdist.errors import ConfigError
 from ferdist.evaluation.pool import folds_of, shared_config
 from ferdist.io import write_text
@@ -99,7 +100,7 @@ def read_grid(
     for dataset in datasets:
         for model in models:
             path, own = configs / dataset / f"{model}.yaml", []
-            if not path.exists():
+            if find_config(path) is None:
                 if model not in model_names():
                     raise ConfigError(f"{path}: not found, and {model} is not a network of ferdist")
                 path, own = path.with_name("base.yaml"), [f"model.name={model}"]

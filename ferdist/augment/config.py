@@ -1,6 +1,5 @@
 """The `augment` section of a configuration.
 
-Plain types only (float, bool, str, list[float]), so that omegaconf builds structured configurations on it.
 Every range is a pair `[low, high]`; every part has its own probability, per sample, and 0 turns it off.
 The defaults are the published FER2013 recipe of 73.70 % (rotate 10 degrees, scale 0.8-1.2, translate,
 brightness, contrast and flip, each for half of the samples) with half its translation and brightness, plus

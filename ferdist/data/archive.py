@@ -22,7 +22,7 @@ from rich.progress import track
 
 from ferdist.data.record import Images
 from ferdist.errors import DataError, reason_of
-from ferdist.io import MIB, open_untrusted, read_untrusted, sha256
+from ferdist.io import MIB, open_untrusted, open_zip, read_untrusted, sha256
 
 IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
@@ -145,7 +145,7 @@ class ZipArchive(Archive):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
-            self._zip = zipfile.ZipFile(open_untrusted(path, MAX_TOTAL_BYTES))
+            self._zip = open_zip(open_untrusted(path, MAX_TOTAL_BYTES))
         except BROKEN_ZIP as error:
             raise DataError(f"{path}: broken zip file ({error}); download or pack it again") from error
         self._members: dict[str, zipfile.ZipInfo] = {}
@@ -265,6 +265,8 @@ def open_image(archive: Archive, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
+        if image.tile and image.tile[0][0] == "ppm_plain":  # Pillow takes a minute for 64 MiB of it
+            raise ValueError("PPM with its pixels as text")
         image.load()
     except Exception as error:  # decoders raise whatever a hostile file makes them
         reason = reason_of(error)

@@ -171,17 +171,23 @@ def _write_onnx(trained: TrainedModel, facts: dict[str, Any], out: Path) -> floa
     with atomic_path(out.absolute()) as draft:
         onnx.save(proto, draft)
         session = onnxruntime.InferenceSession(str(draft), providers=["CPUExecutionProvider"])
-        batches = [images[:1], images[1:]]
-        answers = [session.run(["probabilities"], {"image": part.numpy()})[0] for part in batches]
+        parts = [images[:1], *_parts(images[1:])]
+        answers = [session.run(["probabilities"], {"image": part.numpy()})[0] for part in parts]
         return _within(PARITY, wanted, np.concatenate(answers), out)
 
 
 @torch.inference_mode()
 def _answer(trained: TrainedModel, images: Tensor) -> Floats:
-    answer = Deployed(trained.network, trained.card).eval()(images)
+    network = Deployed(trained.network, trained.card).eval()
+    answer = torch.cat([network(part) for part in _parts(images)])
     if not torch.isfinite(answer).all():
         raise RunError("the network's output is not finite: these weights cannot be used")
     return np.asarray(answer)
+
+
+def _parts(images: Tensor) -> tuple[Tensor, ...]:
+    """Batches of the pixels of 32 images of 48 x 48: of larger images, so many would take gigabytes."""
+    return torch.split(images, max(1, 32 * 48**2 // images[0, 0].numel()))
 
 
 def _within(limit: float, wanted: Floats, given: Floats, out: Path) -> float:

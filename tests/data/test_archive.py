@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ferdist import io as io_module
 from ferdist.data import archive as archive_module
 from ferdist.data.archive import open_archive, open_image, read_gray_images, sources_of
 from ferdist.data.ckplus import read_ckplus
@@ -126,6 +127,13 @@ def test_zip_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         open_archive(path)
 
 
+def test_a_zip_of_very_many_members_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_zip(tmp_path / "data.zip", {f"{number:030}.png": b"" for number in range(100)})
+    monkeypatch.setattr(io_module, "MAX_MEMBERS", 50)
+    with refused(r"data\.zip: broken zip file \(more than 50 members\)"):
+        open_archive(path)
+
+
 def test_a_member_that_unpacks_to_more_than_it_says_takes_no_memory(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "data.zip", {"a.png": bytes(64 * MIB)})
     data = bytearray(path.read_bytes())
@@ -204,6 +212,7 @@ def test_names_in_any_language_and_with_backslashes_are_read(tmp_path: Path) -> 
         (b"no image at all", "not one of JPEG, PNG"),
         (encoded(noise(64, 64))[:1500], ".*truncated"),
         (encoded(Image.new("1", (10_000, 5_001))), "10000x5001 pixels, more than 50,000,000"),
+        (b"P2 2 1 255 0 255 ", "PPM with its pixels as text"),
     ],
 )
 def test_unreadable_images_are_named(tmp_path: Path, data: bytes, reason: str) -> None:

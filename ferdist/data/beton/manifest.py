@@ -202,21 +202,29 @@ def count_parts(
     """Counts by name of each split that has samples, and by number of each fold.
 
     Args:
-        label, split, fold: int64 (N,).
+        label, split, fold: int64 (N,), -1 for no split or fold.
         subjects: names (N,), "" for none.
         classes: number of classes.
     """
 
-    def count(part: npt.NDArray[np.bool_]) -> SplitCounts:
-        return {"samples": int(part.sum()), "per_class": np.bincount(label[part], minlength=classes).tolist()}
+    def count(code: Integers, number: int) -> list[SplitCounts]:
+        within = code >= 0
+        table = np.zeros((number, classes), dtype=np.int64)
+        np.add.at(table, (code[within], label[within]), 1)
+        return [{"samples": sum(row), "per_class": row} for row in table.tolist()]
 
-    splits = {name: split == code for code, name in enumerate(SPLITS)}
-    folds = {str(number): fold == number for number in np.unique(fold[fold >= 0])}
+    folds, of_fold = np.unique(fold, return_inverse=True)
+    of_fold = np.where(fold >= 0, of_fold, -1)
+    present: list[set[str]] = [set() for _ in folds]
+    for number, subject in set(zip(of_fold.tolist(), subjects.tolist(), strict=True)):
+        if number >= 0 and subject:
+            present[number].add(subject)
     return (
-        {name: count(part) for name, part in splits.items() if part.any()},
+        {name: part for name, part in zip(SPLITS, count(split, len(SPLITS)), strict=True) if part["samples"]},
         {
-            number: {**count(part), "subjects": sorted(set(subjects[part].tolist()) - {""})}
-            for number, part in folds.items()
+            str(number): {**part, "subjects": sorted(names)}
+            for number, part, names in zip(folds.tolist(), count(of_fold, len(folds)), present, strict=True)
+            if number >= 0
         },
     )
 

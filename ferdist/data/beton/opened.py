@@ -187,7 +187,8 @@ def open_beton(path: Path, *, checksum: bool = False) -> Beton:
     )
 
     known = label.min() >= 0 and label.max() < classes and split.min() >= -1 and split.max() < len(SPLITS)
-    check(known, "it has a label or split that the manifest does not know")
+    known = known and {str(number) for number in np.unique(fold[fold >= 0])} == set(manifest.folds)
+    check(known, "it has a label, split or fold that the manifest does not know")
     subjects = samples["subject"].to_numpy(dtype=object)
     check(
         count_parts(label, split, fold, subjects, classes) == (manifest.splits, manifest.folds),
