@@ -161,6 +161,39 @@ def _check_agreement(path: Path, votes: Integers, dataset: FaceDataset, csv: str
             )
 
 
+def most_voted(dataset: FaceDataset, columns: pd.DataFrame) -> tuple[FaceDataset, pd.DataFrame]:
+    """FERPlus as a data set of its own: each image with the class that most annotators chose.
+
+    Images where unknown or not a face has more votes than any class are left out; of classes with equally
+    many votes the first counts, as in most public code. That keeps 28,389, 3,553 and 3,546 images of the
+    three splits. Publications count 28,386 and 3,545 where they take the images by name: four names are
+    given twice.
+
+    Args:
+        dataset: FER2013 as `read_ferplus` has joined it.
+        columns: what `read_ferplus` returned.
+
+    Returns:
+        The data set ``ferplus`` in FERPLUS_CLASSES with its rows of the columns, so that ``data.labels`` can
+        choose the majority or the distribution of the votes, too.
+
+    Raises:
+        DataError: if no image is left.
+    """
+    best = columns[_VOTE_COLUMNS].to_numpy().argmax(axis=1)
+    rows = np.flatnonzero(best < len(FERPLUS_CLASSES))
+    faces = FaceDataset.of(
+        "ferplus",
+        np.asarray(dataset.images)[rows],
+        best[rows],
+        FERPLUS_CLASSES,
+        [dataset.source_id[row] for row in rows.tolist()],
+        split=dataset.split[rows],
+        sources=dataset.sources,
+    )
+    return faces, columns.iloc[rows]
+
+
 # The labels
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -30,6 +31,7 @@ FACE_BOX = (30, 20, 80, 80)
 """x, y, width and height of the face in each drawn picture of the release with csv files."""
 
 
+@lru_cache
 def jpegs(images: int, size: int, seed: int = 0) -> list[bytes]:
     """Drawn faces in colour, size x size pixels; number k shows FER2013's class ``shown(images)[k]``."""
     drawn = synthesize(images, seed).images[:, 0]

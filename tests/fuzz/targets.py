@@ -152,7 +152,7 @@ def _write_folders(folder: Path) -> None:
 
 
 def _read_folders(path: Path) -> None:
-    read_folders(path, "fuzz", size=16, subject_regex=r"(S\d+)")
+    np.asarray(read_folders(path, "fuzz", size=16, subject_regex=r"(S\d+)").images)  # decodes them
 
 
 def _write_zips(folder: Path) -> None:
