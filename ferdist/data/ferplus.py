@@ -46,10 +46,13 @@ class FerPlusLabels(NamedTuple):
 
     Attributes:
         majority: int64 (N,), index into ``FERPLUS_CLASSES``, or -1 where there is none.
+        voted: int64 (N,), index of the class with the most votes, the first of several, or -1 where unknown
+            or not a face has more.
         distribution: float32 (N, 8) over ``FERPLUS_CLASSES``; rows sum to 1, or are 0 where there is none.
     """
 
     majority: Integers
+    voted: Integers
     distribution: npt.NDArray[np.float32]
 
 
@@ -162,12 +165,10 @@ def _check_agreement(path: Path, votes: Integers, dataset: FaceDataset, csv: str
 
 
 def most_voted(dataset: FaceDataset, columns: pd.DataFrame) -> tuple[FaceDataset, pd.DataFrame]:
-    """FERPlus as a data set of its own: each image with the class that most annotators chose.
+    """FERPlus as a data set of its own: each image with the class that has the most votes.
 
-    Images where unknown or not a face has more votes than any class are left out; of classes with equally
-    many votes the first counts, as in most public code. That keeps 28,389, 3,553 and 3,546 images of the
-    three splits. Publications count 28,386 and 3,545 where they take the images by name: four names are
-    given twice.
+    Images where unknown or not a face has more votes are left out. That keeps 28,389, 3,553 and 3,546 images
+    of the three splits; counted by image names, four of which are given twice, 28,386, 3,553 and 3,545.
 
     Args:
         dataset: FER2013 as `read_ferplus` has joined it.
@@ -180,12 +181,12 @@ def most_voted(dataset: FaceDataset, columns: pd.DataFrame) -> tuple[FaceDataset
     Raises:
         DataError: if no image is left.
     """
-    best = columns[_VOTE_COLUMNS].to_numpy().argmax(axis=1)
-    rows = np.flatnonzero(best < len(FERPLUS_CLASSES))
+    label = ferplus_labels(columns).voted
+    rows = np.flatnonzero(label >= 0)
     faces = FaceDataset.of(
         "ferplus",
         np.asarray(dataset.images)[rows],
-        best[rows],
+        label[rows],
         FERPLUS_CLASSES,
         [dataset.source_id[row] for row in rows.tolist()],
         split=dataset.split[rows],
@@ -210,8 +211,9 @@ def ferplus_labels(samples: pd.DataFrame) -> FerPlusLabels:
       they hold three quarters of the votes or are three, or until unknown or not a face has more votes than
       the next. None where they then hold half of the votes or fewer, or are more than three.
 
-    So there is a distribution wherever there is a majority, and for some images besides. The published
-    validation and test scores are for the images with a majority.
+    So there is a distribution wherever there is a majority, and for some images besides. FER+'s authors
+    publish scores for the images with a majority. Those of SCN and RAN (Wang et al. 2020) score by the class
+    with the most votes ("voted", of the ten columns as they are), which more and harder images have.
 
     Args:
         samples: a table with the ``votes_`` columns, as ``read_ferplus`` or samples.csv gives them.
@@ -232,12 +234,14 @@ def ferplus_labels(samples: pd.DataFrame) -> FerPlusLabels:
                 "run `ferdist prepare fer2013` again"
             )
     votes = samples[_VOTE_COLUMNS].to_numpy(dtype=np.int64)
+    chosen = votes.argmax(axis=1)
     votes = np.where(votes > 1, votes, 0)
     total = votes.sum(axis=1)
     best = votes.argmax(axis=1)
     found = (2 * votes.max(axis=1) > total) & (best < len(FERPLUS_CLASSES))
     return FerPlusLabels(
         majority=np.where(found, best, -1).astype(np.int64),
+        voted=np.where(chosen < len(FERPLUS_CLASSES), chosen, -1).astype(np.int64),
         distribution=_distribution(votes[:, : len(FERPLUS_CLASSES)], votes[:, len(FERPLUS_CLASSES) :], total),
     )
 
