@@ -7,12 +7,15 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ferdist.data.prepare import DATA_SETS
 from ferdist.errors import ConfigError, DataError, exit_code, is_main_rank, leave, tell
+
+if TYPE_CHECKING:
+    from ferdist.data.namelists import NameList
 
 app = typer.Typer(
     help="Train and exactly evaluate occlusion-robust facial expression recognition.",
@@ -98,11 +101,15 @@ def evaluate(
     ] = None,
     occluded_list: Annotated[
         Path | None,
-        typer.Option(help="occlusion_ferplus_list.txt: also score the truly occluded faces.", metavar="FILE"),
+        typer.Option(help="A published list: also score really occluded faces.", metavar="FILE"),
     ] = None,
     pose_list: Annotated[
         Path | None,
-        typer.Option(help="pose_30_ferplus_list.txt: also score the strongly turned faces.", metavar="FILE"),
+        typer.Option(help="A published list: also score strongly turned faces.", metavar="FILE"),
+    ] = None,
+    lists: Annotated[
+        Path | None,
+        typer.Option(help="Folder of published lists: all those of these data.", metavar="DIR"),
     ] = None,
     tta: Annotated[str, typer.Option(help="Test-time augmentation: none, flip or ten-crop.")] = "none",
     checkpoint: Annotated[
@@ -113,13 +120,14 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Score each sample of a split exactly once; writes results.json and the predictions."""
+    from ferdist.data.namelists import find_name_lists
     from ferdist.evaluation.benchmark import grid
     from ferdist.evaluation.evaluate import Plan, evaluate
     from ferdist.evaluation.results import as_text
 
     if (kinds or fills) and not occlusion:
         raise ConfigError("--kinds and --fills choose parts of the occlusion benchmark: add --occlusion")
-    lists = {"occluded": occluded_list, "turned": pose_list}
+    given = {"--occluded-list": occluded_list, "--pose-list": pose_list}
     results = evaluate(
         model,
         data=data,
@@ -127,7 +135,8 @@ def evaluate(
         plan=Plan(
             cells=grid(_names(kinds), _names(fills)) if occlusion else (),
             reference=reference,
-            lists={name: path for name, path in lists.items() if path is not None},
+            lists=tuple(_name_list(option, path) for option, path in given.items() if path is not None),
+            lists_of_any=find_name_lists(lists) if lists is not None else (),
         ),
         tta=tta,
         checkpoint=checkpoint,
@@ -262,6 +271,17 @@ def demo(
     results, page = run_demo(out, images)
     print(results)
     print(page)
+
+
+def _name_list(option: str, path: Path) -> NameList:
+    """The published list that an option names."""
+    from ferdist.data.namelists import SUBSETS, read_name_list
+
+    names = read_name_list(path)
+    right = "--occluded-list" if names.subset == "occluded" else "--pose-list"
+    if option != right:
+        raise DataError(f"{path}: a list of faces that are {SUBSETS[names.subset]}: give it as {right}")
+    return names
 
 
 def _names(option: str | None) -> list[str] | None:

@@ -1,11 +1,10 @@
-"""FER+ (Barsoum et al. 2016): ten annotators' votes for each FER2013 image, and lists of its images.
+"""FER+ (Barsoum et al. 2016): ten annotators' votes for each FER2013 image.
 
 Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label Distribution, ICMI 2016.
 """
 
 from __future__ import annotations
 
-import re
 from io import BytesIO
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -38,7 +37,6 @@ _CSV_VOTES: Final = (
     *("unknown", "NF"),
 )
 _VOTE_COLUMNS: Final = [f"votes_{vote}" for vote in VOTES]
-_LISTED: Final = re.compile(rf"([0-{len(FERPLUS_CLASSES) - 1}])[_/](fer\d{{7}})\.(?:png|jpg)(?: \d+ \d+)?")
 
 
 class FerPlusLabels(NamedTuple):
@@ -261,45 +259,3 @@ def _distribution(classes: Integers, others: Integers, total: Integers) -> npt.N
     kept[~valid] = 0
     shares: npt.NDArray[np.float64] = kept / np.maximum(kept.sum(axis=1, keepdims=True), 1)
     return shares.astype(np.float32)
-
-
-# The published lists
-
-
-def read_name_list(path: Path) -> dict[str, int]:
-    """Read a list of FER+ test images: ``occlusion_ferplus_list.txt`` or ``pose_30_ferplus_list.txt``.
-
-    They name really occluded and strongly turned faces (Wang et al. 2020, Region Attention Networks for Pose
-    and Occlusion Robust Facial Expression Recognition, IEEE TIP). A line of the first is
-    ``0_fer0033508.png 8 3``, of the second ``0/fer0032226.jpg``.
-
-    Returns:
-        The label as it is listed, an index into ``FERPLUS_CLASSES`` that is not always the majority of the
-        votes, by the image name as in ``fer2013new.csv``, which ends in ``.png``; in the order of the lines.
-
-    Raises:
-        DataError: if the file cannot be read, a line has another form or an image is named twice.
-    """
-    try:
-        lines = read_untrusted(path).decode("ascii").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot read it: {error.strerror}; give the published list") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file; give the published list") from error
-    listed: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        match = _LISTED.fullmatch(line.strip())
-        if match is None:
-            raise DataError(
-                f"{path}: line {number}: {line[:40]!r} is not <label>_<name>.png 8 <type> or "
-                "<label>/<name>.jpg; give the published list"
-            )
-        name = f"{match[2]}.png"
-        if name in listed:
-            raise DataError(f"{path}: line {number}: {name} appears twice; give the published list")
-        listed[name] = int(match[1])
-    if not listed:
-        raise DataError(f"{path}: no image in it; give the published list")
-    return listed

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,9 @@ from ferdist import environment
 from ferdist.config import to_dict
 from ferdist.data.beton import Beton, Labels, open_beton
 from ferdist.data.folds import HOLDOUT, Holdout
+from ferdist.data.namelists import NameList
 from ferdist.data.record import SPLITS, Integers
-from ferdist.errors import ConfigError, RunError
+from ferdist.errors import ConfigError, RunError, tell
 from ferdist.evaluation.attention import Watched
 from ferdist.evaluation.benchmark import Cell, covered_fraction, seen_in_training
 from ferdist.evaluation.board import show_benchmark
@@ -23,8 +24,16 @@ from ferdist.evaluation.metrics import Scores, score, score_all
 from ferdist.evaluation.model import TrainedModel, default_checkpoint, load_trained
 from ferdist.evaluation.predict import TTA, cluster_of, predict
 from ferdist.evaluation.predictions import Predictions, check_same_samples
-from ferdist.evaluation.realfaces import listed_samples
-from ferdist.evaluation.records import OCCLUSION, Damage, Evaluation, EvaluationKey, Results, conditions_of
+from ferdist.evaluation.realfaces import ListedFaces, listed_faces, lists_of_data
+from ferdist.evaluation.records import (
+    OCCLUSION,
+    Damage,
+    Evaluation,
+    EvaluationKey,
+    Listed,
+    Results,
+    conditions_of,
+)
 from ferdist.evaluation.results import add_evaluations
 from ferdist.evaluation.robustness import compare_benchmarks
 from ferdist.io import sha256, writing
@@ -40,12 +49,14 @@ class Plan:
     Attributes:
         cells: of the occlusion benchmark.
         reference: a run folder whose stored predictions under the same cells are the reference, or None.
-        lists: published lists of really occluded or turned faces of test, by the name of the subset.
+        lists: of really occluded or turned faces of these data.
+        lists_of_any: further ones, of which those of these data are scored.
     """
 
     cells: tuple[Cell, ...] = ()
     reference: Path | None = None
-    lists: Mapping[str, Path] = field(default_factory=dict)
+    lists: tuple[NameList, ...] = ()
+    lists_of_any: tuple[NameList, ...] = ()
 
 
 def evaluate(
@@ -82,8 +93,6 @@ def evaluate(
         raise ConfigError(f"--tta is {tta!r}: it must be one of {', '.join(TTA)}")
     if plan.reference is not None and not plan.cells:
         raise ConfigError("--reference compares under occlusion: give --occlusion too")
-    if plan.lists and split != "test":
-        raise ConfigError("the published lists name test images: give --split test")
     with join_world(device) as world:
         trained = load_trained(model, checkpoint, world.device, trust_code=trust_code)
         if data is None and trained.weights is not None:
@@ -131,8 +140,9 @@ def evaluate_trained(
     scoring = Scoring(trained, beton, world, split, tta)
     data = scoring.data
     reference = None if plan.reference is None else scoring.reference(plan.reference)
+    faces = {one.names.subset: one for one in scoring.listed_faces(plan)}
     parts = {"all": (data.indices, data.labels)}
-    parts |= {name: listed_samples(beton, path, data.labels) for name, path in plan.lists.items()}
+    parts |= {name: (one.indices, one.labels) for name, one in faces.items()}
     plain = {name: scoring.predict(labels, indices) for name, (indices, labels) in parts.items()}
     covered = scoring.predict(data.labels, data.indices, plan.cells) if plan.cells else None
     results = None
@@ -140,7 +150,9 @@ def evaluate_trained(
         evaluations: list[Evaluation] = []
         for name, predictions in plain.items():
             predictions.save(folder.predictions / scoring.file(replace(scoring.key, subset=name)))
-            evaluations += scoring.evaluations(predictions, name)
+            evaluations += scoring.evaluations(
+                predictions, name, faces[name].listed if name in faces else None
+            )
         comparison = None
         if covered is not None:
             if reference is not None:
@@ -208,6 +220,23 @@ class Scoring:
             cells=cells,
         )
 
+    def listed_faces(self, plan: Plan) -> list[ListedFaces]:
+        """The faces of the published lists; says what of a list is not scored.
+
+        Raises:
+            DataError: if a list does not belong to the data or the split.
+        """
+        beton, data = self.data.beton, self.data
+        lists = list(plan.lists)
+        if plan.lists_of_any:
+            lists += lists_of_data(beton, plan.lists_of_any)
+        found = listed_faces(beton, self.key.split, data.indices, data.labels, lists)
+        for one in found:
+            missing = one.missing(data.labels.classes)
+            if missing and self.world.is_main:
+                tell(f"ferdist: {missing}")
+        return found
+
     def reference(self, run: Path) -> Predictions:
         """The stored predictions of another run under the same conditions, with its own checkpoint.
 
@@ -226,7 +255,9 @@ class Scoring:
         check_same_samples(wanted, found)
         return found
 
-    def evaluations(self, predictions: Predictions, part: str) -> list[Evaluation]:
+    def evaluations(
+        self, predictions: Predictions, part: str, listed: Listed | None = None
+    ) -> list[Evaluation]:
         """The evaluations, in all `data.ways`, of predictions for a list's samples, or the split's (``all``).
 
         Copies are left out only where the model was trained on these data's training images.
@@ -240,7 +271,8 @@ class Scoring:
         for (subset, unit), rows in ways(predictions, beton, copied).items():
             if len(rows.index):  # else every sample has a copy
                 scores = score(rows, cluster[np.searchsorted(index, rows.index)])
-                found.append(self._evaluation(replace(self.key, subset=names[subset], unit=unit), scores))
+                one = self._evaluation(replace(self.key, subset=names[subset], unit=unit), scores)
+                found.append(replace(one, listed=listed))
         return found
 
     def covered_evaluations(self, covered: Predictions) -> list[Evaluation]:

@@ -15,8 +15,10 @@ SUBSETS: Final = {
     "no_copies": "without copies",
     "occluded": "really occluded",
     "occluded_no_copies": "really occluded, without copies",
-    "turned": "strongly turned",
-    "turned_no_copies": "strongly turned, without copies",
+    "turned": "turned by more than 30°",
+    "turned_no_copies": "turned by more than 30°, without copies",
+    "turned45": "turned by more than 45°",
+    "turned45_no_copies": "turned by more than 45°, without copies",
 }
 DEFINITIONS: Final = (
     "Every sample of a split is scored exactly once, whatever the number of processes.",

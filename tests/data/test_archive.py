@@ -14,8 +14,8 @@ from ferdist.data import archive as archive_module
 from ferdist.data.archive import open_archive, sources_of
 from ferdist.data.ckplus import read_ckplus
 from ferdist.data.fer2013 import read_fer2013
-from ferdist.data.ferplus import read_name_list
 from ferdist.data.images import open_image, read_gray_images
+from ferdist.data.namelists import read_name_list
 from ferdist.errors import DataError
 from ferdist.io import MIB
 from tests.data.files import encoded, noise, refused, write_files

@@ -20,9 +20,10 @@ from ferdist.config import LABELS, Config, load_config, to_dict
 from ferdist.data.beton import BetonLoader, labels_of, open_beton
 from ferdist.data.ckplus import read_ckplus
 from ferdist.data.fer2013 import read_ckextended, read_fer2013
-from ferdist.data.ferplus import ferplus_labels, read_ferplus, read_name_list
+from ferdist.data.ferplus import ferplus_labels, read_ferplus
 from ferdist.data.folders import read_folders
 from ferdist.data.folds import assign_folds
+from ferdist.data.namelists import read_name_list
 from ferdist.data.prepare import write
 from ferdist.data.rawformats import write_ckplus48, write_ckplus_h5, write_fer2013_csv
 from ferdist.data.record import FER2013_CLASSES, SPLITS, FaceDataset
@@ -125,8 +126,18 @@ def _read_ferplus(folder: Path) -> None:
 
 
 def _write_list(folder: Path) -> None:
-    lines = [f"{n % 8}_fer{n:07d}.png 8 3\n{n % 8}/fer{n + 500:07d}.jpg\n" for n in range(12)]
-    (folder / "list.txt").write_text("".join(lines))
+    forms = {
+        "occlusion_ferplus_list": "{label}_fer{n:07d}.png 8 3\n",
+        "val_raf_db_list_45": "{label}/test_{n:04d}_aligned.jpg\n",
+        "pose_30_affectnet_list": "{label}/{n:056x}.jpg\n",
+    }
+    for name, form in forms.items():
+        lines = [form.format(label=n % 7, n=n) for n in range(12)]
+        (folder / f"{name}.txt").write_text("".join(lines))
+
+
+def _read_lists(folder: Path) -> None:
+    each(*(partial(read_name_list, path) for path in sorted(folder.glob("*.txt"))))
 
 
 def _write_h5(folder: Path) -> None:
@@ -356,7 +367,7 @@ def _read_run(folder: Path) -> None:
 TARGETS: Final[dict[str, Target]] = {
     "fer2013": Target(lambda folder: write_fer2013_csv(faces(), folder / "fer2013.csv"), _read_csv),
     "ferplus": Target(_write_ferplus, _read_ferplus),
-    "lists": Target(_write_list, lambda folder: read_name_list(folder / "list.txt")),
+    "lists": Target(_write_list, _read_lists, alone=True),
     "ckplus48": Target(
         lambda folder: write_ckplus48(folder / "CK+48", 9, 0), lambda folder: read_ckplus(folder / "CK+48")
     ),
