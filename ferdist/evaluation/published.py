@@ -105,7 +105,7 @@ REAL_FACES: Final = (
     ),
     System(
         "PCNN's weights, scored by others",
-        FACE_RECOGNITION,
+        "",
         "github.com/lbzrx721-beep/PCNNLB, AUTHOR_WEIGHTS_EVAL_RESULTS.md, 2026",
         False,
         {("rafdb", "occluded"): 629 / 734, ("ferplus", "occluded"): 497 / 605},
@@ -126,7 +126,7 @@ REAL_FACES: Final = (
         },
     ),
     System(
-        "RAN by Sun (2021)",
+        "RAN by Sun (2021), EX1",
         FACE_RECOGNITION,
         _SUN,
         False,
@@ -137,7 +137,7 @@ REAL_FACES: Final = (
         },
     ),
     System(
-        "RAN by Sun (2021), ResNet-18",
+        "RAN by Sun (2021), EX4",
         "random weights",
         _SUN,
         False,
@@ -172,7 +172,8 @@ def real_faces_table(measured: Iterable[tuple[str, str, Evaluation]]) -> Table:
 def _rows(groups: Mapping[tuple[str, str], list[tuple[str, str, Evaluation]]]) -> Iterator[Cells]:
     for (data, subset), rows in groups.items():
         part = subset.removesuffix("_no_copies")
-        faces = SUBSETS.get(part, part) + ("" if part == subset else ", without copies")
+        faces = SUBSETS.get(part, part).replace("turned by more than", "turned >")
+        faces += "" if part == subset else ", no copies"
         by_list = False
         for name, start, one in rows:
             assert one.listed is not None  # `real_faces_table` has chosen them
@@ -185,7 +186,7 @@ def _rows(groups: Mapping[tuple[str, str], list[tuple[str, str, Evaluation]]]) -
                 "Scored": count(one.samples),
                 "Names met": Number(f"{one.listed.met:,} of {one.listed.names:,}"),
                 "Lines": count(one.listed.lines),
-                "Views": one.tta,
+                "Views": one.tta if one.tta != "none" else None,
                 "Score": "measured" if one.listed.labels == "list" else "measured, by the data's labels",
                 "Started from": start or None,
             }

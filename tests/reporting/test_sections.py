@@ -92,7 +92,7 @@ def test_real_faces_stand_above_what_is_published(make_run: MakeRun) -> None:
         ("occluded", "D3FER (CVPR 2026)"),
         ("occluded", "IGKD"),
     ]
-    assert models[-1] == ("turned by more than 30°", "resnet18_cbam")
+    assert models[-1] == ("turned > 30°", "resnet18_cbam")
     cells = dict(zip(table.head, table.rows[0], strict=True))
     assert (cells["Scored"], cells["Names met"], cells["Lines"]) == ("604", "604 of 605", "605")
     assert (cells["Score"], cells["Started from"]) == ("measured", "random weights")
