@@ -136,7 +136,7 @@ REAL = {
     ("affectnet", "turned"): (1949, 1944),
     ("affectnet", "turned45"): (985, 983),
 }
-"""Lines and names; the paper counts 634 of FER+'s last list, the published file has 633."""
+"""Lines and names."""
 
 
 def test_real_lists(real_data: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from ferdist.cli import main
 from ferdist.config import Config
+from ferdist.data import prepare
 from ferdist.data.beton import labels_of, open_beton, write_beton
 from ferdist.data.fer2013 import USAGE_SPLIT
 from ferdist.data.ferplus import FERPLUS_CLASSES
@@ -27,7 +28,14 @@ from ferdist.evaluation.published import REAL_FACES, real_faces_table
 from ferdist.evaluation.realfaces import ListedFaces, listed_faces, lists_of_data
 from ferdist.evaluation.records import read_results
 from ferdist.training.run import run
-from tests.data.field import affectnet_hash
+from tests.data.field import (
+    AFFECTNET_NUMBERS,
+    RAFDB_NUMBERS,
+    affectnet_hash,
+    affectnet_tree,
+    rafdb_tree,
+    shown,
+)
 
 VOTED = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 COPIED = 2
@@ -74,8 +82,8 @@ class Pair:
         self.occluded_list.write_bytes("".join(lines).encode())
         self.pose_list.write_text("".join(f"{majority[row]}/{names[row]}.jpg\n" for row in self.turned))
         out = folder / "prepared"
-        prepare = ["prepare", "fer2013", "--source", str(self.csv), "--out", str(out)]
-        assert main([*prepare, "--ferplus", str(self.votes)]) == 0
+        command = ["prepare", "fer2013", "--source", str(self.csv), "--out", str(out)]
+        assert main([*command, "--ferplus", str(self.votes)]) == 0
         self.beton = out / "fer2013.beton"
 
 
@@ -255,6 +263,27 @@ def test_one_command_scores_all_lists_of_the_data(
     assert "20 of 20" in printed.out
     assert "50 of 52" in printed.out
     assert "IGKD" in printed.out
+
+
+def test_names_are_those_that_prepare_keeps(tmp_path: Path) -> None:
+    rafdb = [
+        f"test_{n:04}_aligned {RAFDB_NUMBERS[name] - 1} 1" for n, name in enumerate(shown(42)[28:], start=1)
+    ]
+    affectnet = ["contempt" if n % 8 == 7 else name for n, name in enumerate(shown(16 + 3, 1)[:16])]
+    hashes = [
+        f"val/{AFFECTNET_NUMBERS[name]}/{affectnet_hash('val', n)}/" for n, name in enumerate(affectnet)
+    ]
+    for lines, beton_file in (
+        (rafdb, prepare.rafdb(rafdb_tree(tmp_path / "rafdb"), tmp_path, size=48)),
+        (hashes, prepare.affectnet(affectnet_tree(tmp_path / "affectnet"), tmp_path, size=48)),
+    ):
+        (tmp_path / "list.txt").write_text("\r\n".join(lines))
+        beton = open_beton(beton_file)
+        own, test = labels_of(beton, "own"), beton.indices("test")
+        (found,) = listed_faces(beton, "test", test, own, [read_name_list(tmp_path / "list.txt")])
+        assert (found.listed.met, found.listed.labels) == (len(lines), "list")
+        assert np.array_equal(found.indices, test)
+        assert np.array_equal(found.labels.label[test], own.label[test])
 
 
 def test_labels_are_mapped_by_the_names_of_the_classes(tmp_path: Path) -> None:
