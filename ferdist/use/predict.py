@@ -181,7 +181,7 @@ def _look(trained: TrainedModel, path: Path, target: Path | None, whole_image: b
     picture = read_picture(path)
     annotated = None if target is None else (picture, target)
     size = (task.width, task.height)
-    if whole_image or (picture.size == size and picture.is_gray()):
+    if whole_image or (picture.size == size and (task.channels == 3 or picture.is_gray())):
         whole = picture.image.resize(size, Image.Resampling.BILINEAR)
         crop = _planes(whole, task.channels)
         return _Seen(path, annotated, [(0, 0, *picture.size)], [crop])
