@@ -17,7 +17,7 @@ from ferdist.data.archive import Archive, open_archive, refuse_second, sources_o
 from ferdist.data.images import Box, squares
 from ferdist.data.parallel import in_order, progress
 from ferdist.data.record import CKPLUS8_CLASSES, FER2013_CLASSES, SPLITS, FaceDataset
-from ferdist.errors import DataError
+from ferdist.errors import DataError, reason_of
 
 AFFECTNET_CLASSES: Final = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "angry", "contempt")
 """Our names of AffectNet's numbers from 0."""
@@ -233,9 +233,9 @@ def _read_number(archive: Archive, name: str) -> int:
         value = float(np.frombuffer(content.read(), dtype=dtype, count=1)[0])
         if value not in range(len(_NUMBERS)):
             raise ValueError(f"{value:g}")
-    except ValueError as error:
+    except Exception as error:  # numpy's parser of the header raises whatever a damaged one makes it
         raise DataError(
-            f"{archive.path}: {name}: not an expression from 0 to {len(_NUMBERS) - 1} ({error}); "
+            f"{archive.path}: {name}: not an expression from 0 to {len(_NUMBERS) - 1} ({reason_of(error)}); "
             "get the file again"
         ) from error
     return int(value)

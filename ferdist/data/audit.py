@@ -101,13 +101,13 @@ class Pixels:
 
     def add(self, images: Images) -> None:
         """Take in the next images, uint8 (M, C, H, W)."""
+        images = np.ascontiguousarray(images)
         start, self._seen = self._seen, self._seen + len(images)
         part = slice(start, self._seen)
         for row, image in enumerate(images, start):
-            self.copy_group[row] = self._first.setdefault(hashlib.sha256(image.tobytes()).digest(), row)
-        # einsum casts in small buffers, where a copy in 64 bits would take eight times the images
-        self.sums[part] = np.einsum("nchw->nc", images, dtype=np.int64, casting="unsafe")
-        self.squares[part] = np.einsum("nchw,nchw->nc", images, images, dtype=np.int64, casting="unsafe")
+            self.copy_group[row] = self._first.setdefault(hashlib.sha256(image.data).digest(), row)
+        self.sums[part] = images.sum(axis=(2, 3), dtype=np.int64)
+        self.squares[part] = np.square(images, dtype=np.uint16).sum(axis=(2, 3), dtype=np.int64)
         sampled = images[-start % self._step :: self._step]
         self._evenness.append(_evenness(sampled.reshape(len(sampled), -1)))
 

@@ -125,13 +125,13 @@ def to_rgb(image: Image.Image, place: str) -> Image.Image:
     It is turned by its EXIF orientation; 16-bit gray is scaled to 8 bits, and transparency is put on black.
 
     Args:
-        image: as Pillow opens it.
+        image: as Pillow opens it; it is turned in place.
         place: what names it in an error.
 
     Raises:
         DataError: if its values have no known range (floats).
     """
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
         raise DataError(f"{place}: its values are floats of unknown range; save it with 8 bits")
     if image.mode.startswith("I"):  # 16-bit gray, which some versions of Pillow open as 32-bit integers
@@ -143,7 +143,7 @@ def to_rgb(image: Image.Image, place: str) -> Image.Image:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _title(archive: Archive) -> str:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from ferdist.config import LABELS, Config, load_config, to_dict
+from ferdist.data.affectnet import read_affectnet
 from ferdist.data.beton import BetonLoader, labels_of, open_beton
 from ferdist.data.ckplus import read_ckplus
 from ferdist.data.fer2013 import read_ckextended, read_fer2013
@@ -24,7 +25,9 @@ from ferdist.data.ferplus import ferplus_labels, read_ferplus
 from ferdist.data.folders import read_folders
 from ferdist.data.folds import assign_folds
 from ferdist.data.namelists import read_name_list
+from ferdist.data.posed import JAFFE_CODES, KDEF_CODES, read_jaffe, read_kdef
 from ferdist.data.prepare import write
+from ferdist.data.rafdb import read_rafdb
 from ferdist.data.rawformats import write_ckplus48, write_ckplus_h5, write_fer2013_csv
 from ferdist.data.record import FER2013_CLASSES, SPLITS, FaceDataset
 from ferdist.data.synthetic import synthesize
@@ -40,6 +43,7 @@ from ferdist.use.inspect import as_text, inspect
 from ferdist.use.pictures import read_picture
 from ferdist.use.predict import predict_pictures, to_json
 from tests.conftest import ROOT
+from tests.data.field import affectnet_numbers_tree, affectnet_tree, rafdb_tree
 from tests.data.files import VOTED, encoded
 from tests.fuzz.change import Change, Files, pack, read_files
 from tests.reporting.conftest import write_run
@@ -149,6 +153,35 @@ def _read_h5(folder: Path) -> None:
     each(
         lambda: read_ckplus(folder / "CK_data.h5"),
         lambda: read_ckplus(folder / "CK_data.h5", subjects_from=folder / "CK+48"),
+    )
+
+
+def _write_affectnet(folder: Path) -> None:
+    affectnet_tree(folder / "csv", 4, 4, others=1)
+    affectnet_numbers_tree(folder / "numbers", 4, 4)
+
+
+def _read_affectnet(folder: Path) -> None:
+    each(
+        lambda: np.asarray(read_affectnet(folder / "csv", size=16).images),
+        lambda: np.asarray(read_affectnet(folder / "numbers", size=16).images),
+    )
+
+
+def _write_posed(folder: Path) -> None:
+    pictures = [encoded(face[0]) for face in np.asarray(faces().images)]
+    for number, picture in enumerate(pictures):
+        jaffe = f"K{'ALM'[number // 7]}.{tuple(JAFFE_CODES)[number % 7]}1.{number}.tiff"
+        kdef = f"AF{number // 7 + 1:02d}{tuple(KDEF_CODES)[number % 7]}S.JPG"
+        for file in (folder / "jaffe" / jaffe, folder / "kdef" / kdef):
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(picture)
+
+
+def _read_posed(folder: Path) -> None:
+    each(
+        lambda: np.asarray(read_jaffe(folder / "jaffe", 16).images),
+        lambda: np.asarray(read_kdef(folder / "kdef", size=16).images),
     )
 
 
@@ -372,6 +405,11 @@ TARGETS: Final[dict[str, Target]] = {
         lambda folder: write_ckplus48(folder / "CK+48", 9, 0), lambda folder: read_ckplus(folder / "CK+48")
     ),
     "h5": Target(_write_h5, _read_h5),
+    "rafdb": Target(
+        lambda folder: rafdb_tree(folder, 8, 6), lambda folder: np.asarray(read_rafdb(folder, 16).images)
+    ),
+    "affectnet": Target(_write_affectnet, _read_affectnet),
+    "posed": Target(_write_posed, _read_posed),
     "folders": Target(_write_folders, lambda folder: _read_folders(folder / "set")),
     "zips": Target(_write_zips, _read_zips, alone=True),
     "beton": Target(_write_beton, _read_beton, _mend_beton, thorough=0.2),

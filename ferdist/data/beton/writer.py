@@ -25,7 +25,7 @@ from ferdist.data.beton.manifest import (
 )
 from ferdist.data.record import NAME, NAME_RULE, FaceDataset, named
 from ferdist.errors import DataError
-from ferdist.io import sha256
+from ferdist.io import MIB, sha256
 
 
 def write_beton(dataset: FaceDataset, out_dir: Path, *, extra_columns: pd.DataFrame | None = None) -> Path:
@@ -82,7 +82,7 @@ def _write(path: Path, dataset: FaceDataset) -> tuple[Pixels, str]:
     size, free = Layout(dataset.images.shape[1:], len(dataset)).size, shutil.disk_usage(path.parent).free
     if size > free:
         raise DataError(
-            f"{path.name}: takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make room"
+            f"{path.name}: takes {size / MIB:,.0f} MiB, and {free / MIB:,.0f} MiB are free; make room"
         )
     pixels, digest = Pixels(dataset.images.shape), hashlib.sha256()
     with path.open("xb") as file:
