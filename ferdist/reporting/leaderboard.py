@@ -20,7 +20,7 @@ from ferdist.errors import FerdistError, RunError
 from ferdist.evaluation.benchmark import Cell
 from ferdist.evaluation.evaluate import folder_of
 from ferdist.evaluation.external import load_model
-from ferdist.evaluation.model import UNUSED, ScoredModel
+from ferdist.evaluation.model import CHOSEN, UNKNOWN, UNUSED, USED, ScoredModel
 from ferdist.evaluation.predict import Scorer
 from ferdist.evaluation.predictions import Predictions, place_of
 from ferdist.evaluation.records import Evaluation, EvaluationKey, read_results
@@ -30,7 +30,7 @@ from ferdist.reporting.page import Chart, Content, Section, render
 from ferdist.reporting.words import SUBSETS, TTA
 from ferdist.runtime.distributed import choose_device
 from ferdist.runtime.folder import RunFolder
-from ferdist.table import Number, Table, count, percent, percent_interval, points, points_interval
+from ferdist.table import Number, Table, count, escape, percent, percent_interval, points, points_interval
 
 BATCH: Final = 64
 ROUNDS: Final = 3
@@ -279,14 +279,14 @@ def _ranked(rows: Sequence[Row], beton: Beton) -> Board:
         ]
     for use in dict.fromkeys(row.use for row in rows if row.use != UNUSED):
         names = ", ".join(row.name for row in rows if row.use == use)
-        remarks.append(f"Whether training used these images is {USES[use]} for {names}.")
+        remarks.append(f"{names}: {USES[use]}.")
     return Board(rows, beton, common, len(every) - len(common), remarks)
 
 
 USES: Final = {
-    "to choose the epoch": "known: to choose the epoch, so that the scores lean upward,",
-    "yes": "known: it did, to learn or to choose, so that the scores lean upward,",
-    "unknown": "unknown",
+    CHOSEN: "the epoch was chosen on these images, so the scores lean upward",
+    USED: "trained or chosen on these images, so the scores lean upward",
+    UNKNOWN: "whether the training used these images is unknown",
 }
 
 
@@ -305,20 +305,20 @@ def _content(board: Board, device: torch.device) -> Content:
     rows, clean = board.rows, board.rows[0].clean
     kinds = list(rows[0].scores["kinds"]) if rows[0].scores else []
     measure = "under occlusion" if board.common else "on uncovered faces"
-    best = Markup("{} leads {} models {} on {} of {}: <strong>{} %</strong>.").format(
+    best = Markup("{} is first of {} models {}, on {} of {}: <strong>{} %</strong>.").format(
         rows[0].name, len(rows), measure, clean.split, clean.data, percent(rows[0].score)
     )
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     threads = count(torch.get_num_threads(), "thread")
-    table, by_kind = _main_table(board), _kind_table(board, kinds)
-    points_ = [
+    table, costs, by_kind = _main_table(board), _cost_table(board), _kind_table(board, kinds)
+    notes = [
         f"All were scored on the same {count(clean.samples, 'image')}: {clean.data}, {clean.split}, "
         f"beton sha256 {clean.beton_sha256[:16]}; {TTA.get(clean.tta, clean.tta)} an image.",
         "Covered images are made at the data's size, the same bytes for every model (by checksum), and only "
         "then resized to what a model takes.",
         *_cells_text(board, kinds),
         "95 % intervals are a bootstrap over subjects, or over groups of copies where subjects are unknown. "
-        "'To the first' is the paired difference in points; an interval that includes 0 is no difference. "
+        "'To the first' is the paired difference in points; one whose interval includes 0 may be none. "
         "Neither includes what another seed of the training would change.",
         f"Images a second: measured for this page on {where}, {threads}, {BATCH} images at once, resizing "
         f"included, the fastest of {ROUNDS}. Other work on the machine slows it.",
@@ -328,14 +328,19 @@ def _content(board: Board, device: torch.device) -> Content:
         "read the cards.",
     ]
     sections = [
-        Section("board", "Scores", tables=(table,), charts=_curves(board, kinds)),
-        *([Section("kinds", "By kind of occlusion", tables=(by_kind,))] if kinds else []),
+        Section("board", "Scores", tables=(table, costs)),
+        *(
+            [Section("kinds", "By kind of occlusion", charts=_curves(board, kinds), tables=(by_kind,))]
+            if kinds
+            else []
+        ),
         Section("cards", "The models", points=[_card(row) for row in rows]),
-        Section("protocol", "How to read this", points=points_),
+        Section("protocol", "How to read this", points=notes),
     ]
-    texts = [f"# {best.striptags()}", *(f"> {remark}" for remark in board.remarks), table.markdown()]
-    texts += [by_kind.markdown()] if kinds else []
-    texts.append("".join(f"- {_card(row)}\n" for row in rows) + "".join(f"- {one}\n" for one in points_))
+    listed = [*map(_card, rows), *notes]
+    texts = [f"# {escape(best.striptags())}", *(f"> {escape(remark)}" for remark in board.remarks)]
+    texts += [table.markdown(), *([by_kind.markdown()] if kinds else []), costs.markdown()]
+    texts.append("".join(f"- {escape(one)}\n" for one in listed))
     return Content(
         f"{clean.data} {clean.split}",
         [best],
@@ -366,7 +371,6 @@ def _main_table(board: Board) -> Table:
     lists = dict.fromkeys(name for row in board.rows for name in row.real)
     rows: list[dict[str, Any]] = []
     for number, row in enumerate(board.rows, start=1):
-        parameters, products = row.cost
         difference = row.to_first
         cells: dict[str, Any] = {
             "Model": f"{number}. {row.name}",
@@ -382,14 +386,26 @@ def _main_table(board: Board) -> Table:
             cells[label[0].upper() + label[1:]] = (
                 None if one is None else Number(f"{percent(one.accuracy)} ({count(one.samples)})")
             )
-        cells |= {
-            "Trained on these images": row.use,
-            "Parameters": None if parameters is None else _short(parameters),
-            "Multiply-adds": None if products is None else _short(products),
-            "Images/s": Number(f"{row.rate:,.0f}"),
-        }
-        rows.append(cells)
+        rows.append(cells | {"Used these images": row.use})
     return Table.of("Accuracy in percent", rows)
+
+
+def _cost_table(board: Board) -> Table:
+    names = ("Parameters", "Multiply-adds")
+    return Table.of(
+        "Size and speed",
+        (
+            {
+                "Model": row.name,
+                **{
+                    name: None if number is None else _short(number)
+                    for name, number in zip(names, row.cost, strict=True)
+                },
+                "Images/s": Number(f"{row.rate:,.0f}"),
+            }
+            for row in board.rows
+        ),
+    )
 
 
 def _kind_table(board: Board, kinds: Sequence[str]) -> Table:

@@ -37,19 +37,15 @@ def test_a_leaderboard_of_a_run_and_a_model_from_elsewhere(
     assert not re.search(r'(src|href)="(?!#)|url\((?!#)', html)  # but links inside the figure
     assert "&lt;b&gt;drawers&lt;/b&gt;" in html
     lines = text.read_text().splitlines()
-    head, _, first, second = (line for line in lines if line.startswith("|") and line.count("|") > 8)
-    names = [cell.strip() for cell in head.strip("|").split("|")]
-    rows = [
-        dict(zip(names, (c.strip() for c in row.strip("|").split("|")), strict=True))
-        for row in (first, second)
-    ]
-    by_name = {row["Model"].partition(". ")[2]: row for row in rows}
-    assert by_name.keys() == {"drawn", "theirs"}
-    assert float(rows[0]["Under occlusion"]) >= float(rows[1]["Under occlusion"])
-    assert rows[0]["To the first"] == "–"
-    assert by_name["theirs"]["Parameters"] == by_name["theirs"]["Multiply-adds"] == "16.1 k"
-    assert by_name["theirs"]["Trained on these images"] == "yes"
-    assert by_name["drawn"]["Trained on these images"] == "to choose the epoch"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    tables = [dict(zip(cells[at], row, strict=True)) for at in (0, 4, 8) for row in cells[at + 2 : at + 4]]
+    assert float(tables[0]["Under occlusion"]) >= float(tables[1]["Under occlusion"])
+    assert tables[0]["To the first"] == "–"
+    used = {row["Model"].partition(". ")[2]: row["Used these images"] for row in tables[:2]}
+    assert used == {"drawn": "to choose the epoch", "theirs": "yes"}
+    assert tables[2].keys() == {"Model", "square", "eye band"}
+    (cost,) = [row for row in tables[4:] if row["Model"] == "theirs"]
+    assert cost["Parameters"] == cost["Multiply-adds"] == "16.1 k"
     # The run has squares, the eye band and more, black; the other model has both of them also in gray.
     assert any("6 cells of the benchmark" in line and "left out" in line for line in lines)
 
