@@ -7,12 +7,15 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ferdist.data.prepare import DATA_SETS
 from ferdist.errors import ConfigError, DataError, exit_code, is_main_rank, leave, tell
+
+if TYPE_CHECKING:
+    from ferdist.data.namelists import NameList
 
 app = typer.Typer(
     help="Train and exactly evaluate occlusion-robust facial expression recognition.",
@@ -28,6 +31,13 @@ prepare = typer.Typer(
 app.add_typer(prepare, name="prepare")
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+AnyModel = Annotated[
+    str,
+    typer.Argument(
+        help="A run folder, a .safetensors file, shipped weights; or from elsewhere: FILE.onnx, its card "
+        "FILE.yaml or MODULE:NAME (docs/use.md)."
+    ),
+]
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Import the module that the model names; that runs its code.")
 ]
@@ -81,7 +91,7 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run folder, a .safetensors file or shipped weights.")],
+    model: AnyModel,
     data: Annotated[Path | None, typer.Option(help="A beton, by default the run's own.")] = None,
     split: Annotated[str, typer.Option(help="val or test; each scoring of test is counted.")] = "val",
     occlusion: Annotated[
@@ -98,11 +108,15 @@ def evaluate(
     ] = None,
     occluded_list: Annotated[
         Path | None,
-        typer.Option(help="occlusion_ferplus_list.txt: also score the truly occluded faces.", metavar="FILE"),
+        typer.Option(help="A published list: also score really occluded faces.", metavar="FILE"),
     ] = None,
     pose_list: Annotated[
         Path | None,
-        typer.Option(help="pose_30_ferplus_list.txt: also score the strongly turned faces.", metavar="FILE"),
+        typer.Option(help="A published list: also score strongly turned faces.", metavar="FILE"),
+    ] = None,
+    lists: Annotated[
+        Path | None,
+        typer.Option(help="Folder of published lists: all those of these data.", metavar="DIR"),
     ] = None,
     tta: Annotated[str, typer.Option(help="Test-time augmentation: none, flip or ten-crop.")] = "none",
     checkpoint: Annotated[
@@ -110,16 +124,37 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     trust_code: TrustCode = False,
+    card: Annotated[
+        Path | None,
+        typer.Option(help="Of a model from elsewhere; the next six replace it.", metavar="FILE.yaml"),
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Its outputs in order, - for one that is left out.", metavar="LIST")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Side of its images, in pixels.")] = None,
+    channels: Annotated[str | None, typer.Option(help="Of its images: gray, rgb or bgr.")] = None,
+    mean: Annotated[str | None, typer.Option(help="It subtracts from pixels in 0-1.", metavar="LIST")] = None,
+    std: Annotated[str | None, typer.Option(help="It divides by.", metavar="LIST")] = None,
+    output: Annotated[str | None, typer.Option(help="What it gives: logits or probabilities.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Score each sample of a split exactly once; writes results.json and the predictions."""
+    from ferdist.data.namelists import find_name_lists
     from ferdist.evaluation.benchmark import grid
     from ferdist.evaluation.evaluate import Plan, evaluate
     from ferdist.evaluation.results import as_text
 
     if (kinds or fills) and not occlusion:
         raise ConfigError("--kinds and --fills choose parts of the occlusion benchmark: add --occlusion")
-    lists = {"occluded": occluded_list, "turned": pose_list}
+    named = {"--occluded-list": occluded_list, "--pose-list": pose_list}
+    given = {
+        "classes": [None if name == "-" else name for name in _names(classes) or ()] if classes else None,
+        "size": size,
+        "channels": channels,
+        "mean": _numbers("--mean", mean),
+        "std": _numbers("--std", std),
+        "output": output,
+    }
     results = evaluate(
         model,
         data=data,
@@ -127,12 +162,15 @@ def evaluate(
         plan=Plan(
             cells=grid(_names(kinds), _names(fills)) if occlusion else (),
             reference=reference,
-            lists={name: path for name, path in lists.items() if path is not None},
+            lists=tuple(_name_list(option, path) for option, path in named.items() if path is not None),
+            lists_of_any=find_name_lists(lists) if lists is not None else (),
         ),
         tta=tta,
         checkpoint=checkpoint,
         device=device,
         trust_code=trust_code,
+        card=card,
+        given={key: value for key, value in given.items() if value is not None},
     )
     if results is not None:
         print(json.dumps(results.content) if as_json else as_text(results, split))
@@ -203,6 +241,30 @@ def report(
 
 
 @app.command()
+def leaderboard(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Run folders, weights, shipped weights, FILE.onnx or cards, evaluated before.",
+            metavar="MODEL...",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the page.", metavar="DIR")],
+    data: Annotated[Path | None, typer.Option(help="The beton that all were scored on.")] = None,
+    split: Annotated[str, typer.Option(help="Of the scores.")] = "val",
+    tta: Annotated[str, typer.Option(help="Of the scores: none, flip or ten-crop.")] = "none",
+    device: Device = "auto",
+    trust_code: TrustCode = False,
+) -> None:
+    """Write leaderboard.html (self-contained) and leaderboard.md of models scored on the same images."""
+    from ferdist.reporting.leaderboard import write_leaderboard
+
+    print(
+        write_leaderboard(models, out, data=data, split=split, tta=tta, device=device, trust_code=trust_code)
+    )
+
+
+@app.command()
 def bench(
     stages: Annotated[
         list[str] | None,
@@ -264,9 +326,28 @@ def demo(
     print(page)
 
 
+def _name_list(option: str, path: Path) -> NameList:
+    """The published list that an option names."""
+    from ferdist.data.namelists import SUBSETS, read_name_list
+
+    names = read_name_list(path)
+    right = "--occluded-list" if names.subset == "occluded" else "--pose-list"
+    if option != right:
+        raise DataError(f"{path}: a list of faces that are {SUBSETS[names.subset]}: give it as {right}")
+    return names
+
+
 def _names(option: str | None) -> list[str] | None:
     """The names of a comma-separated option."""
     return None if option is None else [name.strip() for name in option.split(",")]
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    """The numbers of a comma-separated option."""
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} is {text!r}: it must be numbers with commas between them") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from ferdist.errors import ConfigError, reason_of
 from ferdist.io import MIB, read_untrusted
 from ferdist.models.config import ModelConfig
 
-LABELS = ("own", "ferplus-majority", "ferplus-soft")
+LABELS = ("own", "ferplus-majority", "ferplus-soft", "ferplus-voted")
 CACHES = ("auto", "none", "device")
 LOG_LIMIT: Final = 50
 """Most steps between two readings of the device's counters: a non-finite gradient is noticed by then."""
@@ -93,7 +93,8 @@ class DataConfig:
         batch_size: samples in a step, over all ranks and micro-batches together.
         workers: loader threads per rank.
         timeout: seconds after which a loader that gives nothing is an error.
-        labels: ``own``, ``ferplus-majority`` or ``ferplus-soft`` (see ``ferdist.data.beton.labels``).
+        labels: ``own``, ``ferplus-majority``, ``ferplus-soft`` or ``ferplus-voted`` (see
+            ``ferdist.data.beton.labels``).
         cache: ``device`` reads the samples once and keeps them on the device; ``none`` reads each batch from
             the file; ``auto`` is ``device`` where the pixels fit 512 MiB. The batches are the same.
         stage: a folder on each host's own disk, such as ``$TMPDIR``: the beton is copied there, checked, and

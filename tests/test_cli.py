@@ -225,7 +225,7 @@ def test_evaluate_and_report_a_run(
     assert "unknown name 'beard'" in failed(capsys, "evaluate", folder, "--occlusion", "--kinds", "beard")
     assert "--fills choose parts of the occlusion benchmark" in failed(capsys, "evaluate", folder, *few)
     assert "give --occlusion too" in failed(capsys, "evaluate", folder, "--reference", folder)
-    assert "give --split test" in failed(capsys, "evaluate", folder, "--pose-list", tmp_path / "list.txt")
+    assert "cannot read it" in failed(capsys, "evaluate", folder, "--pose-list", tmp_path / "list.txt")
     assert "--tta is 'all'" in failed(capsys, "evaluate", folder, "--tta", "all")
     assert "--split is 'dev'" in failed(capsys, "evaluate", folder, "--split", "dev")
     assert "no such checkpoint" in failed(capsys, "evaluate", folder, "--checkpoint", tmp_path / "x.pt")

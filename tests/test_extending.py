@@ -67,26 +67,26 @@ def test_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = ModuleType("ferdist.data.jaffe")
+    reader = ModuleType("ferdist.data.rafd")
     exec(example("A data set"), reader.__dict__)
     monkeypatch.setitem(sys.modules, reader.__name__, reader)
     monkeypatch.setattr(prepare, "DATA_SETS", {})
     exec(example("A data set", 1), prepare.__dict__)
-    monkeypatch.delattr(prepare, "jaffe")
+    monkeypatch.delattr(prepare, "rafd")
     command = typer.Typer()
-    command.command()(prepare.DATA_SETS["jaffe"])
-    for subject in ("KA", "KL", "KM"):
-        for number, shot in enumerate(("AN1", "HA1", "NE2")):
-            image = np.full((256, 256), 10 * number, dtype=np.uint8)
-            Image.fromarray(image).save(tmp_path / f"{subject}.{shot}.{number}.tiff")
+    command.command()(prepare.DATA_SETS["rafd"])
+    for subject in ("01", "02", "03"):
+        for number, shown in enumerate(("angry", "happy", "neutral")):
+            image = np.full((96, 64), 10 * number, dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / f"Rafd090_{subject}_Caucasian_male_{shown}_left.jpg")
     command(
         ["--source", str(tmp_path), "--out", str(tmp_path / "out"), "--folds", "3"], standalone_mode=False
     )
-    beton = open_beton(tmp_path / "out" / "jaffe.beton")
-    assert beton.manifest.folds["0"]["per_class"] == [1, 0, 0, 1, 0, 0, 1]
+    beton = open_beton(tmp_path / "out" / "rafd.beton")
+    assert beton.manifest.folds["0"]["per_class"] == [1, 0, 0, 1, 0, 0, 1, 0]
     (tmp_path / "odd.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"odd\.png: not named like KA\.AN1\.39\.tiff"):
-        reader.read_jaffe(tmp_path)
+    with pytest.raises(DataError, match=r"odd\.png: not named like those of RaFD"):
+        reader.read_rafd(tmp_path, 48)
 
 
 def test_a_figure(evaluated_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

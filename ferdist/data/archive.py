@@ -1,38 +1,27 @@
-"""A folder of files, or a zip of it, read the same way; and the images in it."""
+"""A folder of files, or a zip of it, read the same way."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import struct
-import sys
 import unicodedata
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Final, TypeVar
+from typing import IO, Final, TypeVar
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-from rich.console import Console
-from rich.progress import track
-
-from ferdist.data.record import Images
-from ferdist.errors import DataError, reason_of
+from ferdist.errors import DataError
 from ferdist.io import MIB, open_untrusted, open_zip, read_untrusted, sha256
 
-IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
-IMAGE_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
-"""Pillow's names of the formats that are decoded, whatever a file's name says: each further decoder can be
-attacked too, and that of EPS starts Ghostscript."""
-
-MAX_PIXELS: Final = 50_000_000
-"""Most pixels of an image."""
 MAX_FILE_BYTES: Final = 64 * MIB
 """Largest file that is read from a folder or unpacked from a zip: above any image."""
+MAX_TEXT_BYTES: Final = 4096 * MIB
+"""Largest file that is read line by line."""
+MAX_LINE_BYTES: Final = 4 * MIB
+"""Longest line of it: of an image of 1,000 x 1,000 pixels as text."""
 MAX_TOTAL_BYTES: Final = 128 * 2**30
 """Largest zip, packed or unpacked."""
 MAX_RATIO: Final = 200
@@ -53,7 +42,6 @@ _NOT_IN_A_LINE: Final = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories of control characters, of bytes that are not text, and of line separators."""
 _JUNK: Final = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
-T = TypeVar("T")
 K = TypeVar("K")
 
 
@@ -87,7 +75,11 @@ class Archive(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """The bytes of one file. Raises DataError that names it if it cannot be read."""
+        """The bytes of one file; several threads may read. Raises DataError that names it if that fails."""
+
+    @abstractmethod
+    def lines(self, name: str) -> Iterator[bytes]:
+        """The lines of one file of text, which may be large. Raises DataError as `read`."""
 
     @abstractmethod
     def checksum(self) -> str:
@@ -121,11 +113,23 @@ class FolderArchive(Archive):
         try:
             data = read_untrusted(self.path / name, MAX_FILE_BYTES)
         except OSError as error:
-            raise DataError(
-                f"{self.path / name}: cannot be read ({error.strerror}); repair or remove it"
-            ) from error
+            raise self._unreadable(name, error) from error
         self._digests[name] = hashlib.sha256(data).digest()
         return data
+
+    def lines(self, name: str) -> Iterator[bytes]:
+        digest = hashlib.sha256()
+        try:
+            with open_untrusted(self.path / name, MAX_TEXT_BYTES) as file:
+                for line in _lines(file, f"{self.path}: {name}"):
+                    digest.update(line)
+                    yield line
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        self._digests[name] = digest.digest()
+
+    def _unreadable(self, name: str, error: OSError) -> DataError:
+        return DataError(f"{self.path / name}: cannot be read ({error.strerror}); repair or remove it")
 
     def checksum(self) -> str:
         whole = hashlib.sha256()
@@ -185,18 +189,29 @@ class ZipArchive(Archive):
         return (above | self._folders) - {"."}, self._members
 
     def read(self, name: str) -> bytes:
-        info = self._members[name]
-        if info.file_size > MAX_FILE_BYTES:
-            raise DataError(
-                f"{self.path}: member {name!r} is larger than {MAX_FILE_BYTES // MIB} MiB; remove it"
-            )
+        info = self._member(name, MAX_FILE_BYTES)
         try:
             with self._zip.open(info) as file:
                 return file.read(info.file_size)  # without a number, it unpacks whatever there is
         except BROKEN_ZIP as error:
-            raise DataError(
-                f"{self.path}: member {name!r} is broken ({error}); download or pack the zip again"
-            ) from error
+            raise self._broken(name, error) from error
+
+    def lines(self, name: str) -> Iterator[bytes]:
+        info = self._member(name, MAX_TEXT_BYTES)
+        try:
+            with self._zip.open(info) as file:
+                yield from _lines(file, f"{self.path}: {name}")
+        except BROKEN_ZIP as error:
+            raise self._broken(name, error) from error
+
+    def _member(self, name: str, limit: int) -> zipfile.ZipInfo:
+        info = self._members[name]
+        if info.file_size > limit:
+            raise DataError(f"{self.path}: member {name!r} is larger than {limit // MIB} MiB; remove it")
+        return info
+
+    def _broken(self, name: str, error: BaseException) -> DataError:
+        return DataError(f"{self.path}: member {name!r} is broken ({error}); download or pack the zip again")
 
     def checksum(self) -> str:
         return sha256(self.path)
@@ -222,20 +237,9 @@ def open_archive(path: Path) -> Archive:
     raise DataError(f"{path}: neither a folder nor a zip file; give one of these")
 
 
-def sources_of(archive: Archive) -> dict[str, str]:
+def sources_of(archive: Archive) -> dict[str, Callable[[], str]]:
     """The archive's name and checksum, as ``FaceDataset.sources`` wants them."""
-    return {archive.path.resolve().name: archive.checksum()}
-
-
-def progress(items: Sequence[T], description: str) -> Iterable[T]:
-    """Go through ``items``, with a progress bar on stderr where that is a terminal."""
-    return track(
-        items,
-        description,
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
+    return {archive.path.resolve().name: archive.checksum}
 
 
 def refuse_second(seen: dict[K, str], key: K, name: str, path: Path) -> None:
@@ -249,59 +253,11 @@ def refuse_second(seen: dict[K, str], key: K, name: str, path: Path) -> None:
         raise DataError(f"{path}: {name}: appears already as {first}; give one copy of the data")
 
 
-def is_image(name: str) -> bool:
-    """Whether the name ends like an image file's."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def open_image(archive: Archive, name: str) -> Image.Image:
-    """Decode one image.
-
-    Raises:
-        DataError: if it cannot be decoded whole; names the file.
-    """
-    data = archive.read(name)
-    try:
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
-        if image.tile and image.tile[0][0] == "ppm_plain":  # Pillow takes a minute for 64 MiB of it
-            raise ValueError("PPM with its pixels as text")
-        image.load()
-    except Exception as error:  # decoders raise whatever a hostile file makes them
-        reason = reason_of(error)
-        if isinstance(error, UnidentifiedImageError):
-            reason = f"not one of {', '.join(IMAGE_FORMATS)}" if data else "empty file"
-        raise DataError(
-            f"{archive.path}: {name}: not a readable image ({reason}); replace or remove it"
-        ) from error
-    return image
-
-
-def read_gray_images(archive: Archive, names: Sequence[str]) -> Images:
-    """Decode gray images that are all of one size.
-
-    Returns:
-        uint8, (N, 1, H, W), 0-255, in the order of ``names``.
-
-    Raises:
-        DataError: if an image is not 8-bit gray or has another size than the first; names the file.
-    """
-    remedy = "replace it, or read colour or mixed sizes with `ferdist prepare folders`"
-    images: list[Images] = []
-    size = (0, 0)
-    for name in progress(names, f"reading {archive.path.name}"):
-        image = open_image(archive, name)
-        if image.mode != "L":
-            raise DataError(f"{archive.path}: {name}: not an 8-bit gray image (mode {image.mode}); {remedy}")
-        size = size if images else image.size
-        if image.size != size:
-            raise DataError(
-                f"{archive.path}: {name}: {image.width}x{image.height} pixels, "
-                f"but {names[0]} has {size[0]}x{size[1]}; {remedy}"
-            )
-        images.append(np.asarray(image))
-    return np.stack(images)[:, np.newaxis]
+def _lines(file: IO[bytes], place: str) -> Iterator[bytes]:
+    while line := file.readline(MAX_LINE_BYTES):
+        if len(line) == MAX_LINE_BYTES:
+            raise DataError(f"{place}: a line longer than {MAX_LINE_BYTES // MIB} MiB; get the file again")
+        yield line
 
 
 def _listed(path: Path, names: Iterable[str], plain: bool) -> list[str]:

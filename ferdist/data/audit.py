@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import Final, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from ferdist.data.folds import Evenness, fold_evenness
-from ferdist.data.record import SPLITS, Count, FaceDataset, Images, Integers
+from ferdist.data.record import SPLITS, Count, Decoded, FaceDataset, Images, Integers, slices
 
 NEAR_CONSTANT_STD: Final = 2.0
 """Standard deviation of an image's values (0-255) below which it shows nothing.
@@ -26,6 +25,8 @@ EQUALISED_TEXT: Final = (
     "the images look histogram-equalised: published scores are not about this copy; get the original"
 )
 _SAMPLED: Final = 2000
+"""Images, at equal distances, that are looked at for equalised histograms at most."""
+_SLICE: Final = 256
 
 
 class Groups(TypedDict):
@@ -67,28 +68,78 @@ class Summary(TypedDict):
     folds: NotRequired[Evenness]
 
 
-@dataclass(frozen=True)
-class Audit:
-    """The findings.
+class Pixels:
+    """What is to be known of a data set's pixels, gathered in one pass.
+
+    Args:
+        shape: (N, C, H, W) of the images that `add` will be given.
 
     Attributes:
+        sums: int64 (N, C), of each channel's values.
+        squares: int64 (N, C), of their squares.
         copy_group: int64 (N,), the smallest index with exactly the same pixels; a sample without a copy has
             its own index.
-        summary: them in numbers.
+        size: pixels of a channel.
     """
 
-    copy_group: Integers
-    summary: Summary
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        samples, channels, height, width = shape
+        self.size = height * width
+        self.sums, self.squares = np.empty((2, samples, channels), dtype=np.int64)
+        self.copy_group = np.empty(samples, dtype=np.int64)
+        self._first: dict[bytes, int] = {}
+        self._seen, self._step = 0, -(-samples // _SAMPLED)
+        self._evenness: list[npt.NDArray[np.float64]] = []
+
+    @classmethod
+    def of(cls, images: Images | Decoded) -> Pixels:
+        """All of a data set's images, read once."""
+        pixels = cls(images.shape)
+        for part in slices(images, _SLICE):
+            pixels.add(part)
+        return pixels
+
+    def add(self, images: Images) -> None:
+        """Take in the next images, uint8 (M, C, H, W)."""
+        images = np.ascontiguousarray(images)
+        start, self._seen = self._seen, self._seen + len(images)
+        part = slice(start, self._seen)
+        for row, image in enumerate(images, start):
+            self.copy_group[row] = self._first.setdefault(hashlib.sha256(image.data).digest(), row)
+        self.sums[part] = images.sum(axis=(2, 3), dtype=np.int64)
+        self.squares[part] = np.square(images, dtype=np.uint16).sum(axis=(2, 3), dtype=np.int64)
+        sampled = images[-start % self._step :: self._step]
+        self._evenness.append(_evenness(sampled.reshape(len(sampled), -1)))
+
+    @property
+    def near_constant(self) -> list[int]:
+        """Indices of the images whose standard deviation is below ``NEAR_CONSTANT_STD``."""
+        count = self.size * self.sums.shape[1]
+        scatter = count * self.squares.sum(axis=1) - self.sums.sum(axis=1) ** 2  # variance * count^2
+        return np.flatnonzero(scatter < (NEAR_CONSTANT_STD * count) ** 2).tolist()
+
+    @property
+    def equalised(self) -> bool:
+        """Whether somebody has equalised the histograms: most images have all values about as often."""
+        spanning, apart = np.concatenate(self._evenness, axis=1)
+        share, most = EQUALISED
+        return bool(spanning.mean() > share and np.median(apart) < most)
 
 
-def audit(dataset: FaceDataset) -> Audit:
+def _evenness(rows: Images) -> npt.NDArray[np.float64]:
+    """(2, M) of images (M, values): whether each spans 0 to 255, and how far its deciles are from even."""
+    parts = np.linspace(0.1, 0.9, 9)
+    spanning = (rows.min(axis=1) == 0) & (rows.max(axis=1) == 255)
+    deciles = np.quantile(rows, parts, axis=1)
+    return np.stack([spanning, np.abs(deciles / 255 - parts[:, None]).max(axis=0)])
+
+
+def audit(dataset: FaceDataset, pixels: Pixels) -> Summary:
     """Look for exact copies, labels that disagree about them, leaks and near-constant images."""
-    first: dict[bytes, int] = {}
-    digests = [hashlib.sha256(image.tobytes()).digest() for image in dataset.images]
-    group = np.array([first.setdefault(digest, row) for row, digest in enumerate(digests)], dtype=np.int64)
+    group = pixels.copy_group
     copied = np.bincount(group, minlength=len(group))[group] > 1
     conflicting = _varies_within(group, dataset.labels)
-    constant = [row for row, image in enumerate(dataset.images) if image.std() < NEAR_CONSTANT_STD]
+    constant = pixels.near_constant
     train, val, test = (dataset.split == code for code in range(len(SPLITS)))
     in_folds = dataset.fold >= 0
     summary: Summary = {
@@ -96,7 +147,7 @@ def audit(dataset: FaceDataset) -> Audit:
         "copies": _count(group, copied),
         "conflicting_labels": _count(group, conflicting),
         "near_constant": {"samples": len(constant), "indices": constant},
-        "equalised": looks_equalised(dataset.images),
+        "equalised": pixels.equalised,
         "leaks": {
             "val_in_train": int(np.isin(group[val], group[train]).sum()),
             "test_in_train_or_val": int(np.isin(group[test], group[train | val]).sum()),
@@ -105,21 +156,7 @@ def audit(dataset: FaceDataset) -> Audit:
     }
     if in_folds.all():
         summary["folds"] = fold_evenness(dataset)
-    return Audit(copy_group=group, summary=summary)
-
-
-def looks_equalised(images: Images) -> bool:
-    """Whether somebody has equalised the histograms: most images span 0 to 255 with every value as frequent.
-
-    Args:
-        images: uint8 (N, C, H, W); at most 2,000 of them are looked at, at equal distances.
-    """
-    rows = images[:: -(-len(images) // _SAMPLED)].reshape(-1, images[0].size)
-    spanning = (rows.min(axis=1) == 0) & (rows.max(axis=1) == 255)
-    parts = np.linspace(0.1, 0.9, 9)
-    apart = np.abs(np.quantile(rows, parts, axis=1) / 255 - parts[:, None]).max(axis=0)
-    share, most = EQUALISED
-    return bool(spanning.mean() > share and np.median(apart) < most)
+    return summary
 
 
 def _varies_within(group: Integers, values: Integers) -> npt.NDArray[np.bool_]:

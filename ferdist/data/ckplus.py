@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -13,18 +13,11 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ferdist.data.archive import (
-    Archive,
-    is_image,
-    open_archive,
-    open_image,
-    progress,
-    read_gray_images,
-    refuse_second,
-    sources_of,
-)
+from ferdist.data.archive import Archive, open_archive, refuse_second, sources_of
 from ferdist.data.facebox import crop_face, detect_faces, face_box
-from ferdist.data.record import CKPLUS7_CLASSES, CKPLUS8_CLASSES, FaceDataset, Images, Integers
+from ferdist.data.images import is_image, open_image, read_gray_images
+from ferdist.data.parallel import progress
+from ferdist.data.record import CKPLUS7_CLASSES, CKPLUS8_CLASSES, FaceDataset, Images, Integers, Source
 from ferdist.errors import DataError
 from ferdist.io import MIB, sha256
 
@@ -110,7 +103,7 @@ def _refuse_neutral(source: Path, classes: int, layout: str) -> None:
 
 
 def _dataset(
-    images: Images, frames: Sequence[_Frame], classes: tuple[str, ...], sources: dict[str, str]
+    images: Images, frames: Sequence[_Frame], classes: tuple[str, ...], sources: Mapping[str, Source]
 ) -> FaceDataset:
     """The record, ordered by subject, sequence and frame, so that all layouts give the same arrays.
 
@@ -182,13 +175,13 @@ def _read_h5(path: Path, subjects_from: Path | None) -> FaceDataset:
     except Exception as error:  # the HDF5 library's errors come as nearly any of Python's
         reason = " ".join(str(error).strip("'").split())
         raise DataError(f"{path}: broken h5 file ({reason}); download it again") from error
-    sources = {path.name: sha256(path)}
+    sources: dict[str, Source] = {path.name: sha256(path)}
     if subjects_from is None:
         frames = [_Frame(f"row {row}", int(label), "", "", "") for row, label in enumerate(labels)]
     else:
         archive = open_archive(subjects_from)
         images, frames = _match_h5(path, images, labels, archive)
-        sources |= sources_of(archive)
+        sources = {**sources, **sources_of(archive)}
     return _dataset(images[:, np.newaxis], frames, CKPLUS7_CLASSES, sources)
 
 

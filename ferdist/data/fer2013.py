@@ -14,7 +14,15 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from ferdist.data.archive import Archive, is_image, open_archive, read_gray_images, refuse_second, sources_of
+from ferdist.data.archive import (
+    MAX_LINE_BYTES,
+    MAX_TEXT_BYTES,
+    Archive,
+    open_archive,
+    refuse_second,
+    sources_of,
+)
+from ferdist.data.images import is_image, read_gray_images
 from ferdist.data.record import CKPLUS8_CLASSES, FER2013_CLASSES, FaceDataset, Images
 from ferdist.errors import DataError
 from ferdist.io import MIB, open_untrusted, sha256
@@ -25,10 +33,6 @@ USAGE_SPLIT: Final = {"Training": 0, "PublicTest": 1, "PrivateTest": 2}
 CKEXTENDED_ROWS: Final = 920
 """Rows of ckextended.csv: an image of each of the 327 labelled sequences of CK+, and 593 neutral ones."""
 
-MAX_CSV_BYTES: Final = 4096 * MIB
-"""Largest csv file: over ten times the original."""
-MAX_LINE_BYTES: Final = 4 * MIB
-"""Longest line of a csv file: of an image of 1,000 x 1,000 pixels; FER2013's have 9 kB."""
 
 _FOLDER_OF_USAGE: Final = {"Training": "train", "PublicTest": "test", "PrivateTest": "test"}
 _IMAGE_NAME: Final = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.(?:jpg|png)")
@@ -97,7 +101,7 @@ def _starts_like_zip(path: Path) -> bool:
 
 def _opened(path: Path) -> BufferedReader:
     try:
-        return open_untrusted(path, MAX_CSV_BYTES)
+        return open_untrusted(path, MAX_TEXT_BYTES)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give fer2013.csv") from error
 

@@ -6,22 +6,14 @@ import itertools
 import posixpath
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-import numpy as np
-from PIL import Image, ImageOps
-
-from ferdist.data.archive import (
-    Archive,
-    ZipArchive,
-    is_image,
-    open_archive,
-    open_image,
-    progress,
-    sources_of,
-)
-from ferdist.data.record import NAME, NAME_RULE, FaceDataset, Images
+from ferdist.data.archive import Archive, ZipArchive, open_archive, sources_of
+from ferdist.data.images import is_image, squares
+from ferdist.data.parallel import in_order, progress
+from ferdist.data.record import NAME, NAME_RULE, Decoded, FaceDataset
 from ferdist.errors import DataError
 
 SPLIT_FOLDERS: Final = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
@@ -58,8 +50,6 @@ def read_folders(source: Path, name: str, size: int = 48, subject_regex: str | N
     """
     if not NAME.fullmatch(name):
         raise DataError(f"name {name!r}: it becomes a file name; {NAME_RULE}")
-    if not 2 <= size <= 1024:
-        raise DataError(f"{name}: size {size} is not from 2 to 1024 pixels; choose such a size")
     archive = open_archive(source)
     members = _find_members(archive)
     classes = tuple(sorted({member.class_name for member in members}))
@@ -71,7 +61,7 @@ def read_folders(source: Path, name: str, size: int = 48, subject_regex: str | N
     subjects = _subjects(source, names, subject_regex)
     return FaceDataset.of(
         name,
-        _read_images(archive, names, size),
+        _gray_or_rgb(archive, names, size),
         [classes.index(member.class_name) for member in members],
         classes,
         names,
@@ -144,37 +134,12 @@ def _subjects(source: Path, names: Sequence[str], regex: str | None) -> list[str
     return found
 
 
-def _read_images(archive: Archive, names: Sequence[str], size: int) -> Images:
-    images = np.empty((len(names), 3, size, size), dtype=np.uint8)
-    for row, name in enumerate(progress(names, f"reading {archive.path.name}")):
-        image = to_rgb(open_image(archive, name), f"{archive.path}: {name}")
-        if image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.BILINEAR)  # antialiased when it shrinks
-        images[row] = np.asarray(image).transpose(2, 0, 1)
-    gray = all((image[0] == image[1]).all() and (image[0] == image[2]).all() for image in images)
-    return images[:, :1].copy() if gray else images
-
-
-def to_rgb(image: Image.Image, place: str) -> Image.Image:
-    """An upright 8-bit RGB image from one of any mode.
-
-    Args:
-        image: as Pillow opens it.
-        place: what names it in an error.
-
-    Raises:
-        DataError: if its values have no known range (floats).
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise DataError(f"{place}: its values are floats of unknown range; save it with 8 bits")
-    if image.mode.startswith("I"):  # 16-bit gray, which some versions of Pillow open as 32-bit integers
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{place}: its values are not from 0 to 65535; save it with 8 bits")
-        image = Image.fromarray((values.astype(np.float32) / 257).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, image)
-    return image.convert("RGB")
+def _gray_or_rgb(archive: Archive, names: Sequence[str], size: int) -> Decoded:
+    """Gray where all channels are equal in every image; a set in colour shows that in its first ones."""
+    rgb = squares(archive, names, size)
+    looked_at = in_order(
+        rgb.decode, progress(range(len(names)), f"looking for colour in {archive.path.name}")
+    )
+    if not all((image == image[:1]).all() for image in looked_at):
+        return rgb
+    return replace(rgb, shape=(len(names), 1, size, size), decode=lambda number: rgb.decode(number)[:1])

@@ -8,7 +8,7 @@ from typing import Annotated, Final, TypedDict
 import numpy as np
 from msgspec import Meta
 
-from ferdist.data.record import Count, FaceDataset, Integers, no_values
+from ferdist.data.record import SPLITS, Count, FaceDataset, Integers, no_values
 from ferdist.errors import DataError
 
 HOLDOUT: Final = "holdout"
@@ -116,6 +116,34 @@ def assign_folds(dataset: FaceDataset, folds: int, seed: int) -> FaceDataset:
     best = min((draw(int(state)) for state in states), key=lambda fold: unevenness(dataset.labels, fold))
     check_folds(dataset.subject, best)
     return dataclasses.replace(dataset, fold=best)
+
+
+def hold_out(dataset: FaceDataset, share: float, seed: int) -> FaceDataset:
+    """Move a part of the train split to val, the same share of each class.
+
+    For data that come without a val split: settings are chosen on this one, never on test. Which samples go
+    depends on the order of the data set, the labels and ``seed`` only.
+
+    Args:
+        dataset: with a train split and without a val split.
+        share: of train, in [0, 1); 0 leaves the data set as it is.
+        seed: 0 or more.
+
+    Raises:
+        DataError: if share or seed is out of its range, or no sample would go.
+    """
+    if not 0 <= share < 1 or seed < 0:
+        raise DataError(
+            f"{dataset.name}: a val share of {share:g} with seed {seed}: choose a share from 0 to below 1, "
+            "and a seed of 0 or more"
+        )
+    split, generator = dataset.split.copy(), np.random.default_rng(seed)
+    for label in range(len(dataset.classes)):
+        rows = np.flatnonzero((dataset.split == SPLITS.index("train")) & (dataset.labels == label))
+        split[generator.permutation(rows)[: round(share * len(rows))]] = SPLITS.index("val")
+    if share and (split == dataset.split).all():
+        raise DataError(f"{dataset.name}: a val share of {share:g} holds no sample of any class; choose more")
+    return dataclasses.replace(dataset, split=split)
 
 
 def unevenness(labels: Integers, fold: Integers) -> float:

@@ -31,6 +31,13 @@ SYNTHETIC_FOLDS: Final = 10
 Source = Annotated[Path, typer.Option(help="Raw file, folder or zip.", metavar="PATH")]
 Out = Annotated[Path, typer.Option(help="Folder for the beton.", metavar="DIR")]
 FoldSeed = Annotated[int, typer.Option(help="Seed for assigning folds.")]
+Folds = Annotated[int, typer.Option(help="Number of subject-independent folds.")]
+Size = Annotated[int, typer.Option(help="Images are resized to SIZE x SIZE pixels.")]
+ValShare = Annotated[
+    float,
+    typer.Option(help="Share of train, by class, to hold out as val: choose settings on it, not on test."),
+]
+ValSeed = Annotated[int, typer.Option(help="Seed for holding out.")]
 
 
 class Layout(StrEnum):
@@ -78,22 +85,93 @@ def fer2013(
 ) -> Path:
     """fer2013.csv, icml_face_data.csv, or the folder layout as a folder or zip."""
     from ferdist.data.fer2013 import read_ckextended, read_fer2013
-    from ferdist.data.ferplus import read_ferplus
-    from ferdist.io import sha256
 
     dataset = read_ckextended(source) if ckextended else read_fer2013(source, allow_extra=allow_extra)
     if ferplus is None:
         return write(dataset, out)
+    dataset, votes = _joined(dataset, ferplus)
+    return write(dataset, out, extra_columns=votes)
+
+
+@data_set
+def ferplus(
+    source: Source,
+    ferplus: Annotated[Path, typer.Option(help="fer2013new.csv.", metavar="FILE")],
+    out: Out,
+) -> Path:
+    """FER2013's images with the class that most of FER+'s annotators chose: 8 classes."""
+    from ferdist.data.fer2013 import read_fer2013
+    from ferdist.data.ferplus import most_voted
+
+    dataset, votes = most_voted(*_joined(read_fer2013(source), ferplus))
+    return write(dataset, out, extra_columns=votes)
+
+
+def _joined(dataset: FaceDataset, ferplus: Path) -> tuple[FaceDataset, pd.DataFrame]:
+    """FER2013 with fer2013new.csv among its sources, and FER+'s columns."""
+    from ferdist.data.ferplus import read_ferplus
+    from ferdist.io import sha256
+
     votes = read_ferplus(ferplus, dataset)
     sources = {**dataset.sources, ferplus.name: sha256(ferplus)}
-    return write(dataclasses.replace(dataset, sources=sources), out, extra_columns=votes)
+    return dataclasses.replace(dataset, sources=sources), votes
+
+
+@data_set
+def rafdb(source: Source, out: Out, size: Size = 100, val_share: ValShare = 0.0, seed: ValSeed = 0) -> Path:
+    """RAF-DB's basic part, or the copy sorted into DATASET/train/1; it has train and test, and no val."""
+    from ferdist.data.rafdb import read_rafdb
+
+    return write(read_rafdb(source, size), out, val_share=val_share, seed=seed)
+
+
+@data_set
+def affectnet(
+    source: Source,
+    out: Out,
+    classes: Annotated[int, typer.Option(help="8, or 7 without contempt.")] = 8,
+    size: Size = 112,
+    val_share: ValShare = 0.0,
+    seed: ValSeed = 0,
+) -> Path:
+    """AffectNet with training.csv or train_set: its validation set, which all publications score, is test."""
+    from ferdist.data.affectnet import read_affectnet
+
+    return write(read_affectnet(source, classes, size), out, val_share=val_share, seed=seed)
+
+
+@data_set
+def jaffe(source: Source, out: Out, size: Size = 112, folds: Folds = 10, seed: FoldSeed = 0) -> Path:
+    """JAFFE's KA.AN1.39.tiff and so on; a fold is a person of its ten."""
+    from ferdist.data.posed import read_jaffe
+
+    return write(read_jaffe(source, size), out, folds=folds, seed=seed)
+
+
+@data_set
+def kdef(
+    source: Source,
+    out: Out,
+    angles: Annotated[
+        str,
+        typer.Option(help="Of S (straight), HL, HR (half left, right), FL, FR (profile).", metavar="LIST"),
+    ] = "S",
+    size: Size = 112,
+    folds: Folds = 10,
+    seed: FoldSeed = 0,
+) -> Path:
+    """KDEF's AF01ANS.JPG and so on."""
+    from ferdist.data.posed import read_kdef
+
+    wanted = [angle.strip().upper() for angle in angles.split(",")]
+    return write(read_kdef(source, wanted, size), out, folds=folds, seed=seed)
 
 
 @data_set
 def ckplus(
     source: Source,
     out: Out,
-    folds: Annotated[int, typer.Option(help="Number of subject-independent folds.")] = 10,
+    folds: Folds = 10,
     seed: FoldSeed = 0,
     classes: Annotated[int, typer.Option(help="7, or 8 with neutral.")] = 7,
     subjects_from: Annotated[
@@ -111,7 +189,7 @@ def folders(
     source: Source,
     out: Out,
     name: Annotated[str, typer.Option(help="Name of the data set and its files.")],
-    size: Annotated[int, typer.Option(help="Images are resized to SIZE x SIZE pixels.")] = 48,
+    size: Size = 48,
     subject_regex: Annotated[
         str | None, typer.Option(help="Its first group, found in a file's path, is the subject.")
     ] = None,
@@ -146,24 +224,31 @@ def write(
     out: Path,
     *,
     folds: int | None = None,
+    val_share: float = 0.0,
     seed: int = 0,
     extra_columns: pd.DataFrame | None = None,
 ) -> Path:
-    """Assign subject-independent folds where ``folds`` is given, and write the audited beton; its path.
+    """Assign subject-independent folds or hold out val where that is asked for, and write the audited beton.
+
+    Returns:
+        Its path.
 
     Raises:
-        DataError: if folds cannot be assigned or the files cannot be written.
+        DataError: if that cannot be done, an image cannot be decoded or the files cannot be written.
     """
-    from ferdist.data.audit import EQUALISED_TEXT, looks_equalised
-    from ferdist.data.beton import write_beton
-    from ferdist.data.folds import assign_folds
+    from ferdist.data.audit import EQUALISED_TEXT
+    from ferdist.data.beton import Manifest, write_beton
+    from ferdist.data.folds import assign_folds, hold_out
 
     if folds is not None:
         dataset = assign_folds(dataset, folds, seed)
+    if val_share:
+        dataset = hold_out(dataset, val_share, seed)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out}: cannot make this folder: {error.strerror}") from None
-    if looks_equalised(dataset.images):
+    path = write_beton(dataset, out, extra_columns=extra_columns)
+    if Manifest.load(path.with_suffix(".json")).audit.get("equalised"):
         tell(f"ferdist: {dataset.name}: {EQUALISED_TEXT}")
-    return write_beton(dataset, out, extra_columns=extra_columns)
+    return path

@@ -52,10 +52,10 @@ def write_synthetic(out_dir: Path, images: int, seed: int, layout: str) -> Path:
 def write_fer2013_csv(dataset: FaceDataset, path: Path) -> Path:
     """Write ``fer2013.csv``: faces in FER2013's classes, each in a split, a row a sample."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    usages = list(USAGE_SPLIT)
+    columns, usages = (np.asarray(dataset.images), dataset.labels, dataset.split), list(USAGE_SPLIT)
     with path.open("w", encoding="ascii") as file:
         file.write("emotion,pixels,Usage\n")
-        for image, label, split in zip(dataset.images, dataset.labels, dataset.split, strict=True):
+        for image, label, split in zip(*columns, strict=True):
             file.write(f"{label},{' '.join(map(str, image.ravel().tolist()))},{usages[split]}\n")
     return path
 

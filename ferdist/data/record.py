@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
+from ferdist.data.parallel import in_order, progress
 from ferdist.errors import DataError
 
 Images = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
+Source = str | Callable[[], str]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 """A count in a JSON file."""
 
@@ -29,17 +32,54 @@ FER2013_CLASSES: Final = ("angry", "disgust", "fear", "happy", "sad", "surprise"
 CKPLUS7_CLASSES: Final = ("angry", "disgust", "fear", "happy", "sad", "surprise", "contempt")
 CKPLUS8_CLASSES: Final = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral", "contempt")
 
+_SLICE: Final = 256
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Images that are decoded whenever they are read.
+
+    Attributes:
+        shape: (N, C, H, W).
+        decode: gives the image of a number from 0 to N - 1, uint8 (C, H, W), 0-255; threads call it.
+        title: what the progress bar says.
+    """
+
+    shape: tuple[int, int, int, int]
+    decode: Callable[[int], Images]
+    title: str
+    dtype: ClassVar = np.dtype(np.uint8)
+    ndim: ClassVar = 4
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.concatenate(list(slices(self, _SLICE))).astype(dtype or self.dtype, copy=False)
+
+
+def slices(images: Images | Decoded, rows: int) -> Iterator[Images]:
+    """The images in order, uint8 (M, C, H, W) with M at most ``rows``."""
+    if isinstance(images, Decoded):
+        decoded = in_order(images.decode, progress(range(len(images)), images.title))
+        while part := list(itertools.islice(decoded, rows)):
+            yield np.stack(part)
+    else:
+        for start in range(0, len(images), rows):
+            yield images[start : start + rows]
+
 
 @dataclass(frozen=True)
 class FaceDataset:
-    """Faces with their labels, in memory.
+    """Faces with their labels.
 
     All arrays have one entry per sample; -1 means "none". ``subject`` and ``sequence`` index
     ``subject_names`` and ``sequence_names``.
 
     Attributes:
         name: file stem of the beton that is made of it, e.g. ``fer2013``.
-        images: uint8, (N, C, H, W), 0-255; C is 1 for gray and 3 for RGB.
+        images: uint8, (N, C, H, W), 0-255, in memory or decoded when they are read; C is 1 for gray and 3
+            for RGB.
         labels: int64, (N,), 0 to len(classes) - 1.
         split: int64, (N,), index into ``SPLITS`` or -1.
         subject: int64, (N,), the person, or -1.
@@ -47,14 +87,15 @@ class FaceDataset:
         fold: int64, (N,), cross-validation fold in which the sample is held out, or -1.
         source_id: what names the sample in the raw data (row number, file name).
         classes: class names, in label order.
-        sources: sha256 (hex) of each raw file or archive that was read, by name.
+        sources: sha256 (hex) of each raw file or archive that was read, by name, or what gives it once the
+            images have been read.
 
     Raises:
         DataError: if the arrays do not agree in length, dtype or range.
     """
 
     name: str
-    images: Images
+    images: Images | Decoded
     labels: Integers
     split: Integers
     subject: Integers
@@ -64,7 +105,7 @@ class FaceDataset:
     classes: tuple[str, ...]
     subject_names: tuple[str, ...] = ()
     sequence_names: tuple[str, ...] = ()
-    sources: dict[str, str] = field(default_factory=dict)
+    sources: Mapping[str, Source] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
@@ -99,7 +140,7 @@ class FaceDataset:
     def of(
         cls,
         name: str,
-        images: Images,
+        images: Images | Decoded,
         labels: npt.ArrayLike,
         classes: tuple[str, ...],
         source_id: Sequence[str],
@@ -107,7 +148,7 @@ class FaceDataset:
         split: npt.ArrayLike = -1,
         subjects: Sequence[str] = (),
         sequences: Sequence[str] = (),
-        sources: dict[str, str] | None = None,
+        sources: Mapping[str, Source] | None = None,
     ) -> FaceDataset:
         """A data set without folds, from what a reader finds.
 

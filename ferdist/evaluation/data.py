@@ -14,32 +14,14 @@ from ferdist.config import Config
 from ferdist.data.beton import Beton, BetonLoader, Labels, labels_of
 from ferdist.data.folds import Holdout
 from ferdist.data.record import SPLITS, Images, Integers
-from ferdist.errors import DataError
 from ferdist.evaluation.attention import CELLS, Watched, choose_faces, watch
 from ferdist.evaluation.benchmark import Benchmark, Cell, choose_donors
-from ferdist.evaluation.model import ModelCard, TrainedModel
+from ferdist.evaluation.model import TrainedModel
 from ferdist.evaluation.predict import cluster_of
 from ferdist.evaluation.predictions import Predictions, by_sequence
 from ferdist.evaluation.records import EvaluationKey
 
 BATCH_SIZE: Final = 256
-
-
-def check_fit(beton: Beton, card: ModelCard) -> None:
-    """Refuse data that a model cannot be scored on.
-
-    Raises:
-        DataError: if image shape or classes differ from the model's, or the beton lacks its labels.
-    """
-    shape, task = beton.manifest.image_shape, card.task
-    wanted = (task.channels, task.height, task.width)
-    if shape != wanted:
-        raise DataError(f"{beton.path}: images are {shape} (C, H, W), but the model expects {wanted}")
-    classes = labels_of(beton, card.config.data.labels).classes
-    if classes != card.classes:
-        raise DataError(
-            f"{beton.path}: classes are {', '.join(classes)}, but the model's are {', '.join(card.classes)}"
-        )
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,48 @@
-"""Score a trained model on a split: predictions into files, every score from them into results.json."""
+"""Score a model on a split: predictions into files, every score from them into results.json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from ferdist import environment
-from ferdist.config import to_dict
+from ferdist.config import RECORD_KEY, read_yaml
 from ferdist.data.beton import Beton, Labels, open_beton
-from ferdist.data.folds import HOLDOUT, Holdout
+from ferdist.data.folds import HOLDOUT
+from ferdist.data.namelists import NameList
 from ferdist.data.record import SPLITS, Integers
-from ferdist.errors import ConfigError, RunError
+from ferdist.errors import ConfigError, RunError, tell
 from ferdist.evaluation.attention import Watched
-from ferdist.evaluation.benchmark import Cell, covered_fraction, seen_in_training
+from ferdist.evaluation.benchmark import Cell, covered_fraction
 from ferdist.evaluation.board import show_benchmark
-from ferdist.evaluation.data import ScoredData, check_fit, has_copy, key_of, ways
+from ferdist.evaluation.data import ScoredData, has_copy, key_of, ways
+from ferdist.evaluation.external import load_model
 from ferdist.evaluation.metrics import Scores, score, score_all
-from ferdist.evaluation.model import TrainedModel, default_checkpoint, load_trained
+from ferdist.evaluation.model import ScoredModel, TrainedModel, default_checkpoint
 from ferdist.evaluation.predict import TTA, cluster_of, predict
 from ferdist.evaluation.predictions import Predictions, check_same_samples
-from ferdist.evaluation.realfaces import listed_samples
-from ferdist.evaluation.records import OCCLUSION, Damage, Evaluation, EvaluationKey, Results, conditions_of
+from ferdist.evaluation.realfaces import ListedFaces, listed_faces, lists_of_data
+from ferdist.evaluation.records import (
+    OCCLUSION,
+    Damage,
+    Evaluation,
+    EvaluationKey,
+    Listed,
+    Results,
+    conditions_of,
+)
 from ferdist.evaluation.results import add_evaluations
 from ferdist.evaluation.robustness import compare_benchmarks
-from ferdist.io import sha256, writing
+from ferdist.io import writing
 from ferdist.runtime.distributed import World, join_world
 from ferdist.runtime.folder import RunFolder
-from ferdist.runtime.precision import configure_kernels, scoring_dtype
+from ferdist.runtime.precision import configure_kernels
 
 
 @dataclass(frozen=True)
@@ -40,12 +52,14 @@ class Plan:
     Attributes:
         cells: of the occlusion benchmark.
         reference: a run folder whose stored predictions under the same cells are the reference, or None.
-        lists: published lists of really occluded or turned faces of test, by the name of the subset.
+        lists: of really occluded or turned faces of these data.
+        lists_of_any: further ones, of which those of these data are scored.
     """
 
     cells: tuple[Cell, ...] = ()
     reference: Path | None = None
-    lists: Mapping[str, Path] = field(default_factory=dict)
+    lists: tuple[NameList, ...] = ()
+    lists_of_any: tuple[NameList, ...] = ()
 
 
 def evaluate(
@@ -58,12 +72,14 @@ def evaluate(
     checkpoint: str | None = None,
     device: str = "auto",
     trust_code: bool = False,
+    card: Path | None = None,
+    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> Results | None:
-    """Evaluate a run and write its results.json; under torchrun the ranks share the samples.
+    """Evaluate a model and write its results.json; under torchrun the ranks share the samples.
 
     Args:
-        model, checkpoint, trust_code: as for `load_trained`; results of exported weights go into
-            ``runs/weights/NAME``.
+        model, checkpoint, trust_code, card, given: as for `load_model`; results of exported weights and of
+            models from elsewhere go into ``runs/weights/NAME``.
         data: a beton file, by default the run's own.
         split: ``val`` (the held-out fold where the run has one) or ``test``.
         plan: what else is scored.
@@ -82,43 +98,47 @@ def evaluate(
         raise ConfigError(f"--tta is {tta!r}: it must be one of {', '.join(TTA)}")
     if plan.reference is not None and not plan.cells:
         raise ConfigError("--reference compares under occlusion: give --occlusion too")
-    if plan.lists and split != "test":
-        raise ConfigError("the published lists name test images: give --split test")
     with join_world(device) as world:
-        trained = load_trained(model, checkpoint, world.device, trust_code=trust_code)
-        if data is None and trained.weights is not None:
-            raise ConfigError(f"{model}: exported weights do not name their data: give --data FILE.beton")
-        beton = open_beton(data or Path(trained.card.config.data.path), checksum=True)
-        folder = RunFolder(Path(model)) if trained.weights is None else _folder_of_weights(trained)
-        return evaluate_trained(trained, beton, world, folder, split=split, plan=plan, tta=tta)
+        scored = load_model(model, checkpoint, world.device, trust_code=trust_code, card=card, given=given)
+        if data is None and scored.name is not None:
+            raise ConfigError(f"{model}: it does not name its data: give --data FILE.beton")
+        beton = open_beton(data or Path(scored.config.data.path), checksum=True)
+        folder = folder_of(scored, model)
+        if scored.name is not None:
+            _describe(scored, beton, folder)
+        return evaluate_model(scored, beton, world, folder, split=split, plan=plan, tta=tta)
 
 
-def _folder_of_weights(trained: TrainedModel) -> RunFolder:
-    """The folder that collects the evaluations of exported weights, made where it does not exist.
+def folder_of(scored: ScoredModel, model: str) -> RunFolder:
+    """The folder that has, or will have, the evaluations of a model that was loaded as ``model``."""
+    return RunFolder(Path(model) if scored.name is None else Path("runs") / "weights" / scored.name)
+
+
+def _describe(scored: ScoredModel, beton: Beton, folder: RunFolder) -> None:
+    """Write what identifies the model into the folder of its evaluations, made where it does not exist.
 
     Raises:
-        RunError: if it belongs to other weights of the same name.
+        RunError: if it belongs to another model of the same name.
     """
-    assert trained.weights is not None
-    folder = RunFolder(Path("runs") / "weights" / trained.weights.stem)
-    record = {
-        "beton_sha256": trained.card.beton_sha256,
-        "weights": trained.weights.name,
-        "weights_sha256": sha256(trained.weights),
-    }
-    if folder.config.exists() and folder.stored_environment() != record:
-        raise RunError(
-            f"{folder.path}: holds evaluations of weights other than {trained.weights}: "
-            "move the folder away or rename the weights"
-        )
+    config, record = scored.described(beton)
+    if folder.results.exists():  # what failed before it was scored claims no folder
+        config = {key: value for key, value in read_yaml(folder.config).items() if key != RECORD_KEY}
+        stored = folder.stored_environment()
+        # The data are those that were scored first; what a card says about itself may be corrected.
+        own = record.keys() - {"beton_sha256", "about"}
+        if any(stored.get(name) != record[name] for name in own):
+            raise RunError(
+                f"{folder.path}: holds evaluations of weights other than these: "
+                "move the folder away, or rename the weights or the card"
+            )
+        record |= {"beton_sha256": stored.get("beton_sha256")}
     with writing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
-        folder.write_config(trained.card.config, record)
-    return folder
+        folder.write_config(config, record)
 
 
-def evaluate_trained(
-    trained: TrainedModel,
+def evaluate_model(
+    model: ScoredModel,
     beton: Beton,
     world: World,
     folder: RunFolder,
@@ -128,11 +148,12 @@ def evaluate_trained(
     tta: str = "none",
 ) -> Results | None:
     """As `evaluate`, with what it opens already open; all ranks must call."""
-    scoring = Scoring(trained, beton, world, split, tta)
+    scoring = Scoring(model, beton, world, folder, split, tta)
     data = scoring.data
     reference = None if plan.reference is None else scoring.reference(plan.reference)
+    faces = {one.names.subset: one for one in scoring.listed_faces(plan)}
     parts = {"all": (data.indices, data.labels)}
-    parts |= {name: listed_samples(beton, path, data.labels) for name, path in plan.lists.items()}
+    parts |= {name: (one.indices, one.labels) for name, one in faces.items()}
     plain = {name: scoring.predict(labels, indices) for name, (indices, labels) in parts.items()}
     covered = scoring.predict(data.labels, data.indices, plan.cells) if plan.cells else None
     results = None
@@ -140,7 +161,9 @@ def evaluate_trained(
         evaluations: list[Evaluation] = []
         for name, predictions in plain.items():
             predictions.save(folder.predictions / scoring.file(replace(scoring.key, subset=name)))
-            evaluations += scoring.evaluations(predictions, name)
+            evaluations += scoring.evaluations(
+                predictions, name, faces[name].listed if name in faces else None
+            )
         comparison = None
         if covered is not None:
             if reference is not None:
@@ -153,18 +176,19 @@ def evaluate_trained(
         results = add_evaluations(
             folder.results,
             evaluations,
-            classes=trained.card.classes,
-            config=to_dict(trained.card.config),
-            environment={**described, "training": folder.stored_environment()},
+            classes=data.labels.classes,
+            config=model.described(beton)[0],
+            environment={**described, model.origin: folder.stored_environment()},
             comparison=comparison,
         )
         if covered is not None:
             same = [one for one in results.evaluations if one.occlusion and one.conditions == scoring.key]
             board = folder.tensorboard / OCCLUSION / Path(scoring.file(scoring.key)).stem
             watched: list[Watched] = []
-            with suppress(RunError):  # of a network whose features do not tell where it looks
-                _, watched = data.watch(trained, rounds=1)
-            show_benchmark(board, same, watched, trained.card.classes)
+            if isinstance(model, TrainedModel):
+                with suppress(RunError):  # of a network whose features do not tell where it looks
+                    _, watched = data.watch(model, rounds=1)
+            show_benchmark(board, same, watched, results.classes)
     world.barrier()
     return results
 
@@ -172,19 +196,17 @@ def evaluate_trained(
 class Scoring:
     """A model, a split and how it is looked at: what all predictions of one evaluation share."""
 
-    def __init__(self, trained: TrainedModel, beton: Beton, world: World, split: str, tta: str) -> None:
-        card, config = trained.card, trained.card.config
-        self.trained, self.world = trained, world
-        # A fold is a part of the data that the run trained on; other data are taken as their splits say.
-        self.own_data = beton.manifest.sha256 == card.beton_sha256
-        self.holdout = config.data.holdout if self.own_data else Holdout()
-        check_fit(beton, card)
-        self.data = ScoredData.of(beton, config, split, self.holdout, card.mean, world.device)
+    def __init__(
+        self, model: ScoredModel, beton: Beton, world: World, folder: RunFolder, split: str, tta: str
+    ) -> None:
+        model.check_fit(beton)
+        self.model, self.world, config = model, world, model.config
+        self.own_data = folder.stored_environment().get("beton_sha256") == beton.manifest.sha256
+        self.holdout = model.holdout(beton)
+        self.data = ScoredData.of(beton, config, split, self.holdout, model.fill(beton), world.device)
         configure_kernels(config.train.deterministic, config.train.precision)
-        # Another file whose training images have these very moments (of exact sums) has the same ones.
-        moments = {"mean": list(card.mean), "std": list(card.std)}
-        self.learned_from_train = self.own_data or beton.manifest.statistics.get("train") == moments
-        self.key = key_of(beton, split, self.holdout, tta, trained.checkpoint)
+        self.key = key_of(beton, split, self.holdout, tta, model.checkpoint)
+        self.scorer = model.scorer(beton, world.device, tta)
 
     def file(self, key: EvaluationKey) -> str:
         """The file in ``predictions/`` of an evaluation with this key."""
@@ -192,21 +214,34 @@ class Scoring:
 
     def predict(self, labels: Labels, indices: Integers, cells: Sequence[Cell] = ()) -> Predictions:
         """Predictions for samples as they are, or under cells of the benchmark; all ranks must call."""
-        card = self.trained.card
+        data, benchmark = self.data, self.data.benchmark(cells) if cells else None
         return predict(
-            self.trained.network,
-            self.data.beton,
+            self.scorer,
+            data.beton,
             labels,
-            self.data.loader,
+            data.loader,
             indices,
             self.world,
-            mean=card.mean,
-            std=card.std,
-            dtype=scoring_dtype(card.config.train.precision, self.world.device),
-            tta=self.key.tta,
-            benchmark=self.data.benchmark(cells) if cells else None,
+            benchmark=benchmark,
             cells=cells,
         )
+
+    def listed_faces(self, plan: Plan) -> list[ListedFaces]:
+        """The faces of the published lists; says what of a list is not scored.
+
+        Raises:
+            DataError: if a list does not belong to the data or the split.
+        """
+        beton, data = self.data.beton, self.data
+        lists = list(plan.lists)
+        if plan.lists_of_any:
+            lists += lists_of_data(beton, plan.lists_of_any)
+        found = listed_faces(beton, self.key.split, data.indices, data.labels, lists)
+        for one in found:
+            missing = one.missing(data.labels.classes)
+            if missing and self.world.is_main:
+                tell(f"ferdist: {missing}")
+        return found
 
     def reference(self, run: Path) -> Predictions:
         """The stored predictions of another run under the same conditions, with its own checkpoint.
@@ -226,13 +261,15 @@ class Scoring:
         check_same_samples(wanted, found)
         return found
 
-    def evaluations(self, predictions: Predictions, part: str) -> list[Evaluation]:
+    def evaluations(
+        self, predictions: Predictions, part: str, listed: Listed | None = None
+    ) -> list[Evaluation]:
         """The evaluations, in all `data.ways`, of predictions for a list's samples, or the split's (``all``).
 
         Copies are left out only where the model was trained on these data's training images.
         """
         beton, index, split = self.data.beton, predictions.index, self.key.split
-        learned = self.learned_from_train and split != "train"
+        learned = self.model.learned_from_train(beton) and split != "train"
         copied = has_copy(beton, index, split, self.holdout) if learned else None
         cluster = cluster_of(beton, index)
         names = {"all": part, "no_copies": "no_copies" if part == "all" else f"{part}_no_copies"}
@@ -240,7 +277,8 @@ class Scoring:
         for (subset, unit), rows in ways(predictions, beton, copied).items():
             if len(rows.index):  # else every sample has a copy
                 scores = score(rows, cluster[np.searchsorted(index, rows.index)])
-                found.append(self._evaluation(replace(self.key, subset=names[subset], unit=unit), scores))
+                one = self._evaluation(replace(self.key, subset=names[subset], unit=unit), scores)
+                found.append(replace(one, listed=listed))
         return found
 
     def covered_evaluations(self, covered: Predictions) -> list[Evaluation]:
@@ -253,7 +291,7 @@ class Scoring:
             damage = Damage(
                 **vars(cell),
                 covered=covered_fraction(cell, height, width),
-                seen=seen_in_training(cell, self.trained.card.config.augment, height, width),
+                seen=self.model.seen(cell, height, width),
                 checksum=checksum,
             )
             found.append(self._evaluation(replace(self.key, occlusion=damage), of_cell))

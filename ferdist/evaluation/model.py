@@ -1,4 +1,4 @@
-"""A trained network as evaluation and prediction need it."""
+"""A model as the evaluation sees it, and a trained network as evaluation and prediction need it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Final, Protocol, TypedDict
 
 import msgspec
 import torch
@@ -14,11 +14,24 @@ from msgspec import Meta
 from torch import nn
 
 from ferdist.config import Config, differences, from_dict, to_dict
-from ferdist.errors import ConfigError, RunError, reason_of
-from ferdist.models import Task, build_model, weights
+from ferdist.data.beton import Beton, labels_of
+from ferdist.data.folds import Holdout
+from ferdist.errors import ConfigError, DataError, RunError, reason_of
+from ferdist.evaluation.benchmark import Cell, seen_in_training
+from ferdist.evaluation.predict import Scorer, scorer_of
+from ferdist.io import sha256
+from ferdist.models import Task, build_model, multiply_adds, parameter_count, weights
 from ferdist.models.external import TIMM
 from ferdist.runtime import checkpoint
 from ferdist.runtime.folder import RunFolder
+from ferdist.runtime.precision import scoring_dtype
+
+UNUSED, CHOSEN, USED, UNKNOWN = "no", "to choose the epoch", "yes", "unknown"
+"""What a model's training may have done with the images of a split."""
+GIVEN: Final = "given"
+"""The checkpoint of a model from elsewhere, which has no other."""
+CARD: Final = "card:"
+"""What ``model.name`` begins with in the folder of a model from elsewhere; no network has such a name."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +88,63 @@ class _Configured(TypedDict):
     config: dict[str, Any]
 
 
+class ScoredModel(Protocol):
+    """A model as the evaluation sees it: ferdist's own, or one from elsewhere (`external.ExternalModel`)."""
+
+    @property
+    def name(self) -> str | None:
+        """Of the folder in ``runs/weights`` that collects its evaluations; None for a run, which is one."""
+
+    @property
+    def checkpoint(self) -> str:
+        """What results.json calls its weights: ``best``, ``last``, ``given`` or a path."""
+
+    @property
+    def config(self) -> Config:
+        """How its data are read: labels, workers, precision."""
+
+    @property
+    def origin(self) -> str:
+        """Under what name results.json's environment has what its folder records."""
+
+    def described(self, beton: Beton) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The config that its folder shows, and what identifies model and data there."""
+
+    def check_fit(self, beton: Beton) -> None:
+        """Refuse data that it cannot be scored on.
+
+        Raises:
+            DataError: if image shape or classes do not fit, or the beton lacks its labels.
+        """
+
+    def holdout(self, beton: Beton) -> Holdout:
+        """What it was not trained on, of data that it was trained on."""
+
+    def fill(self, beton: Beton) -> tuple[float, ...]:
+        """What the benchmark's fill ``mean`` shows, per channel of the data, in [0, 1] units."""
+
+    def learned_from_train(self, beton: Beton) -> bool:
+        """Whether it was trained on the data's training images."""
+
+    def seen(self, cell: Cell, height: int, width: int) -> str:
+        """Whether its training showed such occlusion (`seen_in_training`); "" if that is unknown."""
+
+    def use_of(self, beton: Beton, split: str) -> str:
+        """What its training did with the images of a split: no, to choose the epoch, yes, or unknown."""
+
+    def about(self, beton: Beton) -> dict[str, str]:
+        """What else is to know of it, in words by topic; empty where there is nothing to say."""
+
+    def scorer(self, beton: Beton, device: torch.device, tta: str = "none") -> Scorer:
+        """What answers for images of the data."""
+
+    def cost(self, beton: Beton) -> tuple[int | None, int | None]:
+        """Its parameters and its multiply-adds for one image, None where they cannot be counted."""
+
+
 @dataclass(frozen=True)
 class TrainedModel:
-    """A network in evaluation mode, fp32, with its card and the step of its checkpoint.
+    """A network in evaluation mode, fp32, with its card and the step of its checkpoint: a `ScoredModel`.
 
     Attributes:
         checkpoint: ``best``, ``last`` or a path.
@@ -90,12 +157,88 @@ class TrainedModel:
     step: int
     weights: Path | None = None
 
+    @property
+    def name(self) -> str | None:
+        return None if self.weights is None else self.weights.stem
+
+    @property
+    def config(self) -> Config:
+        return self.card.config
+
+    @property
+    def origin(self) -> str:
+        return "training"
+
+    def described(self, beton: Beton) -> tuple[dict[str, Any], dict[str, Any]]:
+        record = {"beton_sha256": self.card.beton_sha256}
+        if self.weights is not None:
+            record |= {"weights": self.weights.name, "weights_sha256": sha256(self.weights)}
+        return to_dict(self.config), record
+
+    def check_fit(self, beton: Beton) -> None:
+        shape, task = beton.manifest.image_shape, self.card.task
+        wanted = (task.channels, task.height, task.width)
+        if shape != wanted:
+            raise DataError(f"{beton.path}: images are {shape} (C, H, W), but the model expects {wanted}")
+        classes = labels_of(beton, self.config.data.labels).classes
+        if classes != self.card.classes:
+            raise DataError(
+                f"{beton.path}: classes are {', '.join(classes)}, "
+                f"but the model's are {', '.join(self.card.classes)}"
+            )
+
+    def holdout(self, beton: Beton) -> Holdout:
+        # A fold is a part of the data that the run trained on; other data are taken as their splits say.
+        own = beton.manifest.sha256 == self.card.beton_sha256
+        return self.config.data.holdout if own else Holdout()
+
+    def fill(self, beton: Beton) -> tuple[float, ...]:
+        return self.card.mean
+
+    def learned_from_train(self, beton: Beton) -> bool:
+        # Another file whose training images have these very moments (of exact sums) has the same ones.
+        moments = {"mean": list(self.card.mean), "std": list(self.card.std)}
+        statistics = beton.manifest.statistics.get("train")
+        return beton.manifest.sha256 == self.card.beton_sha256 or statistics == moments
+
+    def seen(self, cell: Cell, height: int, width: int) -> str:
+        return seen_in_training(cell, self.config.augment, height, width)
+
+    def use_of(self, beton: Beton, split: str) -> str:
+        data = self.config.data
+        # Exported weights name their data, whose images may have been changed since, such as equalised.
+        if beton.manifest.sha256 != self.card.beton_sha256 and Path(data.path).stem != beton.manifest.name:
+            return UNUSED
+        if split == "train":
+            return USED
+        chosen = split == data.holdout.validated and self.checkpoint == "best"
+        return CHOSEN if chosen else UNUSED
+
+    def about(self, beton: Beton) -> dict[str, str]:
+        data, model = self.config.data, self.config.model
+        held = f"{data.val_share:.0%} of it held out" if data.val_share else ""
+        held = held if data.fold is None else f"all folds but {data.fold}"
+        return {
+            "trained on": f"train of {Path(data.path).stem}{held and f' ({held})'}, by ferdist",
+            "network": f"{model.name}, {self.config.train.epochs} epochs, seed {self.config.seed}",
+            "started from": Path(model.pretrained).name if model.pretrained else "",
+        }
+
+    def scorer(self, beton: Beton | None, device: torch.device, tta: str = "none") -> Scorer:
+        dtype = scoring_dtype(self.config.train.precision, device)
+        return scorer_of(self.network, self.card.mean, self.card.std, dtype, tta)
+
+    def cost(self, beton: Beton) -> tuple[int | None, int | None]:
+        return parameter_count(self.network), multiply_adds(self.network, self.card.task)
+
 
 def default_checkpoint(config: Config) -> str:
     """Which weights a run's evaluation takes: the best on val, or the last where a fold is held out.
 
     Choosing an epoch on the held-out fold would make the fold's accuracy too good.
     """
+    if config.model.name.startswith(CARD):
+        return GIVEN
     if config.train.select != "auto":
         return config.train.select
     return "best" if config.data.fold is None else "last"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -19,6 +19,9 @@ from ferdist.evaluation.benchmark import Benchmark, Cell, checksums, total_check
 from ferdist.evaluation.predictions import Predictions
 from ferdist.runtime.distributed import World
 from ferdist.runtime.precision import autocast
+
+Scorer = Callable[[Tensor], Tensor]
+"""uint8 images (B, C, H, W) of the data, on the model's device, to probabilities, float32 (B, K)."""
 
 TTA: Final = ("none", "flip", "ten-crop")
 CROP: Final = 44 / 48
@@ -67,25 +70,32 @@ def probabilities(
     return total / len(shown)
 
 
-def predict(
+def scorer_of(
     model: nn.Module,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype | None,
+    tta: str = "none",
+) -> Scorer:
+    """A network of ferdist's as a scorer; the arguments are those of `probabilities`."""
+    return lambda images: probabilities(model, images, mean, std, dtype, tta)
+
+
+def predict(
+    scorer: Scorer,
     beton: Beton,
     labels: Labels,
     loader: BetonLoader | DeviceCache,
     indices: Integers,
     world: World,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype | None,
-    tta: str = "none",
     benchmark: Benchmark | None = None,
     cells: Sequence[Cell] = (),
 ) -> Predictions:
-    """The model's probabilities for ``indices``, shared out over the ranks without padding.
+    """A model's probabilities for ``indices``, shared out over the ranks without padding.
 
     Args:
-        model, mean, std, dtype, tta: as for `probabilities`; the same weights on every rank.
+        scorer: of the model; the same weights on every rank.
         beton: where the samples are.
         labels: of ``beton``; samples that they do not score are left out.
         loader: of ``beton``, to the world's device.
@@ -112,7 +122,7 @@ def predict(
                 covered = benchmark.cover(images.cpu().numpy(), batch.index.cpu().numpy(), cell)
                 sums.append(torch.from_numpy(checksums(covered)))
                 images = torch.from_numpy(covered).to(world.device)
-            answers.append(probabilities(model, images, mean, std, dtype, tta))
+            answers.append(scorer(images))
         rows.append(torch.stack(answers, 1))
         digests += [torch.stack(sums, 1)] if sums else []
     counts, index = [len(shard) for shard in shards], np.concatenate(shards)

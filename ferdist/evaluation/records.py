@@ -53,6 +53,24 @@ class Damage:
         return Cell(self.kind, self.severity, self.fill)
 
 
+@dataclass(frozen=True)
+class Listed:
+    """The published list whose faces were scored.
+
+    Attributes:
+        data: the data set that it is of: ``ferplus``, ``rafdb`` or ``affectnet``.
+        lines, names: how many it has; some appear twice.
+        met: how many of the names have a face that was scored.
+        labels: by which: ``list``, its own, as for the published scores; or ``data``.
+    """
+
+    data: str
+    lines: Count
+    names: Count
+    met: Count
+    labels: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationKey:
     """What makes an evaluation the same as another: doing it again replaces the record.
@@ -119,17 +137,21 @@ class Evaluation(EvaluationKey, Scores):
         predictions: the file in the run's ``predictions/`` that it is computed from.
         folds: how many held-out folds are pooled in it; 0 where it is of one split or fold.
         seeds: over how many seeds the rates are means; the confusion matrix counts each sample once for each.
+        listed: the published list that the subset is of; None for other subsets and where it is not recorded.
     """
 
     predictions: str = ""
     folds: int = 0
     seeds: int = 1
+    listed: Listed | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As in results.json."""
         key = {one.name: getattr(self, one.name) for one in fields(EvaluationKey)}
         occlusion = None if self.occlusion is None else vars(self.occlusion)
-        return {**key, "occlusion": occlusion, **Scores.to_json(self), "predictions": self.predictions}
+        listed = {} if self.listed is None else {"listed": vars(self.listed)}
+        scores = Scores.to_json(self)
+        return {**key, "occlusion": occlusion, **scores, "predictions": self.predictions, **listed}
 
 
 @dataclass(frozen=True)
@@ -174,6 +196,7 @@ class _Entry:
     fold: int | None = None
     inner_fold: int | None = None
     occlusion: Damage | None = None
+    listed: Listed | None = None
     # Entries of earlier versions lack some of these.
     beton_sha256: str | None = None
     checkpoint: str = ""
@@ -256,6 +279,7 @@ def _evaluation(entry: _Entry, classes: int, trained_on: str) -> Evaluation:
         interval=None if low is None or high is None else (low, high),
         recall=entry.per_class_recall,
         confusion=np.asarray(entry.confusion, dtype=np.int64).reshape(classes, classes),
+        listed=entry.listed,
     )
     # It follows from the key in entries that do not name the file.
     own_data = trained_on in ("", evaluation.beton_sha256) or not evaluation.beton_sha256

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ferdist.augment.kinds import kind_label
+from ferdist.evaluation.published import real_faces_table
 from ferdist.evaluation.records import SCHEMA, Evaluation, Results, conditions_of, read_results
 from ferdist.evaluation.robustness import benchmark_scores
 from ferdist.io import write_json, writing
@@ -72,6 +73,10 @@ def as_text(results: Results, split: str | None = None) -> str:
         for one in plain
     ]
     parts = [Table.of("", rows).text()] if rows else []
+    start = started_from(results.config)
+    faces = real_faces_table(("this model", start, one) for one in plain)
+    if faces.rows:
+        parts.append(f"{faces.caption}\n{faces.text()}")
     parts.append(f"test was scored {count(results.test_scorings, 'time')}")
     for summary in results.content.get("robustness", []):
         if split in (None, summary["split"]):
@@ -82,6 +87,12 @@ def as_text(results: Results, split: str | None = None) -> str:
                 if conditions_of(comparison) == conditions_of(summary)
             ]
     return "\n\n".join(parts)
+
+
+def started_from(config: Mapping[str, Any]) -> str:
+    """The weights that a run's training started from, in words; config is the run's, nested."""
+    pretrained = config.get("model", {}).get("pretrained")
+    return "random weights" if pretrained is None else Path(str(pretrained)).name
 
 
 def _benchmark_text(summary: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import torch
@@ -18,8 +19,8 @@ TIMM: Final = "timm"
 """What stands before the colon in the name of one of timm's networks."""
 
 
-def import_module(module: str, name: str) -> None:
-    """Import a user's module, from the current folder too, so that it registers its networks.
+def import_module(module: str, name: str) -> ModuleType:
+    """Import a user's module, from the current folder too; it registers its networks.
 
     Args:
         module: its dotted name.
@@ -33,7 +34,7 @@ def import_module(module: str, name: str) -> None:
         sys.path.append(here)  # `ferdist` and torchrun start without it
     importlib.invalidate_caches()
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except FerdistError:
         raise
     except Exception as error:

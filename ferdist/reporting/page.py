@@ -83,7 +83,9 @@ class Content:
     Attributes:
         headlines: what was measured, in sentences.
         remarks: what a reader must know before believing it.
-        table1: text of table1.md.
+        table1: the text of table1.md, or what stands in its place.
+        kind: of page.
+        beside: the files that are with it.
     """
 
     title: str
@@ -91,6 +93,8 @@ class Content:
     remarks: Sequence[str]
     sections: Sequence[Section]
     table1: str
+    kind: str = "report"
+    beside: str = "table1.md and figures/ as svg and png"
 
 
 def render(content: Content, pictures: Mapping[str, Markup]) -> str:

@@ -21,6 +21,7 @@ from ferdist.reporting.page import Content, Section, render
 from ferdist.reporting.pooled import pooled_run
 from ferdist.reporting.sections import build_sections
 from ferdist.reporting.sections.evaluations import main_table
+from ferdist.reporting.sections.realfaces import measured_table
 from ferdist.reporting.words import DEFINITIONS, SUBSETS, TTA, data_of, place, scorings, selection
 from ferdist.table import count, escape, percent
 
@@ -107,6 +108,9 @@ def of_networks(folders: Sequence[Path], album: Album) -> Content:
 def table1_markdown(runs: Sequence[Run]) -> str:
     """table1.md: the runs side by side, and the protocol that their scores were measured under."""
     lines = ["# Table 1", "", "Rates in percent.", "", main_table(runs, protocol=True).markdown()]
+    faces = measured_table(runs)
+    if faces.rows:
+        lines += [f"## {faces.caption}", "", faces.markdown()]
     lines += ["## Protocol", ""]
     for run in runs:
         main = run.main

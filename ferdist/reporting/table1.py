@@ -12,10 +12,10 @@ from ferdist.evaluation.metrics import quick_score
 from ferdist.evaluation.model import default_checkpoint
 from ferdist.evaluation.pool import SCORES, Pool
 from ferdist.evaluation.predictions import join
+from ferdist.evaluation.published import PUBLISHED, published_accuracy
 from ferdist.models import is_reconstruction
 from ferdist.reporting.networks import Network, Pair, compare_pairs
 from ferdist.reporting.page import Section
-from ferdist.reporting.published import PUBLISHED, published_accuracy
 from ferdist.reporting.words import SUBSETS, TTA, value_text
 from ferdist.table import (
     MISSING,

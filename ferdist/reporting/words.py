@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from ferdist.evaluation.model import GIVEN
 from ferdist.evaluation.records import Evaluation
 from ferdist.reporting.load import Run
 from ferdist.table import MISSING, Table, count
@@ -15,8 +16,10 @@ SUBSETS: Final = {
     "no_copies": "without copies",
     "occluded": "really occluded",
     "occluded_no_copies": "really occluded, without copies",
-    "turned": "strongly turned",
-    "turned_no_copies": "strongly turned, without copies",
+    "turned": "turned by more than 30°",
+    "turned_no_copies": "turned by more than 30°, without copies",
+    "turned45": "turned by more than 45°",
+    "turned45_no_copies": "turned by more than 45°, without copies",
 }
 DEFINITIONS: Final = (
     "Every sample of a split is scored exactly once, whatever the number of processes.",
@@ -61,11 +64,12 @@ def selection(run: Run, evaluation: Evaluation) -> str:
         return "the checkpoint was chosen on this same split, so its scores are biased upward"
     if evaluation.checkpoint == "best":
         return "the checkpoint was chosen on val"
-    if evaluation.checkpoint == "last":
-        return "the checkpoint is the last of the schedule, not chosen on any split"
-    if evaluation.checkpoint:
-        return f"the checkpoint is {evaluation.checkpoint}"
-    return "how the checkpoint was chosen is not recorded"
+    words = {
+        "last": "the checkpoint is the last of the schedule, not chosen on any split",
+        GIVEN: "its weights are from elsewhere",
+        "": "how the checkpoint was chosen is not recorded",
+    }
+    return words.get(evaluation.checkpoint, f"the checkpoint is {evaluation.checkpoint}")
 
 
 def key_table(caption: str, runs: Sequence[Run], values: Sequence[Mapping[str, Any]]) -> Table:

@@ -142,9 +142,10 @@ class RunFolder:
         environment = read_yaml(self.config).get(RECORD_KEY)
         return environment if isinstance(environment, dict) else {}
 
-    def write_config(self, config: Config, environment: dict[str, Any]) -> None:
-        """Write config.yaml, which `ferdist train` also takes as a config."""
-        values = {**to_dict(config), RECORD_KEY: environment}
+    def write_config(self, config: Config | dict[str, Any], environment: dict[str, Any]) -> None:
+        """Write config.yaml, which `ferdist train` also takes as a config if it is a whole one."""
+        whole = to_dict(config) if isinstance(config, Config) else config
+        values = {**whole, RECORD_KEY: environment}
         write_text(self.config, yaml.safe_dump(values, sort_keys=False))
 
 

@@ -140,7 +140,7 @@ def _draw(folder: Path, world: World, batch: int) -> Path:
         faces = replace(
             few,
             name=path.stem,
-            images=few.images[rows],
+            images=np.asarray(few.images)[rows],
             labels=few.labels[rows],
             split=few.split[rows],
             subject=few.subject[rows],

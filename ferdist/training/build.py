@@ -15,7 +15,7 @@ from ferdist.data.beton import Batch, Beton, BetonLoader, DeviceCache, Labels, c
 from ferdist.data.record import Integers
 from ferdist.errors import ConfigError
 from ferdist.evaluation.model import ModelCard
-from ferdist.evaluation.predict import predict
+from ferdist.evaluation.predict import predict, scorer_of
 from ferdist.evaluation.predictions import Predictions
 from ferdist.models import Task, build_model, check_resolution
 from ferdist.runtime.distributed import World, join_world
@@ -68,18 +68,10 @@ class Setup:
         """
         network = self.engine.ema.model
         self.world.share_from_main(network)
-        return predict(
-            network,
-            self.beton,
-            self.labels,
-            self.val_loader,
-            self.val_indices[:samples],
-            self.world,
-            mean=self.card.mean,
-            std=self.card.std,
-            dtype=self.engine.dtype,
-            tta=tta,
-        )
+        card = self.card
+        scorer = scorer_of(network, card.mean, card.std, self.engine.dtype, tta)
+        indices = self.val_indices[:samples]
+        return predict(scorer, self.beton, self.labels, self.val_loader, indices, self.world)
 
 
 def join_training(config: Config) -> AbstractContextManager[World]:

@@ -18,7 +18,7 @@ from ferdist.config import Config
 from ferdist.data.beton import Batch, Beton, open_beton, stage_beton, staged_path
 from ferdist.errors import ConfigError, FerdistError, Preempted, RunError
 from ferdist.evaluation import metrics
-from ferdist.evaluation.evaluate import evaluate_trained, main_evaluation
+from ferdist.evaluation.evaluate import evaluate_model, main_evaluation
 from ferdist.evaluation.model import default_checkpoint, load_trained
 from ferdist.runtime import checkpoint
 from ferdist.runtime.claim import claimed
@@ -263,9 +263,7 @@ class Run:
         self.world.share_from_main(trained.network)
         split = self.config.data.holdout.validated
         for tta in dict.fromkeys(("none", self.config.train.tta)):
-            results = evaluate_trained(
-                trained, self.setup.beton, self.world, self.folder, split=split, tta=tta
-            )
+            results = evaluate_model(trained, self.setup.beton, self.world, self.folder, split=split, tta=tta)
         constant, gates = constant_gates(self.gates)
         if len(constant) > MOST_DEAD * gates:
             _log.warning(

@@ -10,8 +10,8 @@ from typing import BinaryIO, Final
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ferdist.data.archive import IMAGE_FORMATS, FolderArchive, is_image
-from ferdist.data.folders import to_rgb
+from ferdist.data.archive import FolderArchive
+from ferdist.data.images import IMAGE_FORMATS, is_image, to_rgb
 from ferdist.errors import DataError, reason_of
 from ferdist.io import MIB, open_untrusted
 

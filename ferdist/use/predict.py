@@ -19,9 +19,7 @@ from ferdist.data.facebox import crop_face, detect_faces
 from ferdist.data.record import Images
 from ferdist.errors import ConfigError, DataError, printable
 from ferdist.evaluation.model import TrainedModel
-from ferdist.evaluation.predict import probabilities
 from ferdist.io import atomic_path, writing
-from ferdist.runtime.precision import scoring_dtype
 from ferdist.table import Number, Table
 from ferdist.use.pictures import Picture, find_pictures, read_picture
 
@@ -181,7 +179,7 @@ def _look(trained: TrainedModel, path: Path, target: Path | None, whole_image: b
     picture = read_picture(path)
     annotated = None if target is None else (picture, target)
     size = (task.width, task.height)
-    if whole_image or (picture.size == size and picture.is_gray()):
+    if whole_image or (picture.size == size and (task.channels == 3 or picture.is_gray())):
         whole = picture.image.resize(size, Image.Resampling.BILINEAR)
         crop = _planes(whole, task.channels)
         return _Seen(path, annotated, [(0, 0, *picture.size)], [crop])
@@ -217,9 +215,8 @@ def _classify(trained: TrainedModel, waiting: Sequence[_Seen], batch_size: int) 
 
 def _answer(trained: TrainedModel, images: Tensor) -> npt.NDArray[np.float32]:
     """uint8 (N, C, H, W) to probabilities (N, K), in the precision that evaluation uses."""
-    device, card = next(trained.network.parameters()).device, trained.card
-    dtype = scoring_dtype(card.config.train.precision, device)
-    rows = probabilities(trained.network, images.to(device), card.mean, card.std, dtype)
+    device = next(trained.network.parameters()).device
+    rows = trained.scorer(None, device)(images.to(device))
     if not torch.isfinite(rows).all():
         raise DataError("the network's output is not finite: these weights cannot be used")
     return np.asarray(rows.cpu().numpy())

@@ -150,6 +150,37 @@ def test_occlusion_draws() -> None:
         assert _has_share(fill[drawn] == code, 1 / 3)
 
 
+def test_occluders_and_moves_scale_with_the_image() -> None:
+    """The same draws cover the same place and share of a larger face in colour, and move it as far."""
+    occlusion = OcclusionConfig(probability=1, area=[0.1, 0.3], fill="constant")
+    covers, squares = [], []
+    for channels, side in ((1, 48), (3, 112), (3, 224)):
+        shape = (channels, side, side)
+        face = torch.zeros((32, *shape), dtype=torch.uint8)
+        face[:, :, side // 3 : 2 * side // 3, side // 3 : 2 * side // 3] = 255
+        for part, images, found in (
+            ({"occlusion": occlusion}, torch.full_like(face, 255), covers),
+            ({"geometry": GeometryConfig(flip=0, probability=1)}, face, squares),
+        ):
+            augment = _augment(channels, **{**OFF, **part})
+            draws = augment.draw(len(images), shape, _generator())
+            shown = denormalise(augment(images, draws), augment.mean, augment.std)
+            torch.testing.assert_close(shown, shown[:, :1].expand_as(shown), msg="all channels alike")
+            found.append(_centre_and_share((1 - shown if "occlusion" in part else shown)[:, 0]))
+    for small, *larger in (covers, squares):
+        assert small.std(0).min() > 0.02
+        for large in larger:
+            torch.testing.assert_close(large, small, atol=0.03, rtol=0)
+
+
+def _centre_and_share(pixels: torch.Tensor) -> torch.Tensor:
+    """Of what is white in images (B, S, S): row and column from 0 to 1, and its share, (B, 3)."""
+    at = (torch.arange(pixels.shape[1]) + 0.5) / pixels.shape[1]
+    total = pixels.sum((1, 2))
+    row, column = (pixels.sum(2) @ at) / total, (pixels.sum(1) @ at) / total
+    return torch.stack([row, column, pixels.mean((1, 2))], 1)
+
+
 @pytest.mark.parametrize(
     ("key", "name"),
     [*(("shape", n) for n in ("rectangle", "circle")), *(("fill", n) for n in ("constant", "mean", "noise"))],

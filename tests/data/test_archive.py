@@ -11,10 +11,11 @@ from PIL import Image
 
 from ferdist import io as io_module
 from ferdist.data import archive as archive_module
-from ferdist.data.archive import open_archive, open_image, read_gray_images, sources_of
+from ferdist.data.archive import open_archive, sources_of
 from ferdist.data.ckplus import read_ckplus
 from ferdist.data.fer2013 import read_fer2013
-from ferdist.data.ferplus import read_name_list
+from ferdist.data.images import open_image, read_gray_images
+from ferdist.data.namelists import read_name_list
 from ferdist.errors import DataError
 from ferdist.io import MIB
 from tests.data.files import encoded, noise, refused, write_files

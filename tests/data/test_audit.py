@@ -7,10 +7,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ferdist.data.audit import audit
+from ferdist.data.audit import Pixels, Summary
+from ferdist.data.audit import audit as audit_pixels
 from ferdist.data.ckplus import read_ckplus
 from ferdist.data.record import FaceDataset
 from ferdist.data.synthetic import synthesize
+
+
+def audit(dataset: FaceDataset) -> Summary:
+    return audit_pixels(dataset, Pixels.of(dataset.images))
 
 
 def make_dataset(
@@ -29,10 +34,10 @@ def test_copies_conflicts_and_leaks_between_splits() -> None:
         labels=[0, 0, 0, 1, 1, 1, 0, 0, 1],
         split=[0, 0, 0, 1, 1, 2, 2, 2, 0],
     )
-    result = audit(dataset)
-    assert result.copy_group.dtype == np.int64
-    assert result.copy_group.tolist() == [0, 1, 0, 3, 1, 3, 6, 0, 8]
-    assert json.loads(json.dumps(result.summary)) == {
+    group = Pixels.of(dataset.images).copy_group
+    assert group.dtype == np.int64
+    assert group.tolist() == [0, 1, 0, 3, 1, 3, 6, 0, 8]
+    assert json.loads(json.dumps(audit(dataset))) == {
         "unique_images": 5,
         "copies": {"groups": 3, "samples": 7},
         "conflicting_labels": {"groups": 1, "samples": 2},
@@ -44,7 +49,7 @@ def test_copies_conflicts_and_leaks_between_splits() -> None:
 
 def test_leaks_across_folds() -> None:
     dataset = make_dataset([0, 0, 1, 1, 2, 2], [0] * 6, [-1] * 6, fold=[0, 1, 2, 2, 0, -1])
-    assert audit(dataset).summary["leaks"] == {
+    assert audit(dataset)["leaks"] == {
         "val_in_train": 0,
         "test_in_train_or_val": 0,
         "across_folds": 2,
@@ -56,18 +61,18 @@ def test_near_constant_images() -> None:
     dataset.images[1] = 30
     dataset.images[2] = 30
     dataset.images[2, 0, 0, 0] = 36  # standard deviation 0.99
-    assert audit(dataset).summary["near_constant"] == {"samples": 2, "indices": [1, 2]}
+    assert audit(dataset)["near_constant"] == {"samples": 2, "indices": [1, 2]}
 
 
 def test_equalised_images_are_noticed() -> None:
     """Drawn faces, and the same with their histograms equalised."""
     drawn = synthesize(70, seed=1)
     equal = [np.asarray(ImageOps.equalize(Image.fromarray(image[0])))[None] for image in drawn.images]
-    assert not audit(drawn).summary["equalised"]
-    assert audit(replace(drawn, images=np.stack(equal))).summary["equalised"]
+    assert not audit(drawn)["equalised"]
+    assert audit(replace(drawn, images=np.stack(equal)))["equalised"]
 
 
 def test_real_ckplus_has_no_copies(real_data: Path) -> None:
-    summary = audit(read_ckplus(real_data / "ckplus48.zip")).summary
+    summary = audit(read_ckplus(real_data / "ckplus48.zip"))
     assert summary["unique_images"] == 981
     assert summary["copies"]["groups"] == 0

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from ferdist.data.beton import open_beton, write_beton
-from ferdist.data.ferplus import FERPLUS_CLASSES, VOTES, ferplus_labels, read_ferplus, read_name_list
+from ferdist.data.ferplus import FERPLUS_CLASSES, VOTES, ferplus_labels, read_ferplus
 from ferdist.data.record import FER2013_CLASSES, FaceDataset, Integers
 from ferdist.errors import DataError
 from tests.data.files import HARMLESS, VOTE_COLUMNS, VOTED, refused
@@ -244,36 +244,6 @@ def test_samples_without_votes() -> None:
             ferplus_labels(pd.DataFrame({f"votes_{vote}": [votes] for vote in VOTES}))
 
 
-# The lists
-
-
-def test_both_forms_of_a_list(tmp_path: Path) -> None:
-    path = tmp_path / "list.txt"
-    path.write_bytes(b"2_fer0033359.png 8 2\r\n0_fer0033508.png 8 3\r\n\r\n")
-    assert read_name_list(path) == {"fer0033359.png": 2, "fer0033508.png": 0}
-    path.write_bytes(b"7/fer0032226.jpg\n1/fer0032227.jpg")
-    assert read_name_list(path) == {"fer0032226.png": 7, "fer0032227.png": 1}
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (None, "cannot read it"),
-        (b"", "no image in it"),
-        (b"\xff\xfe", "not a text file"),
-        (b"1/fer0032227.jpg\n8/fer0032226.jpg\n", "line 2: '8/fer0032226.jpg' is not <label>"),
-        (b"fer0032226.jpg\n", "line 1: 'fer0032226.jpg' is not <label>"),
-        (b"1/fer0032226.jpg\n1_fer0032226.png 8 1\n", "line 2: fer0032226.png appears twice"),
-    ],
-)
-def test_bad_lists(tmp_path: Path, data: bytes | None, message: str) -> None:
-    path = tmp_path / "list.txt"
-    if data is not None:
-        path.write_bytes(data)
-    with pytest.raises(DataError, match=rf"list\.txt: {message}"):
-        read_name_list(path)
-
-
 # Real data
 
 
@@ -299,19 +269,3 @@ def test_real_votes(real_pair: tuple[Path, FaceDataset]) -> None:
     assert [(labels.distribution[part] > 0).any(axis=1).sum() for part in parts] == [27956, 3505, 3505]
     counts = np.bincount(labels.majority[labels.majority >= 0])
     assert counts.tolist() == [11012, 9045, 3960, 3749, 2660, 161, 677, 148]
-
-
-@pytest.mark.parametrize(
-    ("name", "images", "agreeing"),
-    [("occlusion_ferplus_list.txt", 605, 594), ("pose_30_ferplus_list.txt", 1170, 1163)],
-)
-def test_real_lists(real_data: Path, name: str, images: int, agreeing: int) -> None:
-    listed = read_name_list(real_data / name)
-    assert len(listed) == images
-    table = pd.read_csv(real_data / "fer2013new.csv").set_index("Image name")
-    rows = table.loc[list(listed)]
-    assert len(rows) == images  # each name is there once
-    assert set(rows["Usage"]) == {"PrivateTest"}
-    votes = rows[VOTED[:8]].to_numpy()
-    listed_votes = votes[np.arange(images), list(listed.values())]
-    assert (listed_votes == votes.max(axis=1)).sum() == agreeing

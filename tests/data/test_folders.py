@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ferdist.data.folders import read_folders, to_rgb
+from ferdist.data.folders import read_folders
+from ferdist.data.images import to_rgb
 from ferdist.errors import DataError
 from tests.data.files import encoded, noise, pack, write_files
 
@@ -52,15 +53,15 @@ def test_one_colour_image_makes_the_data_set_colour(data: Path) -> None:
     assert read_folders(data, "mine").images.shape[1] == 1
     write_files(data, {"b/x.png": encoded(Image.new("RGB", (8, 8), (1, 2, 3)))})
     dataset = read_folders(data, "mine", size=8)
-    assert dataset.images[:, :, 0, 0].tolist() == [[100, 100, 100], [1, 2, 3]]
+    assert np.asarray(dataset.images)[:, :, 0, 0].tolist() == [[100, 100, 100], [1, 2, 3]]
 
 
 def test_images_of_the_wanted_size_stay_as_they_are_and_others_are_averaged(data: Path) -> None:
     board = np.indices((64, 96)).sum(axis=0) % 2 * 255
     write_files(data, {"a/x.png": encoded(noise(8, 8)), "b/x.png": encoded(board.astype(np.uint8))})
     dataset = read_folders(data, "mine", size=8)
-    assert (dataset.images[0, 0] == noise(8, 8)).all()
-    assert np.abs(dataset.images[1].astype(int) - 127).max() <= 4
+    assert (np.asarray(dataset.images)[0, 0] == noise(8, 8)).all()
+    assert np.abs(np.asarray(dataset.images)[1].astype(int) - 127).max() <= 4
 
 
 def test_exif_orientation(data: Path) -> None:
@@ -69,7 +70,7 @@ def test_exif_orientation(data: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     write_files(data, {"a/x.png": encoded(pixels, exif=exif)})
-    image = read_folders(data, "mine", size=8).images[0, 0]
+    image = np.asarray(read_folders(data, "mine", size=8).images)[0, 0]
     assert image[:, 0].tolist() == [0] * 4 + [200] * 4
 
 

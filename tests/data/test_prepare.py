@@ -11,7 +11,7 @@ import pytest
 
 from ferdist.config import load_config
 from ferdist.data import prepare
-from ferdist.data.beton import open_beton
+from ferdist.data.beton import labels_of, open_beton
 from ferdist.data.ferplus import FERPLUS_CLASSES
 from ferdist.errors import DataError
 from ferdist.training.run import run
@@ -88,3 +88,18 @@ def test_the_folder_is_made_and_a_file_in_its_place_is_named(tmp_path: Path) -> 
 def test_every_data_set_stands_in_the_docs() -> None:
     page = (ROOT / "docs" / "data.md").read_text()
     assert [name for name in prepare.DATA_SETS if f"| `prepare {name}` |" not in page] == []
+
+
+def test_ferplus_keeps_what_has_a_most_voted_class(raw_pair: tuple[Path, Path], tmp_path: Path) -> None:
+    source, votes = raw_pair
+    beton = open_beton(prepare.ferplus(source, votes, tmp_path / "data"))
+    rows = pd.read_csv(source)
+    voted = np.arange(len(rows)) % 10 != 0  # "not a face" has all votes of the others
+    assert beton.manifest.name == "ferplus"
+    assert tuple(beton.manifest.classes) == FERPLUS_CLASSES
+    assert beton.label.tolist() == np.array(FERPLUS_OF_FER2013)[rows["emotion"][voted]].tolist()
+    assert beton.samples["source_id"][0] == "line 3"
+    assert beton.samples["image_name"][0] == "fer0000001.png"
+    assert set(beton.manifest.sources) == {"fer2013.csv", "fer2013new.csv"}
+    for kind in ("ferplus-majority", "ferplus-soft", "ferplus-voted"):
+        assert np.array_equal(labels_of(beton, kind).label, beton.label), "here all of them have a majority"

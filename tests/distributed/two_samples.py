@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ferdist.data.beton import BetonLoader, labels_of, open_beton
-from ferdist.evaluation.predict import predict
+from ferdist.evaluation.predict import predict, scorer_of
 from ferdist.runtime.distributed import join_world
 
 
@@ -22,8 +22,8 @@ def main(path: Path) -> None:
         network = nn.Sequential(nn.Flatten(), nn.Linear(2304, 7)).eval()
         loader = BetonLoader(beton, batch_size=4, device=world.device)
         chosen = np.array([5, 2])
-        view = {"mean": [0.5], "std": [0.2], "dtype": None}
-        scored = predict(network, beton, labels_of(beton, "own"), loader, chosen, world, **view)
+        scorer = scorer_of(network, [0.5], [0.2], None)
+        scored = predict(scorer, beton, labels_of(beton, "own"), loader, chosen, world)
         assert scored.probabilities.shape == (2, 7)
         assert scored.label.tolist() == beton.label[[2, 5]].tolist()
         sys.stdout.write(f"scored {scored.index.tolist()}\n")

@@ -1,4 +1,4 @@
-"""Really occluded and turned faces: generated csv pairs and lists, whose answers are worked out apart."""
+"""Really occluded and turned faces: generated data and lists, whose answers are worked out apart."""
 
 from __future__ import annotations
 
@@ -14,16 +14,28 @@ import pytest
 
 from ferdist.cli import main
 from ferdist.config import Config
-from ferdist.data.beton import labels_of, open_beton
+from ferdist.data import prepare
+from ferdist.data.beton import labels_of, open_beton, write_beton
 from ferdist.data.fer2013 import USAGE_SPLIT
 from ferdist.data.ferplus import FERPLUS_CLASSES
+from ferdist.data.namelists import LISTED_CLASSES, NameList, read_name_list
 from ferdist.data.rawformats import write_fer2013_csv
-from ferdist.data.record import FER2013_CLASSES, FaceDataset, Integers
+from ferdist.data.record import FER2013_CLASSES, SPLITS, FaceDataset, Integers
 from ferdist.data.synthetic import synthesize
 from ferdist.errors import DataError
 from ferdist.evaluation.predictions import Predictions
-from ferdist.evaluation.realfaces import listed_samples
+from ferdist.evaluation.published import REAL_FACES, real_faces_table
+from ferdist.evaluation.realfaces import ListedFaces, listed_faces, lists_of_data
+from ferdist.evaluation.records import read_results
 from ferdist.training.run import run
+from tests.data.field import (
+    AFFECTNET_NUMBERS,
+    RAFDB_NUMBERS,
+    affectnet_hash,
+    affectnet_tree,
+    rafdb_tree,
+    shown,
+)
 
 VOTED = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 COPIED = 2
@@ -70,8 +82,8 @@ class Pair:
         self.occluded_list.write_bytes("".join(lines).encode())
         self.pose_list.write_text("".join(f"{majority[row]}/{names[row]}.jpg\n" for row in self.turned))
         out = folder / "prepared"
-        prepare = ["prepare", "fer2013", "--source", str(self.csv), "--out", str(out)]
-        assert main([*prepare, "--ferplus", str(self.votes)]) == 0
+        command = ["prepare", "fer2013", "--source", str(self.csv), "--out", str(out)]
+        assert main([*command, "--ferplus", str(self.votes)]) == 0
         self.beton = out / "fer2013.beton"
 
 
@@ -110,9 +122,14 @@ def test_seven_classes_are_scored_by_fer2013s_labels(tiny: Callable[..., Config]
             np.sum(entry["confusion"], 1).tolist()
             == np.bincount(pair.faces.labels[rows], minlength=7).tolist()
         )
+        assert entry["listed"]["labels"] == "data"
     assert entries["all"]["samples"] == len(whole.index) > len(pair.occluded)
+    assert "listed" not in entries["all"]
     stored = Predictions.load(folder / "fer2013-test-best-occluded.npz")
     assert np.array_equal(stored.index, pair.occluded)
+    evaluations = read_results(folder.parent / "results.json").evaluations
+    table = real_faces_table(("run", "random weights", one) for one in evaluations)
+    assert {row[table.head.index("Score")] for row in table.rows} == {"measured, by the data's labels"}
 
 
 def test_eight_classes_are_scored_by_the_lists_labels(tiny: Callable[..., Config], pair: Pair) -> None:
@@ -122,6 +139,9 @@ def test_eight_classes_are_scored_by_the_lists_labels(tiny: Callable[..., Config
     assert np.array_equal(stored.index, pair.occluded)
     answers = stored.probabilities.argmax(1)
     assert entries["occluded"]["accuracy"] == np.mean(answers == pair.listed_label[pair.occluded])
+    assert entries["occluded"]["listed"] == {
+        **{"data": "ferplus", "lines": 10, "names": 10, "met": 10, "labels": "list"}
+    }
     assert entries["occluded_no_copies"]["samples"] == len(pair.occluded) - COPIED
     counts = np.bincount(pair.listed_label[pair.occluded], minlength=8)
     assert np.sum(entries["occluded"]["confusion"], 1).tolist() == counts.tolist()
@@ -135,15 +155,224 @@ def test_eight_classes_are_scored_by_the_lists_labels(tiny: Callable[..., Config
     assert shared[differing].tolist() == [pair.occluded[5]]
 
 
-def test_lists_that_do_not_fit(pair: Pair, beton_path: Path, tmp_path: Path) -> None:
-    beton = open_beton(pair.beton)
-    labels = labels_of(beton, "own")
-    wrong = tmp_path / "wrong.txt"
-    wrong.write_text("1/fer0000003.jpg\n")  # row 0, which is in train
-    with pytest.raises(DataError, match=r"fer0000003\.png is not a test image of .*fer2013\.beton: give"):
-        listed_samples(beton, wrong, labels)
-    drawn = open_beton(beton_path)
-    with pytest.raises(
-        DataError, match=r"no FER\+ image names, which occlusion\.txt lists: run `ferdist prep"
+# RAF-DB and AffectNet
+
+
+IN_ORDER = {
+    "rafdb": FER2013_CLASSES,
+    "affectnet": (*FER2013_CLASSES, "contempt"),
+    "affectnet7": FER2013_CLASSES,
+}
+"""The classes of betons, in another order than the lists'."""
+
+
+class Field:
+    """Drawn faces under the names of RAF-DB or AffectNet, and the lists of 20 of them.
+
+    Attributes:
+        split: that the lists are of; some of val are in no list.
+        rows: of the faces of that split, by the number in their names.
+    """
+
+    def __init__(self, folder: Path, data: str, images: int = 120) -> None:
+        self.folder, self.data = folder, data.removesuffix("7")
+        self.split = "test" if data == "rafdb" else "val"
+        faces = synthesize(images, 2)
+        self.classes = IN_ORDER[data]
+        labels = np.arange(images) % len(self.classes)
+        split = np.where(np.arange(images) % 6, 0, 1)
+        split[1::2] = SPLITS.index(self.split)
+        self.rows = np.flatnonzero(np.arange(images) % 2)
+        sources = [f"Images/0/train_{row:05}_aligned.jpg" for row in range(images)]
+        for number, row in enumerate(self.rows):
+            sources[row] = f"Images/{number % 3}/{self.name(number)}.jpg"
+        self.labels = labels[self.rows]
+        dataset = FaceDataset.of(self.data, faces.images, labels, self.classes, sources, split=split)
+        self.beton = write_beton(dataset, folder)
+
+    def name(self, number: int) -> str:
+        return f"test_{number:04}_aligned" if self.data == "rafdb" else affectnet_hash("val", number)
+
+    def lines(self, numbers: range, form: str) -> list[str]:
+        """Lines in the form ``occluded``, ``turned`` or ``turned45``, with the data's labels."""
+        forms = {
+            ("rafdb", "occluded"): "{name} {label} 4\r\n",
+            ("rafdb", "turned"): "{label}/{name}.jpg\n",
+            ("rafdb", "turned45"): "{label}/{name}.jpg\n",
+            ("affectnet", "occluded"): "val/{label}/{name}/\n",
+            ("affectnet", "turned"): "{label}/{name}.jpg\n",
+            ("affectnet", "turned45"): "{label}/{name}/8.jpg\n",
+        }
+        order = LISTED_CLASSES[self.data]
+        labels = [order.index(self.classes[self.labels[n]]) if n < len(self.labels) else 0 for n in numbers]
+        parts = zip(labels, numbers, strict=True)
+        return [forms[self.data, form].format(name=self.name(n), label=label) for label, n in parts]
+
+    def write(self, name: str, lines: list[str]) -> Path:
+        path = self.folder / "lists" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes("".join(lines).encode())
+        return path
+
+    def found(self, *lists: NameList, split: str = "") -> list[ListedFaces]:
+        beton = open_beton(self.beton)
+        part = split or self.split
+        return listed_faces(beton, part, beton.indices(part), labels_of(beton, "own"), lists)
+
+
+FILES = {
+    "rafdb": ("rafdb_occlusion_list.txt", "val_raf_db_list.txt", "val_raf_db_list_45.txt"),
+    "affectnet": (
+        *("occlusion_affectnet_list.txt", "pose_30_affectnet_list.txt", "pose_45_affectnet_list.txt"),
+    ),
+}
+
+
+@pytest.mark.parametrize("data", ["rafdb", pytest.param("affectnet", marks=pytest.mark.slow)])
+def test_one_command_scores_all_lists_of_the_data(
+    data: str, tiny: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    field = Field(tmp_path, data)
+    occluded, turned, turned45 = FILES[data]
+    doubled = field.lines(range(20), "occluded")
+    field.write(occluded, [*doubled, doubled[3]])
+    field.write(turned, field.lines(range(10, 30), "turned"))
+    field.write(turned45, field.lines(range(10, 62), "turned45"))  # of the last two there is no image
+    field.write("pose_30_ferplus_list.txt", ["0/fer0032226.jpg\n"])  # of other data
+    config = tiny("train.epochs=1", f"data.path={field.beton}")
+    run(config)
+    capsys.readouterr()
+    command = ["evaluate", config.run_dir, "--lists", str(tmp_path / "lists"), "--device", "cpu"]
+    assert main([*command, "--split", field.split]) == 0
+    printed = capsys.readouterr()
+    assert f"{turned45}: 2 of its 52 faces are not scored\n" in printed.err
+    results = read_results(Path(config.run_dir) / "results.json")
+    assert results.test_scorings == (field.split == "test")
+    entries = {one.subset: one for one in results.evaluations if one.split == field.split}
+    counts = {name: (one.samples, *vars(one.listed).values()) for name, one in entries.items() if one.listed}
+    assert counts == {
+        "occluded": (20, data, 21, 20, 20, "list"),
+        "turned": (20, data, 20, 20, 20, "list"),
+        "turned45": (50, data, 52, 52, 50, "list"),
+        **{f"{name}_no_copies": counts[f"{name}_no_copies"] for name in ("occluded", "turned", "turned45")},
+    }
+    whole = Predictions.load(Path(config.run_dir) / "predictions" / f"{data}-{field.split}-best.npz")
+    right = whole.correct()[np.isin(whole.index, field.rows[10:30])]
+    assert entries["turned"].accuracy == right.mean()
+    assert "Really occluded and turned faces" in printed.out
+    assert "20 of 20" in printed.out
+    assert "50 of 52" in printed.out
+    assert "IGKD" in printed.out
+
+
+def test_names_are_those_that_prepare_keeps(tmp_path: Path) -> None:
+    rafdb = [
+        f"test_{n:04}_aligned {RAFDB_NUMBERS[name] - 1} 1" for n, name in enumerate(shown(42)[28:], start=1)
+    ]
+    affectnet = ["contempt" if n % 8 == 7 else name for n, name in enumerate(shown(16 + 3, 1)[:16])]
+    hashes = [
+        f"val/{AFFECTNET_NUMBERS[name]}/{affectnet_hash('val', n)}/" for n, name in enumerate(affectnet)
+    ]
+    for lines, beton_file in (
+        (rafdb, prepare.rafdb(rafdb_tree(tmp_path / "rafdb"), tmp_path, size=48)),
+        (hashes, prepare.affectnet(affectnet_tree(tmp_path / "affectnet"), tmp_path, size=48)),
     ):
-        listed_samples(drawn, pair.occluded_list, labels_of(drawn, "own"))
+        (tmp_path / "list.txt").write_text("\r\n".join(lines))
+        beton = open_beton(beton_file)
+        own, test = labels_of(beton, "own"), beton.indices("test")
+        (found,) = listed_faces(beton, "test", test, own, [read_name_list(tmp_path / "list.txt")])
+        assert (found.listed.met, found.listed.labels) == (len(lines), "list")
+        assert np.array_equal(found.indices, test)
+        assert np.array_equal(found.labels.label[test], own.label[test])
+
+
+def test_labels_are_mapped_by_the_names_of_the_classes(tmp_path: Path) -> None:
+    field = Field(tmp_path, "rafdb")
+    lines = field.lines(range(20), "turned")
+    lines[5] = f"{(int(lines[5][0]) + 1) % 7}{lines[5][1:]}"  # the list's own label, not the data's
+    (found,) = field.found(read_name_list(field.write("list.txt", lines)))
+    rows = field.rows[:20]
+    assert np.array_equal(found.indices, rows)
+    differing = found.labels.label[rows] != field.labels[:20]
+    assert np.flatnonzero(differing).tolist() == [5]
+    assert (np.delete(found.labels.label, rows) == -1).all()
+
+
+def test_faces_of_a_class_that_the_data_lack_are_not_scored(tmp_path: Path) -> None:
+    field = Field(tmp_path, "affectnet7")
+    lines = [*field.lines(range(12), "occluded"), f"val/7/{affectnet_hash('val', 99)}/\n"]
+    (found,) = field.found(read_name_list(field.write("list.txt", lines)))
+    assert (found.listed.names, found.listed.met) == (13, 12)
+    assert found.missing(field.classes).endswith("1 of its 13 faces are not scored, 1 for being contempt")
+
+
+def test_lists_that_do_not_fit(pair: Pair, tmp_path: Path) -> None:
+    field = Field(tmp_path, "rafdb")
+    occluded = read_name_list(field.write("list.txt", field.lines(range(20), "occluded")))
+    turned = read_name_list(field.write("pose.txt", field.lines(range(20), "turned")))
+    few = read_name_list(field.write("few.txt", field.lines(range(50, 100), "occluded")))
+    shifted = [f"{(int(line[0]) + 1) % 7}{line[1:]}" for line in field.lines(range(20), "turned")]
+    other_labels = read_name_list(field.write("shifted.txt", shifted))
+    hashes = [f"0/{affectnet_hash('val', number)}.jpg\n" for number in range(4)]
+    affectnet = read_name_list(field.write("hashes.txt", hashes))
+    beton = open_beton(pair.beton)
+    train = tmp_path / "train.txt"
+    row = np.flatnonzero(pair.faces.split == 0)[0]
+    train.write_text(f"1/fer{7 * row + 3:07}.jpg\n")
+    ferplus = read_name_list(train)
+
+    def in_pair(names: NameList, split: str = "test") -> list[ListedFaces]:
+        return listed_faces(beton, split, beton.indices(split), labels_of(beton, "own"), [names])
+
+    refusals: list[tuple[str, Callable[[], object]]] = [
+        (r"list\.txt: 20 of its 20 names are in test of .*, not in train; give --split test",
+         lambda: field.found(occluded, split="train")),
+        (r"few\.txt: 10 of its 50 names are in test of .*rafdb\.beton, such as test_0050; give the lists",
+         lambda: field.found(few)),
+        (r"hashes\.txt: 0 of its 4 names are in test of .*; give the lists.*only the release with validation",
+         lambda: field.found(affectnet)),
+        (r"shifted\.txt: 0 of its 20 labels are those of .*rafdb\.beton; give the lists of these data",
+         lambda: field.found(other_labels)),
+        (r"shifted\.txt: a second list of faces that are turned by more than 30°, beside .*pose\.txt",
+         lambda: field.found(turned, other_labels)),
+        (r"train\.txt: 1 of its 1 names are in train of .*fer2013\.beton, not in test; give the lists",
+         lambda: in_pair(ferplus)),
+        (r"list\.txt: 0 of its 20 names are in test of .*fer2013\.beton", lambda: in_pair(occluded)),
+        (r"rafdb\.beton: it has no FER\+ image names, which train\.txt lists: run `ferdist prepare fer2013`",
+         lambda: field.found(ferplus)),
+        (r"rafdb\.beton: it has none of the 4 names in .*lists; give the lists",
+         lambda: lists_of_data(open_beton(field.beton), [affectnet])),
+    ]  # fmt: skip
+    for message, call in refusals:
+        with pytest.raises(DataError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_list_given_by_the_wrong_option(
+    pair: Pair, evaluated_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = (evaluated_run / "results.json").read_bytes()
+    for arguments, message in (
+        (
+            ["--pose-list", pair.occluded_list],
+            "a list of faces that are occluded: give it as --occluded-list",
+        ),
+        (["--occluded-list", pair.pose_list], "turned by more than 30°: give it as --pose-list"),
+        (["--occluded-list", tmp_path / "list.txt"], "cannot read it: No such file or directory"),
+        (["--lists", tmp_path], "no published list in it"),
+        (["--pose-list", pair.pose_list], "it has no FER+ image names"),
+    ):
+        assert main(["evaluate", str(evaluated_run), *map(str, arguments), "--device", "cpu"]) == 1
+        printed = capsys.readouterr()
+        assert message in printed.err
+        assert printed.err.count("\n") == 1
+    assert (evaluated_run / "results.json").read_bytes() == before
+
+
+def test_published_scores_are_shares_of_faces() -> None:
+    for system in REAL_FACES:
+        for (data, subset), accuracy in system.accuracy.items():
+            assert data in LISTED_CLASSES
+            assert subset in ("occluded", "turned", "turned45")
+            assert 0.5 < accuracy < 0.9

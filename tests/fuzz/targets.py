@@ -17,13 +17,17 @@ import torch
 from PIL import Image
 
 from ferdist.config import LABELS, Config, load_config, to_dict
+from ferdist.data.affectnet import read_affectnet
 from ferdist.data.beton import BetonLoader, labels_of, open_beton
 from ferdist.data.ckplus import read_ckplus
 from ferdist.data.fer2013 import read_ckextended, read_fer2013
-from ferdist.data.ferplus import ferplus_labels, read_ferplus, read_name_list
+from ferdist.data.ferplus import ferplus_labels, read_ferplus
 from ferdist.data.folders import read_folders
 from ferdist.data.folds import assign_folds
+from ferdist.data.namelists import read_name_list
+from ferdist.data.posed import JAFFE_CODES, KDEF_CODES, read_jaffe, read_kdef
 from ferdist.data.prepare import write
+from ferdist.data.rafdb import read_rafdb
 from ferdist.data.rawformats import write_ckplus48, write_ckplus_h5, write_fer2013_csv
 from ferdist.data.record import FER2013_CLASSES, SPLITS, FaceDataset
 from ferdist.data.synthetic import synthesize
@@ -39,6 +43,7 @@ from ferdist.use.inspect import as_text, inspect
 from ferdist.use.pictures import read_picture
 from ferdist.use.predict import predict_pictures, to_json
 from tests.conftest import ROOT
+from tests.data.field import affectnet_numbers_tree, affectnet_tree, rafdb_tree
 from tests.data.files import VOTED, encoded
 from tests.fuzz.change import Change, Files, pack, read_files
 from tests.reporting.conftest import write_run
@@ -125,8 +130,18 @@ def _read_ferplus(folder: Path) -> None:
 
 
 def _write_list(folder: Path) -> None:
-    lines = [f"{n % 8}_fer{n:07d}.png 8 3\n{n % 8}/fer{n + 500:07d}.jpg\n" for n in range(12)]
-    (folder / "list.txt").write_text("".join(lines))
+    forms = {
+        "occlusion_ferplus_list": "{label}_fer{n:07d}.png 8 3\n",
+        "val_raf_db_list_45": "{label}/test_{n:04d}_aligned.jpg\n",
+        "pose_30_affectnet_list": "{label}/{n:056x}.jpg\n",
+    }
+    for name, form in forms.items():
+        lines = [form.format(label=n % 7, n=n) for n in range(12)]
+        (folder / f"{name}.txt").write_text("".join(lines))
+
+
+def _read_lists(folder: Path) -> None:
+    each(*(partial(read_name_list, path) for path in sorted(folder.glob("*.txt"))))
 
 
 def _write_h5(folder: Path) -> None:
@@ -141,6 +156,35 @@ def _read_h5(folder: Path) -> None:
     )
 
 
+def _write_affectnet(folder: Path) -> None:
+    affectnet_tree(folder / "csv", 4, 4, others=1)
+    affectnet_numbers_tree(folder / "numbers", 4, 4)
+
+
+def _read_affectnet(folder: Path) -> None:
+    each(
+        lambda: np.asarray(read_affectnet(folder / "csv", size=16).images),
+        lambda: np.asarray(read_affectnet(folder / "numbers", size=16).images),
+    )
+
+
+def _write_posed(folder: Path) -> None:
+    pictures = [encoded(face[0]) for face in np.asarray(faces().images)]
+    for number, picture in enumerate(pictures):
+        jaffe = f"K{'ALM'[number // 7]}.{tuple(JAFFE_CODES)[number % 7]}1.{number}.tiff"
+        kdef = f"AF{number // 7 + 1:02d}{tuple(KDEF_CODES)[number % 7]}S.JPG"
+        for file in (folder / "jaffe" / jaffe, folder / "kdef" / kdef):
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(picture)
+
+
+def _read_posed(folder: Path) -> None:
+    each(
+        lambda: np.asarray(read_jaffe(folder / "jaffe", 16).images),
+        lambda: np.asarray(read_kdef(folder / "kdef", size=16).images),
+    )
+
+
 def _write_folders(folder: Path) -> None:
     """Two classes in two splits, a picture of each format and mode."""
     pictures = iter(_pictures().items())
@@ -152,7 +196,7 @@ def _write_folders(folder: Path) -> None:
 
 
 def _read_folders(path: Path) -> None:
-    read_folders(path, "fuzz", size=16, subject_regex=r"(S\d+)")
+    np.asarray(read_folders(path, "fuzz", size=16, subject_regex=r"(S\d+)").images)  # decodes them
 
 
 def _write_zips(folder: Path) -> None:
@@ -356,11 +400,16 @@ def _read_run(folder: Path) -> None:
 TARGETS: Final[dict[str, Target]] = {
     "fer2013": Target(lambda folder: write_fer2013_csv(faces(), folder / "fer2013.csv"), _read_csv),
     "ferplus": Target(_write_ferplus, _read_ferplus),
-    "lists": Target(_write_list, lambda folder: read_name_list(folder / "list.txt")),
+    "lists": Target(_write_list, _read_lists, alone=True),
     "ckplus48": Target(
         lambda folder: write_ckplus48(folder / "CK+48", 9, 0), lambda folder: read_ckplus(folder / "CK+48")
     ),
     "h5": Target(_write_h5, _read_h5),
+    "rafdb": Target(
+        lambda folder: rafdb_tree(folder, 8, 6), lambda folder: np.asarray(read_rafdb(folder, 16).images)
+    ),
+    "affectnet": Target(_write_affectnet, _read_affectnet),
+    "posed": Target(_write_posed, _read_posed),
     "folders": Target(_write_folders, lambda folder: _read_folders(folder / "set")),
     "zips": Target(_write_zips, _read_zips, alone=True),
     "beton": Target(_write_beton, _read_beton, _mend_beton, thorough=0.2),

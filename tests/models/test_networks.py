@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -64,6 +65,17 @@ def test_parameters_and_multiply_adds(name: str) -> None:
     network = build(name)
     assert (parameter_count(network), multiply_adds(network, GRAY)) == COSTS[name]
     assert network.training
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_colour_and_larger_images(name: str) -> None:
+    """Larger images cost as many parameters, and colour some in the first layers."""
+    for channels, side in product((1, 3), (112, 224)):
+        with torch.device("meta"):
+            network = build(name, Task(channels, side, side, 8)).eval()
+            assert network(torch.empty(2, channels, side, side)).shape == (2, 8)
+        more = parameter_count(network) - COSTS[name][0]
+        assert 0 < more < 0.1 * COSTS[name][0]
 
 
 @pytest.mark.parametrize(("name", "stem", "task", "parameters"), PUBLISHED, ids=str)

@@ -8,6 +8,7 @@ import pytest
 from ferdist.charts import WIDTH
 from ferdist.evaluation.metrics import expected_calibration_error
 from ferdist.evaluation.predictions import Predictions
+from ferdist.evaluation.records import Listed
 from ferdist.reporting.album import Album, Tile, tile_chart
 from ferdist.reporting.load import load_run, load_runs
 from ferdist.reporting.report import table1_markdown
@@ -17,6 +18,7 @@ from ferdist.reporting.sections.data import audit_table, parts_table
 from ferdist.reporting.sections.evaluations import comparison, evaluation_table
 from ferdist.reporting.sections.mistakes import most_confused
 from ferdist.reporting.sections.protocol import protocol
+from ferdist.reporting.sections.realfaces import real_faces
 from ferdist.reporting.sections.training import history_table
 from ferdist.reporting.words import scorings, value_text
 from ferdist.table import MISSING
@@ -72,6 +74,33 @@ def test_recall_and_precision_follow_the_confusion_matrix(make_run: MakeRun) -> 
     (row,) = most_confused([(run, evaluation)], several=False)
     assert list(row.values())[1:] == ["angry", "disgust", "1", "20.0"]
     assert worst_confusions(evaluation, run.classes) == ["angry mistaken for disgust (20 %, 1 of 5)"]
+
+
+def test_real_faces_stand_above_what_is_published(make_run: MakeRun) -> None:
+    run = load_run(make_run(test=True))
+    assert real_faces([run], Album(shown=False)) is None
+    listed = Listed("ferplus", 605, 605, 604, "list")
+    occluded = replace(run.evaluations[1], subset="occluded", listed=listed, samples=604)
+    turned = replace(occluded, subset="turned", listed=replace(listed, labels="data"))
+    run = replace(run, evaluations=(*run.evaluations, occluded, turned))
+    section = real_faces([run], Album(shown=False))
+    assert section is not None
+    (table,) = section.tables
+    models = [row[:2] for row in table.rows]
+    assert models[:3] == [
+        ("occluded", "resnet18_cbam"),
+        ("occluded", "D3FER (CVPR 2026)"),
+        ("occluded", "IGKD"),
+    ]
+    assert models[-1] == ("turned > 30°", "resnet18_cbam")
+    cells = dict(zip(table.head, table.rows[0], strict=True))
+    assert (cells["Scored"], cells["Names met"], cells["Lines"]) == ("604", "604 of 605", "605")
+    assert (cells["Score"], cells["Started from"]) == ("measured", "random weights")
+    accuracies = [float(row[2]) for row in table.rows[1:-1]]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[0] == 87.60
+    assert any(point.startswith("IGKD: github.com/") for point in section.points)
+    assert "## Really occluded and turned faces, in percent" in table1_markdown([run])
 
 
 def test_history_has_a_row_per_epoch(make_run: MakeRun) -> None:

@@ -19,13 +19,13 @@ from ferdist.errors import RunError
 from ferdist.evaluation.kfold import kfold_summary
 from ferdist.evaluation.pool import SavedRun, shared_config
 from ferdist.evaluation.predictions import Predictions
+from ferdist.evaluation.published import PUBLISHED, published_accuracy
 from ferdist.evaluation.records import Damage
 from ferdist.reporting import write_report
 from ferdist.reporting.kfold import kfold_markdown
 from ferdist.reporting.load import grids_of, occluded_entries, robustness_of
 from ferdist.reporting.networks import compare_pairs, load_networks
 from ferdist.reporting.pooled import pooled_run
-from ferdist.reporting.published import PUBLISHED, published_accuracy
 from ferdist.reporting.table1 import group_by_data, networks_markdown, p_value
 from ferdist.runtime.experiment import Part, Trial
 from ferdist.runtime.folder import RunFolder

@@ -50,8 +50,9 @@ def labels_of(beton: Beton, kind: str) -> Labels:
 
     Args:
         beton: for FER+ one that was prepared with --ferplus.
-        kind: ``own``; ``ferplus-majority`` (8 classes; samples without a majority are left out); or
-            ``ferplus-soft`` (learns the distribution of the votes and is scored by the majority).
+        kind: ``own``; ``ferplus-majority`` (8 classes; samples without a majority are left out);
+            ``ferplus-soft`` and ``ferplus-voted`` (learn the distribution of the votes, and are scored by the
+            majority and by the class with the most votes, which more images have).
 
     Raises:
         DataError: if the beton has no FER+ votes.
@@ -63,7 +64,8 @@ def labels_of(beton: Beton, kind: str) -> Labels:
         except DataError as error:
             raise DataError(f"{beton.path}: {error}") from None
         classes, label = FERPLUS_CLASSES, votes.majority
-        if kind == "ferplus-soft":
+        if kind != "ferplus-majority":
+            label = votes.voted if kind == "ferplus-voted" else label
             return Labels(classes, label, votes.distribution)
     one_hot = np.eye(len(classes) + 1, len(classes), dtype=np.float32)[label]  # -1 picks the row of zeros
     return Labels(classes, label, one_hot)

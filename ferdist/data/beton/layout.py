@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -22,7 +22,7 @@ from ffcv.fields import IntField, NDArrayField
 from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, TYPE_ID_HANDLER, FieldDescType, HeaderType
 from ffcv.writer import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 
-from ferdist.data.record import FaceDataset
+from ferdist.data.record import FaceDataset, Images, slices
 from ferdist.errors import DataError
 
 CODES: Final = ("label", "split", "subject", "fold", "index")
@@ -100,11 +100,14 @@ class Layout:
         return allocations.tobytes()
 
 
-def contents(dataset: FaceDataset) -> Iterator[bytes]:
+def contents(dataset: FaceDataset, look: Callable[[Images], object]) -> Iterator[bytes]:
     """The bytes of a data set's beton, a page at a time.
 
+    Args:
+        look: is shown the images of each page, uint8 (M, C, H, W), in order.
+
     Raises:
-        DataError: if an image is larger than any page.
+        DataError: if an image is larger than any page, or cannot be decoded.
     """
     layout = Layout(dataset.images.shape[1:], len(dataset))
     if layout.page_size >= MAX_PAGE_SIZE:
@@ -114,8 +117,9 @@ def contents(dataset: FaceDataset) -> Iterator[bytes]:
     records["label"], records["split"] = dataset.labels, dataset.split
     records["subject"], records["fold"] = dataset.subject, dataset.fold
     yield (layout.head() + records.tobytes()).ljust(layout.pages_at, b"\0")
-    for start in range(0, len(dataset), layout.per_page):
-        yield dataset.images[start : start + layout.per_page].tobytes().ljust(layout.page_size, b"\0")
+    for images in slices(dataset.images, layout.per_page):
+        look(images)
+        yield images.tobytes().ljust(layout.page_size, b"\0")
     yield layout.table()
 
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pandas as pd
 from msgspec import Meta
 
-from ferdist.data.audit import Summary
+from ferdist.data.audit import Pixels, Summary
 from ferdist.data.beton.files import part
-from ferdist.data.record import NAME, SPLITS, Count, FaceDataset, Images, Integers, named
+from ferdist.data.record import NAME, SPLITS, Count, FaceDataset, Integers, named
 from ferdist.errors import DataError
 from ferdist.io import read_untrusted
 
@@ -229,11 +229,11 @@ def count_parts(
     )
 
 
-def pixel_statistics(images: Images, split: Integers, fold: Integers) -> Statistics:
+def pixel_statistics(pixels: Pixels, split: Integers, fold: Integers) -> Statistics:
     """Mean and standard deviation of the training pixels, from exact integer sums.
 
     Args:
-        images: uint8 (N, C, H, W).
+        pixels: of N images.
         split: int64 (N,), index into ``SPLITS`` or -1.
         fold: int64 (N,), fold number or -1.
 
@@ -241,14 +241,10 @@ def pixel_statistics(images: Images, split: Integers, fold: Integers) -> Statist
         ``train`` (``all`` where no sample has a split; neither where there are splits but no train) and
         ``without_fold``: for each fold, the moments of the samples of all other folds.
     """
-    # einsum casts in small buffers: a copy of all pixels in 64 bits would take eight times the data set
-    sums = np.einsum("nchw->nc", images, dtype=np.int64, casting="unsafe")
-    squares = np.einsum("nchw,nchw->nc", images, images, dtype=np.int64, casting="unsafe")
-    pixels = images.shape[2] * images.shape[3]
 
     def moments(chosen: npt.NDArray[np.bool_]) -> Moments:
-        count = int(chosen.sum()) * pixels
-        total, square = (part[chosen].sum(axis=0).tolist() for part in (sums, squares))
+        count = int(chosen.sum()) * pixels.size
+        total, square = (part[chosen].sum(axis=0).tolist() for part in (pixels.sums, pixels.squares))
         deviation = [math.sqrt(count * q - t**2) for t, q in zip(total, square, strict=True)]
         return {"mean": [t / (255 * count) for t in total], "std": [d / (255 * count) for d in deviation]}
 
@@ -262,10 +258,8 @@ def pixel_statistics(images: Images, split: Integers, fold: Integers) -> Statist
     return {"without_fold": without_fold}
 
 
-def samples_table(
-    dataset: FaceDataset, copy_group: Integers, extra_columns: pd.DataFrame | None
-) -> pd.DataFrame:
-    """The rows of ``X.samples.csv``: codes as names, -1 as an empty cell.
+def samples_table(dataset: FaceDataset, extra_columns: pd.DataFrame | None) -> pd.DataFrame:
+    """The rows of ``X.samples.csv``: codes as names, -1 as an empty cell; copy groups are not known yet.
 
     Raises:
         DataError: if the extra columns do not fit, or two subjects or sequences have one name, or none.
@@ -284,7 +278,7 @@ def samples_table(
             "subject": named(dataset.subject, dataset.subject_names),
             "sequence": named(dataset.sequence, dataset.sequence_names),
             "fold": pd.Series(dataset.fold, dtype="Int64").mask(dataset.fold < 0),
-            "copy_group": copy_group,
+            "copy_group": -1,
         }
     )
     if extra_columns is None:

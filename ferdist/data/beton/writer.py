@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -10,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 import ferdist
-from ferdist.data.audit import Audit, audit
+from ferdist.data.audit import Pixels, audit
 from ferdist.data.beton.files import replacement
-from ferdist.data.beton.layout import contents
+from ferdist.data.beton.layout import Layout, contents
 from ferdist.data.beton.manifest import (
     SAMPLE_COLUMNS,
     Manifest,
@@ -23,15 +25,16 @@ from ferdist.data.beton.manifest import (
 )
 from ferdist.data.record import NAME, NAME_RULE, FaceDataset, named
 from ferdist.errors import DataError
-from ferdist.io import sha256
+from ferdist.io import MIB, sha256
 
 
 def write_beton(dataset: FaceDataset, out_dir: Path, *, extra_columns: pd.DataFrame | None = None) -> Path:
     """Audit a data set and write ``NAME.beton``, ``NAME.json`` and ``NAME.samples.csv`` into a folder.
 
-    The files are written in a temporary folder beside their places, read back, compared with the data set
-    byte by byte, and only then take the place of an older set of the same name, all at once (see
-    ``files.replacement``). The same data set gives the same bytes of beton and table each time.
+    The images are read once, a page at a time. The files are written in a temporary folder beside their
+    places, read back, compared with what was to be written, and only then take the place of an older set of
+    the same name, all at once (see ``files.replacement``). The same data set gives the same bytes of beton
+    and table each time.
 
     Args:
         dataset: the samples; its name is the stem of the files.
@@ -42,27 +45,26 @@ def write_beton(dataset: FaceDataset, out_dir: Path, *, extra_columns: pd.DataFr
         Path of the beton.
 
     Raises:
-        DataError: if the folder is missing or cannot be written, the disk is full, the name cannot name a
-            file, or the extra columns do not fit the data set. Nothing new is left then.
+        DataError: if the folder is missing or cannot be written, the disk is full, an image cannot be
+            decoded, the name cannot name a file, or the extra columns do not fit the data set. Nothing new
+            is left then.
     """
     if not NAME.fullmatch(dataset.name):
         raise DataError(f"{dataset.name!r} cannot name a file: {NAME_RULE}")
     if not out_dir.is_dir():
         raise DataError(f"{out_dir}: no such folder; create it first")
-    findings = audit(dataset)
-    table = samples_table(dataset, findings.copy_group, extra_columns)
+    table = samples_table(dataset, extra_columns)
     beton = out_dir / f"{dataset.name}.beton"
     try:
         with replacement(beton) as folder:
             written = folder / beton.name
-            with written.open("xb") as file:
-                file.writelines(contents(dataset))
-            _verify(written, dataset)
+            pixels, digest = _write(written, dataset)
+            table["copy_group"] = pixels.copy_group
             samples = written.with_suffix(".samples.csv")
             with samples.open("x", encoding="utf-8", newline="") as text:
                 table.to_csv(text, index=False, lineterminator="\n")
             _verify_table(samples, table)
-            description = _describe(dataset, findings, written, samples)
+            description = _describe(dataset, pixels, digest, samples)
             written.with_suffix(".json").write_text(description.to_json(), encoding="utf-8")
     except BlockingIOError:
         raise DataError(
@@ -75,11 +77,21 @@ def write_beton(dataset: FaceDataset, out_dir: Path, *, extra_columns: pd.DataFr
     return beton
 
 
-def _verify(path: Path, dataset: FaceDataset) -> None:
-    """Read a beton back and compare every byte with the data set."""
-    with path.open("rb") as file:
-        if not all(file.read(len(part)) == part for part in contents(dataset)) or file.read(1):
-            raise DataError(f"{path}: reads back different from what was written; check the disk")
+def _write(path: Path, dataset: FaceDataset) -> tuple[Pixels, str]:
+    """Write a beton and read it back; what is to be known of its pixels, and its sha256."""
+    size, free = Layout(dataset.images.shape[1:], len(dataset)).size, shutil.disk_usage(path.parent).free
+    if size > free:
+        raise DataError(
+            f"{path.name}: takes {size / MIB:,.0f} MiB, and {free / MIB:,.0f} MiB are free; make room"
+        )
+    pixels, digest = Pixels(dataset.images.shape), hashlib.sha256()
+    with path.open("xb") as file:
+        for part in contents(dataset, pixels.add):
+            digest.update(part)
+            file.write(part)
+    if sha256(path) != digest.hexdigest():
+        raise DataError(f"{path}: reads back different from what was written; check the disk")
+    return pixels, digest.hexdigest()
 
 
 def _verify_table(path: Path, table: pd.DataFrame) -> None:
@@ -91,7 +103,7 @@ def _verify_table(path: Path, table: pd.DataFrame) -> None:
         )
 
 
-def _describe(dataset: FaceDataset, findings: Audit, beton: Path, samples: Path) -> Manifest:
+def _describe(dataset: FaceDataset, pixels: Pixels, digest: str, samples: Path) -> Manifest:
     channels, height, width = dataset.images.shape[1:]
     subjects = named(dataset.subject, dataset.subject_names)
     splits, folds = count_parts(dataset.labels, dataset.split, dataset.fold, subjects, len(dataset.classes))
@@ -102,12 +114,12 @@ def _describe(dataset: FaceDataset, findings: Audit, beton: Path, samples: Path)
         classes=list(dataset.classes),
         splits=splits,
         folds=folds,
-        statistics=pixel_statistics(dataset.images, dataset.split, dataset.fold),
-        sources=dict(dataset.sources),
-        bytes=beton.stat().st_size,
-        sha256=sha256(beton),
+        statistics=pixel_statistics(pixels, dataset.split, dataset.fold),
+        sources={name: of if isinstance(of, str) else of() for name, of in dataset.sources.items()},
+        bytes=Layout((channels, height, width), len(dataset)).size,
+        sha256=digest,
         samples_sha256=sha256(samples),
-        audit=findings.summary,
+        audit=audit(dataset, pixels),
         created={
             "ferdist": ferdist.__version__,
             "ffcv": version("ffcv"),

@@ -21,6 +21,7 @@ from ferdist.reporting.sections.gallery import gallery
 from ferdist.reporting.sections.mistakes import mistakes
 from ferdist.reporting.sections.occlusion import occlusion
 from ferdist.reporting.sections.protocol import protocol
+from ferdist.reporting.sections.realfaces import real_faces
 from ferdist.reporting.sections.training import training
 
 SECTIONS: Final[tuple[Callable[[Sequence[Run], Album], Section | None], ...]] = (
@@ -29,6 +30,7 @@ SECTIONS: Final[tuple[Callable[[Sequence[Run], Album], Section | None], ...]] = 
     classes,
     mistakes,
     occlusion,
+    real_faces,
     gallery,
     attention,
     calibration,

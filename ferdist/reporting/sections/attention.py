@@ -15,7 +15,6 @@ from ferdist.charts import short
 from ferdist.data.record import Integers
 from ferdist.errors import DataError, FerdistError
 from ferdist.evaluation.attention import Watched
-from ferdist.evaluation.data import check_fit
 from ferdist.evaluation.model import load_trained
 from ferdist.reporting.album import HIDDEN, MOST_RUNS, Album, Tile, tile_chart
 from ferdist.reporting.load import Run
@@ -106,7 +105,7 @@ def _look(run: Run, album: Album, several: bool) -> _Looked:
         raise DataError("the run was not evaluated")
     faces = album.faces(run, run.main)
     trained = load_trained(str(run.folder), run.main.checkpoint or None, torch.device("cpu"))
-    check_fit(faces.beton, trained.card)
+    trained.check_fit(faces.beton)
     rounds, watched = faces.watch(trained, PER_CLASS)
     return _Looked(run, run.name if several else None, rounds, watched)
 

@@ -100,7 +100,8 @@ def main_table(runs: Sequence[Run], *, protocol: bool = False) -> Table:
             **(_scores(main) if main else {}),
         }
         if protocol:
-            record["Seed"] = Number(run.option("seed"))
+            seed = run.option("seed")
+            record["Seed"] = Number(MISSING if seed is None else seed)
             record["Checkpoint"] = (main and main.checkpoint) or MISSING
             record["Test scorings"] = Number(run.test_scorings)
         records.append(record)

@@ -55,6 +55,9 @@ def test_votes_are_learned_as_shares_and_scored_by_their_majority(voted: Beton) 
     assert labels.targets[2].sum() == 0
     with pytest.raises(DataError, match=r"choose other data\.labels"):
         labels.scorable(np.array([1, 2]))
+    by_most_votes = labels_of(voted, "ferplus-voted")
+    assert by_most_votes.label.tolist() == [1, 1, -1, 6]
+    assert np.array_equal(by_most_votes.targets, labels.targets)
 
 
 def test_without_votes_the_way_to_get_them_is_named(faces: Make, write: Write) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ferdist.data.audit import Pixels
 from ferdist.data.beton import Manifest
 from ferdist.data.beton.manifest import count_parts, pixel_statistics, read_samples
 from ferdist.data.record import no_values
@@ -139,13 +140,13 @@ def assert_moments(moments: dict[str, list[float]], images: np.ndarray) -> None:
 
 def test_statistics_are_those_of_the_training_pixels(faces: Make, videos: Make) -> None:
     dataset = faces(500, shape=(3, 9, 7))
-    statistics = pixel_statistics(dataset.images, dataset.split, dataset.fold)
+    statistics = pixel_statistics(Pixels.of(dataset.images), dataset.split, dataset.fold)
     assert list(statistics) == ["train", "without_fold"]
     assert_moments(statistics["train"], dataset.images[dataset.split == 0])
     assert statistics["without_fold"] == {}
     dataset = videos(120, folds=5)
     fold = np.where(np.arange(120) == 7, -1, dataset.fold)  # one sample without a fold is in no training part
-    statistics = pixel_statistics(dataset.images, dataset.split, fold)
+    statistics = pixel_statistics(Pixels.of(dataset.images), dataset.split, fold)
     for number in range(5):
         chosen = (fold >= 0) & (fold != number)
         assert_moments(statistics["without_fold"][str(number)], dataset.images[chosen])
@@ -154,13 +155,14 @@ def test_statistics_are_those_of_the_training_pixels(faces: Make, videos: Make) 
 def test_statistics_are_exact() -> None:
     images = np.full((3000, 1, 48, 48), 255, dtype=np.uint8)
     images[::2] = 0
-    statistics = pixel_statistics(images, no_values(3000), no_values(3000))
+    statistics = pixel_statistics(Pixels.of(images), no_values(3000), no_values(3000))
     assert statistics["all"] == {"mean": [0.5], "std": [0.5]}
     constant = pixel_statistics(
-        np.full((1500, 1, 64, 64), 77, dtype=np.uint8), no_values(1500), no_values(1500)
+        Pixels.of(np.full((1500, 1, 64, 64), 77, dtype=np.uint8)), no_values(1500), no_values(1500)
     )
     assert constant["all"] == {"mean": [77 / 255], "std": [0.0]}
-    assert pixel_statistics(images, np.full(3000, 2), no_values(3000)) == {"without_fold": {}}, "no train"
+    no_train = pixel_statistics(Pixels.of(images), np.full(3000, 2), no_values(3000))
+    assert no_train == {"without_fold": {}}
 
 
 def test_counts() -> None:

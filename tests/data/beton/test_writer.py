@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ import pytest
 from ffcv.fields import IntField, NDArrayField
 from ffcv.writer import DatasetWriter
 
-from ferdist.data.audit import audit
+from ferdist.data.audit import Pixels, audit
 from ferdist.data.beton import Manifest, open_beton, stage_beton, write_beton, writer
-from ferdist.data.beton.layout import contents
+from ferdist.data.record import Decoded
 from ferdist.errors import DataError
+from ferdist.io import sha256
 from tests.data.beton import Make, Write
 from tests.data.files import largest_file, refused
 
@@ -65,6 +67,42 @@ def test_three_files_of_ordinary_permissions_and_always_the_same_bytes(
     assert [(tmp_path / name).read_bytes() for name in SET[::2]] == first
 
 
+def test_images_that_are_decoded_when_they_are_read(faces: Make, write: Write, tmp_path: Path) -> None:
+    """Each of them once, to the bytes that an array gives; a broken one late in the set leaves nothing."""
+    dataset, asked = faces(2000, shape=(1, 48, 48)), []
+
+    def decode(number: int) -> np.ndarray:
+        asked.append(number)
+        return dataset.images[number]
+
+    lazy = replace(dataset, images=Decoded((2000, 1, 48, 48), decode, ""))
+    first = [path.read_bytes() for path in (write(dataset), tmp_path / "faces.samples.csv")]
+    audited = Manifest.load(tmp_path / "faces.json")
+    assert [path.read_bytes() for path in (write(lazy), tmp_path / "faces.samples.csv")] == first
+    assert sorted(asked) == list(range(2000))
+    assert replace(Manifest.load(tmp_path / "faces.json"), created={}) == replace(audited, created={})
+
+    def broken(number: int) -> np.ndarray:
+        if number == 1990:
+            raise DataError("faces.zip: 1990.png: not a readable image")
+        return decode(number)
+
+    with pytest.raises(DataError, match=r"^faces\.zip: 1990\.png"):
+        write(replace(lazy, images=replace(lazy.images, decode=broken)))
+    assert files(tmp_path) == SET
+    assert (tmp_path / "faces.beton").read_bytes() == first[0]
+
+
+def test_a_disk_that_is_too_small_is_known_before_an_image_is_decoded(
+    faces: Make, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
+    images = Decoded((2000, 1, 48, 48), lambda number: pytest.fail("decoded"), "")
+    with refused(r"faces\.beton: takes 8 MiB, and 1 MiB are free; make room"):
+        write(replace(faces(2000, shape=(1, 48, 48)), images=images))
+    assert files(tmp_path) == []
+
+
 def test_manifest_describes_the_beton(videos: Make, write: Write) -> None:
     dataset = videos()
     path = write(dataset)
@@ -75,7 +113,7 @@ def test_manifest_describes_the_beton(videos: Make, write: Write) -> None:
     assert manifest.splits == {}
     assert manifest.folds["1"]["subjects"] == ["S001", "S005", "S009"]
     assert manifest.folds["1"]["samples"] == (dataset.fold == 1).sum()
-    assert manifest.audit == audit(dataset).summary
+    assert manifest.audit == audit(dataset, Pixels.of(dataset.images))
     assert set(manifest.created) == {"ferdist", "ffcv", "numpy", "date"}
 
 
@@ -309,10 +347,15 @@ def test_links_in_the_place_of_hidden_names_lead_nowhere(faces: Make, write: Wri
 def test_written_data_that_reads_back_different_is_an_error(
     faces: Make, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that changes the pixels of the last image between their write and their verification."""
-    bad = replace(faces(50), images=faces(50).images ^ (np.arange(50) == 49)[:, None, None, None])
-    given = iter([bad, faces(50)])
-    monkeypatch.setattr(writer, "contents", lambda dataset: contents(next(given)))
+    """A disk that changes a pixel of the last image between its write and its verification."""
+
+    def read_back(path: Path) -> str:
+        content = bytearray(path.read_bytes())
+        content[content.index(faces(50).images[49].tobytes())] ^= 1
+        path.write_bytes(content)
+        return sha256(path)
+
+    monkeypatch.setattr(writer, "sha256", read_back)
     with pytest.raises(DataError, match="reads back different from what was written"):
         write(faces(50))
     assert files(tmp_path) == []
