@@ -179,8 +179,21 @@ def evaluate(
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="A run folder, a .safetensors file or shipped weights.")],
-    pictures: Annotated[list[Path], typer.Argument(help="Images, or folders.", metavar="IMAGE|FOLDER...")],
-    out: Annotated[Path | None, typer.Option(help="Write annotated images.", metavar="DIR")] = None,
+    pictures: Annotated[
+        list[Path], typer.Argument(help="Images, or folders; or one video.", metavar="IMAGE|FOLDER|VIDEO...")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write annotated images into a folder, or a video's copy.", metavar="DIR|FILE.mp4"),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            help="Write a row for each face (and frame); pictures that it has already are passed over.",
+            metavar="FILE",
+        ),
+    ] = None,
     whole_image: Annotated[
         bool, typer.Option("--whole-image", help="Each image is already a face crop.")
     ] = False,
@@ -189,27 +202,50 @@ def predict(
     trust_code: TrustCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, an entry for each face.")] = False,
 ) -> None:
-    """Find faces in images and classify their expressions (not anyone's feelings)."""
+    """Find faces in images or a video and classify their expressions (not anyone's feelings)."""
     from ferdist.evaluation.model import load_trained
     from ferdist.runtime.distributed import choose_device
-    from ferdist.use.predict import predict_pictures, print_results, to_json
+    from ferdist.use import predict, video
 
+    videos = [path for path in pictures if path.suffix.lower() in video.SUFFIXES and not path.is_dir()]
+    if videos and (len(pictures) > 1 or as_json or whole_image):
+        raise ConfigError(
+            f"{videos[0]}: a video comes alone, without --json and --whole-image (--csv has all)"
+        )
     trained = load_trained(model, None, choose_device(device, 0), trust_code=trust_code)
-    results = []
-    for result in predict_pictures(
-        trained, pictures, whole_image=whole_image, batch_size=batch_size, out=out
-    ):
-        results.append(result)
-        if result.failed:
-            tell(f"ferdist: {result.note}")
+    if videos:
+        print(video.predict_video(trained, videos[0], out=out, table=table).text())
+        return
     classes = trained.card.classes
+    rows = None if table is None else predict.FaceTable(table, model, classes)
+    found = predict.predict_pictures(
+        trained,
+        pictures,
+        whole_image=whole_image,
+        batch_size=batch_size,
+        out=out,
+        done=rows.done if rows else (),
+    )
+    results, count, failed = [], 0, 0
+    with predict.progress_bar() as bar:
+        task = bar.add_task("predicting", total=None)
+        for count, result in enumerate(found, start=1):
+            bar.update(task, completed=count)
+            failed += result.failed
+            if result.failed:
+                tell(f"ferdist: {result.note}")
+            if rows is None:
+                results.append(result)
+            else:
+                rows.add(result)
     if as_json:
-        print(json.dumps([entry for result in results for entry in to_json(result, classes)]))
+        print(json.dumps([entry for result in results for entry in predict.to_json(result, classes)]))
+    elif rows is None:
+        predict.print_results(results, classes)
     else:
-        print_results(results, classes)
-    failed = sum(result.failed for result in results)
+        print(rows.path)
     if failed:
-        raise DataError(f"{failed} of {len(results)} could not be read")
+        raise DataError(f"{failed} of {count} could not be read")
 
 
 @app.command()

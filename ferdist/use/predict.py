@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,13 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 
 from ferdist.data.facebox import crop_face, detect_faces
 from ferdist.data.record import Images
-from ferdist.errors import ConfigError, DataError, printable
+from ferdist.errors import ConfigError, DataError, RunError, printable, reason_of
 from ferdist.evaluation.model import TrainedModel
-from ferdist.io import atomic_path, writing
+from ferdist.io import MIB, atomic_path, open_untrusted, writing
+from ferdist.models import Task
 from ferdist.table import Number, Table
 from ferdist.use.pictures import Picture, find_pictures, read_picture
 
@@ -31,6 +35,10 @@ SMALLEST_ANNOTATED: Final = 240
 """Pixels of the longer side of an annotated picture, at least, so that the class at a face can be read."""
 PIXELS_AT_ONCE: Final = 2**22
 """Most pixels that the network gets at once, whatever the batch size: each may take hundreds of bytes."""
+EDGES: Final = ("left", "top", "right", "bottom")
+"""Columns of a box in a csv file."""
+TABLE_LIMIT: Final = 1024 * MIB
+"""Largest csv file that is continued: of some five million faces."""
 NO_FACE: Final = "no face found"
 
 
@@ -74,6 +82,7 @@ def predict_pictures(
     whole_image: bool = False,
     batch_size: int = 64,
     out: Path | None = None,
+    done: Collection[str] = (),
 ) -> Iterator[Result]:
     """Find the faces in pictures and classify them, as docs/use.md describes.
 
@@ -83,6 +92,7 @@ def predict_pictures(
         whole_image: every picture is a face already.
         batch_size: number of faces, or of pictures without any, that wait for the network at most.
         out: folder for annotated pictures (PNG, named like the file and under the same folders).
+        done: files, by their paths, that are passed over.
 
     Yields:
         A result for each file, in order; a path that cannot be read is a failed result.
@@ -114,6 +124,8 @@ def predict_pictures(
                 raise ConfigError(f"{target}: two pictures would be written there: predict one at a time")
             if target is not None:
                 taken.add(target)
+            if str(file) in done:
+                continue
             try:
                 waiting.append(_look(trained, file, target, whole_image))
             except DataError as error:
@@ -144,6 +156,64 @@ def to_json(result: Result, classes: Sequence[str]) -> list[dict[str, Any]]:
     return entries or [none]
 
 
+class FaceTable:
+    """A csv file with a row for each face, or for a picture without one, that grows with the results.
+
+    It goes on where an earlier one stopped: what it has of the last file may not be all, and is made again.
+
+    Args:
+        path: of the csv file, new or of the same model.
+        model: as it is given on the command line; a column holds it.
+        classes: of the model.
+
+    Attributes:
+        done: files, by their paths, that it holds.
+
+    Raises:
+        RunError: if there is a file that is not such a table of this model.
+    """
+
+    def __init__(self, path: Path, model: str, classes: Sequence[str]) -> None:
+        self.path, self._model, self._classes = path, model, classes
+        self._head = ["file", *EDGES, "expression", *classes, "note", "model"]
+        rows = self._read() if path.exists() else []
+        last = rows[-1][0] if rows else ""
+        kept = [row for row in rows if row[0] != last]
+        self.done = {row[0] for row in kept}
+        with writing(path), atomic_path(path) as temporary:
+            self._write(temporary, [self._head, *kept])
+
+    def add(self, result: Result) -> None:
+        """Add the rows of a file, in one piece."""
+        with writing(self.path):
+            self._write(self.path, list(self._rows(result)))
+
+    def _rows(self, result: Result) -> Iterator[list[Any]]:
+        for face in result.faces:
+            best = self._classes[int(face.probabilities.argmax())]
+            shares = (f"{share:.4f}" for share in face.probabilities)
+            yield [result.path, *face.box, best, *shares, "", self._model]
+        if not result.faces:
+            yield [result.path, *[""] * (len(self._head) - 3), result.note, self._model]
+
+    def _read(self) -> list[list[str]]:
+        try:
+            with open_untrusted(self.path, TABLE_LIMIT) as file:
+                rows = list(csv.reader(io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")))
+        except (OSError, csv.Error) as error:
+            raise RunError(f"{self.path}: cannot be read: {reason_of(error)}; give another --csv") from None
+        if not rows or rows[0] != self._head or any(row[-1] != self._model for row in rows[1:-1]):
+            raise RunError(f"{self.path}: not a table of {self._model}: give another --csv, or remove it")
+        return rows[1:]
+
+    @staticmethod
+    def _write(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(rows)
+        with path.open("ab") as file:
+            file.write(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
 def print_results(results: Sequence[Result], classes: Sequence[str]) -> None:
     """Print a table on stdout: padded columns on a terminal, else plain lines with tabs.
 
@@ -157,6 +227,14 @@ def print_results(results: Sequence[Result], classes: Sequence[str]) -> None:
         print(table.text())
     else:
         print(*("\t".join(map(printable, row)) for row in (table.head, *rows)), sep="\n")
+
+
+def progress_bar() -> Progress:
+    """A bar on stderr with a count and a rate, where that is a terminal."""
+    speed = TaskProgressColumn(show_speed=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
 
 
 def _rows(result: Result, classes: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -183,12 +261,17 @@ def _look(trained: TrainedModel, path: Path, target: Path | None, whole_image: b
         whole = picture.image.resize(size, Image.Resampling.BILINEAR)
         crop = _planes(whole, task.channels)
         return _Seen(path, annotated, [(0, 0, *picture.size)], [crop])
-    boxes = detect_faces(np.asarray(picture.image.convert("L")), SMALLEST_FACE)
-    planes = _planes(picture.image, task.channels)
-    crops = [np.stack([crop_face(plane, box, task.width) for plane in planes]) for box in boxes]
+    boxes, crops = find_faces(picture.image, task)
     scaled = [tuple(round(edge * picture.scale) for edge in box) for box in boxes]
     note = None if boxes else f"{NO_FACE} (for face crops, use --whole-image)"
     return _Seen(path, annotated, scaled, crops, note)  # type: ignore[arg-type]
+
+
+def find_faces(image: Image.Image, task: Task) -> tuple[list[Box], list[Images]]:
+    """The boxes of the faces in an RGB image, largest first, and their crops: uint8 (C, H, W) each."""
+    boxes = detect_faces(np.asarray(image.convert("L")), SMALLEST_FACE)
+    planes = _planes(image, task.channels)
+    return boxes, [np.stack([crop_face(plane, box, task.width) for plane in planes]) for box in boxes]
 
 
 def _planes(image: Image.Image, channels: int) -> Images:
@@ -202,8 +285,7 @@ def _classify(trained: TrainedModel, waiting: Sequence[_Seen], batch_size: int) 
     crops = [crop for seen in waiting for crop in seen.crops]
     at_once = max(1, min(batch_size, PIXELS_AT_ONCE // (trained.card.task.height * trained.card.task.width)))
     rows = [
-        _answer(trained, torch.from_numpy(np.stack(crops[start : start + at_once])))
-        for start in range(0, len(crops), at_once)
+        answer(trained, np.stack(crops[start : start + at_once])) for start in range(0, len(crops), at_once)
     ]
     answers = iter(np.concatenate(rows) if rows else ())
     for seen in waiting:
@@ -213,30 +295,38 @@ def _classify(trained: TrainedModel, waiting: Sequence[_Seen], batch_size: int) 
         yield Result(seen.path, faces, seen.note, seen.failed)
 
 
-def _answer(trained: TrainedModel, images: Tensor) -> npt.NDArray[np.float32]:
+def answer(trained: TrainedModel, crops: Images) -> npt.NDArray[np.float32]:
     """uint8 (N, C, H, W) to probabilities (N, K), in the precision that evaluation uses."""
     device = next(trained.network.parameters()).device
-    rows = trained.scorer(None, device)(images.to(device))
+    rows = trained.scorer(None, device)(torch.from_numpy(crops).to(device))
     if not torch.isfinite(rows).all():
         raise DataError("the network's output is not finite: these weights cannot be used")
     return np.asarray(rows.cpu().numpy())
 
 
-def _annotate(picture: Picture, target: Path, faces: Sequence[Face], classes: Sequence[str]) -> None:
-    """Write the picture, enlarged where it is too small for words, with a frame and a class at each face."""
-    enlarged = math.ceil(SMALLEST_ANNOTATED / max(picture.image.size))
-    image = picture.image.resize([enlarged * side for side in picture.image.size], Image.Resampling.NEAREST)
+def draw_faces(
+    image: Image.Image, faces: Sequence[Face], classes: Sequence[str], scale: float = 1.0
+) -> Image.Image:
+    """Draw a frame and the class at each face; ``scale`` takes the boxes' pixels to the image's."""
     draw = ImageDraw.Draw(image)
     thick = max(1, max(image.size) // 400)
     font = ImageFont.load_default(max(10, max(image.size) // 50))
     for face in faces:
-        left, top, right, bottom = (round(edge / picture.scale * enlarged) for edge in face.box)
+        left, top, right, bottom = (round(edge * scale) for edge in face.box)
         draw.rectangle((left, top, right - 1, bottom - 1), outline=(255, 200, 0), width=thick)
         best = int(face.probabilities.argmax())
         text = f"{printable(classes[best])} {100 * face.probabilities[best]:.0f} %"
         x0, y0, x1, y1 = draw.textbbox((left, max(0, top)), text, font=font)
         draw.rectangle((x0 - 2, y0 - 2, x1 + 2, y1 + 2), fill=(0, 0, 0))
         draw.text((left, max(0, top)), text, fill=(255, 200, 0), font=font)
+    return image
+
+
+def _annotate(picture: Picture, target: Path, faces: Sequence[Face], classes: Sequence[str]) -> None:
+    """Write the picture, enlarged where it is too small for words, with a frame and a class at each face."""
+    enlarged = math.ceil(SMALLEST_ANNOTATED / max(picture.image.size))
+    image = picture.image.resize([enlarged * side for side in picture.image.size], Image.Resampling.NEAREST)
+    draw_faces(image, faces, classes, enlarged / picture.scale)
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as temporary:

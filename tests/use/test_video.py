@@ -1,0 +1,131 @@
+"""Faces in videos: followed, smoothed, marked; and files that are no videos."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from ferdist.cli import main
+from ferdist.errors import DataError
+from ferdist.use import video
+from ferdist.use.predict import Face
+from ferdist.use.video import Follower
+
+Photograph = Callable[[int], Image.Image]
+FRAMES, RATE = 12, 15.0
+
+
+@pytest.fixture(scope="module")
+def clip(photograph: Photograph, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A face that moves to the right, above an empty place."""
+    path = tmp_path_factory.mktemp("video") / "clip.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), RATE, (640, 490))
+    frame = np.asarray(photograph(3).convert("RGB"))
+    for number in range(FRAMES):
+        writer.write(np.ascontiguousarray(np.roll(frame, 4 * number, axis=1)[..., ::-1]))
+    writer.release()
+    return path
+
+
+def test_a_face_is_followed(
+    trained_run: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marked, table = tmp_path / "marked.mp4", tmp_path / "faces.csv"
+    assert main(["predict", str(trained_run), str(clip), "--out", str(marked), "--csv", str(table)]) == 0
+    summary = capsys.readouterr().out
+    assert f"of {FRAMES} frames" in summary
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["frame"] for row in rows if row["face"] == "1"] == [str(n) for n in range(FRAMES)]
+    lefts = [int(row["left"]) for row in rows if row["face"] == "1"]
+    assert lefts[-1] - lefts[0] == pytest.approx(4 * (FRAMES - 1), abs=20)
+    assert float(rows[-1]["seconds"]) == pytest.approx((FRAMES - 1) / RATE, abs=0.001)
+    copy = cv2.VideoCapture(str(marked))
+    frames = [copy.read()[1] for _ in range(FRAMES)]
+    assert not copy.read()[0]
+    yellow = [int((frame[..., 2].astype(int) - frame[..., 0] > 80).sum()) for frame in frames]
+    assert min(yellow) > 300, "the frame at the face"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["faces.csv", "marked.mp4"]
+
+
+def test_faces_keep_their_numbers_and_probabilities_are_smoothed() -> None:
+    def face(left: int, share: float) -> Face:
+        return Face((left, 0, left + 100, 100), np.array([share, 1 - share], dtype=np.float32))
+
+    follower = Follower()
+    assert [one.number for one in follower.update([face(0, 1), face(300, 0)], 0.0)] == [1, 2]
+    (right, left) = follower.update([face(310, 0), face(10, 0)], 0.1)
+    assert (right.number, left.number) == (2, 1)
+    assert left.probabilities == pytest.approx([np.exp(-1 / 3), 1 - np.exp(-1 / 3)])
+    assert left.total / left.frames == pytest.approx([0.5, 0.5])
+    assert [one.number for one in follower.update([face(15, 1)], 0.5)] == [1], "not found for a moment"
+    assert [one.number for one in follower.update([face(15, 1)], 2.0)] == [3], "gone for long"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"#EXTM3U\n/etc/passwd\n", r"none of \.mp4"),
+        (b"\0\0\0\x18ftypmp42" + bytes(100), "no frame in it could be decoded"),
+    ],
+)
+def test_what_is_no_video_is_one_line_and_leaves_nothing(
+    trained_run: Path, content: bytes, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    with (
+        pytest.raises(DataError, match=rf"clip\.mp4: not a readable video: {reason}"),
+        video.open_video(path),
+    ):
+        pass
+    table = tmp_path / "faces.csv"
+    assert main(["predict", str(trained_run), str(path), "--csv", str(table)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not table.exists()
+
+
+@pytest.mark.parametrize(
+    ("child", "reason"),
+    [("kill -SEGV $$", "the decoder failed (signal 11)"), ("exec sleep 60", "no frame for 0 seconds")],
+)
+def test_a_decoder_that_dies_or_hangs_is_an_error(
+    child: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video, "PATIENCE", 0.2)
+    process = subprocess.Popen(["sh", "-c", child], stdout=subprocess.PIPE)
+    with process, pytest.raises(DataError) as caught:
+        video.Video(Path("clip.mp4"), process)
+    assert str(caught.value) == f"clip.mp4: not a readable video: {reason}"
+
+
+def test_a_table_of_pictures_goes_on_where_it_stopped(
+    trained_run: Path,
+    photograph: Photograph,
+    blank: Image.Image,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, table = tmp_path / "in", tmp_path / "faces.csv"
+    folder.mkdir()
+    for number in range(3):
+        photograph(number).save(folder / f"{number}.png")
+    blank.save(folder / "blank, with a comma.png")
+    arguments = ["predict", str(trained_run), str(folder), "--csv", str(table)]
+    assert main(arguments) == 0
+    whole = table.read_text()
+    assert len(whole.splitlines()) == 5
+    table.write_text(whole[:-30])
+    (folder / "0.png").write_bytes(b"not read again")
+    assert main(arguments) == 0
+    assert table.read_text() == whole
+    assert main(["predict", "fer2013_resnet18_cbam", str(folder), "--csv", str(table)]) == 1
+    assert "not a table of fer2013_resnet18_cbam" in capsys.readouterr().err
