@@ -526,4 +526,6 @@ def _to_config(given: Given, path: Path) -> Config:
     for key, value in flatten(to_dict(config)).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{path}: {key} is {value}: it must be a finite number")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ConfigError(f"{path}: {key} does not fit into 64 bits")
     return config

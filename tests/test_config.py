@@ -118,6 +118,7 @@ def test_no_epoch_is_picked_on_a_fold_that_is_scored() -> None:
         ("data: {timeout: 'nan'}", "data.timeout is nan: it must be a finite number"),
         ("train: {lr: 1.0e+400}", "train.lr is '1.0e+400': it must be a finite number"),
         (f"train: {{lr: {'1' * 5000}}}", "1': it must be a finite number"),
+        (f"train: {{epochs: 1{'0' * 4000}}}", "train.epochs does not fit into 64 bits"),
         ("seed: 2020-13-45", "seed is '2020-13-45': it must be an integer"),
         ("seed: !!timestamp 2020-13-45", "anchors and tags are not allowed"),
         ("data: &a {path: *a}", "anchors and tags are not allowed"),
