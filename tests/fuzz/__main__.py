@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the arguments say and print a table; the exit code is 1 if a case failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
-    parser.add_argument("--cases", type=int, default=7700, help="of each target (%(default)s)")
+    parser.add_argument("--cases", type=int, default=10_000, help="of each target (%(default)s)")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first case")
     parser.add_argument("--case", type=int, metavar="N", help="this case alone")
     parser.add_argument("--kept", action="store_true", help="the cases in tests/fuzz/kept alone")
