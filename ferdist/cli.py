@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ferdist import __version__
 from ferdist.data.prepare import DATA_SETS
-from ferdist.errors import ConfigError, DataError, exit_code, is_main_rank, leave, tell
+from ferdist.errors import ConfigError, DataError, RunError, exit_code, is_main_rank, leave, tell
 
 if TYPE_CHECKING:
     from ferdist.data.namelists import NameList
 
 app = typer.Typer(
-    help="Train and exactly evaluate occlusion-robust facial expression recognition.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     epilog="--debug, anywhere on the line, shows the traceback of an error.",
@@ -30,12 +29,45 @@ prepare = typer.Typer(
 )
 app.add_typer(prepare, name="prepare")
 
+
+def _refuse_missing(paths: Path | Sequence[Path] | None) -> Path | Sequence[Path] | None:
+    """Before anything is imported that takes seconds: end with one line if none of the paths exists."""
+    given = [paths] if isinstance(paths, Path) else paths or ()
+    if given and not any(path.exists() for path in given):
+        hint = "; make it with `ferdist prepare`" if given[0].suffix == ".beton" else ""
+        raise DataError(f"{given[0]}: there is no such file{hint}")
+    return paths
+
+
+def _refuse_missing_runs(folders: list[Path]) -> list[Path]:
+    for folder in folders:
+        if not folder.exists():
+            raise RunError(f"{folder}: no such run folder")
+    return folders
+
+
+def _refuse_missing_model(model: str | Sequence[str]) -> str | Sequence[str]:
+    from ferdist.models.weights import SUFFIX, check_model
+
+    for name in [model] if isinstance(model, str) else model:
+        if ":" not in name and Path(name).suffix in ("", SUFFIX):
+            check_model(name)
+    return model
+
+
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A run folder, a .safetensors file or shipped weights.", callback=_refuse_missing_model
+    ),
+]
 AnyModel = Annotated[
     str,
     typer.Argument(
         help="A run folder, a .safetensors file, shipped weights; or from elsewhere: FILE.onnx, its card "
-        "FILE.yaml or MODULE:NAME (docs/use.md)."
+        "FILE.yaml or MODULE:NAME (docs/use.md).",
+        callback=_refuse_missing_model,
     ),
 ]
 TrustCode = Annotated[
@@ -53,13 +85,30 @@ def _printing(convert: Callable[..., Path]) -> Callable[..., None]:
     return command
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"ferdist {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def ferdist(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train and exactly evaluate occlusion-robust facial expression recognition."""
+
+
 for _name, _convert in DATA_SETS.items():
     prepare.command(_name)(_printing(_convert))
 
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A beton file.", metavar="FILE.beton")],
+    file: Annotated[
+        Path, typer.Argument(help="A beton file.", metavar="FILE.beton", callback=_refuse_missing)
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     grid: Annotated[Path | None, typer.Option(help="Write an image of samples.", metavar="OUT.png")] = None,
     augment: Annotated[
@@ -82,9 +131,13 @@ def train(
 ) -> None:
     """Train in this process, or as one rank under torchrun or SLURM."""
     from ferdist.config import load_config
+
+    settings = load_config(config, overrides or [])
+    if settings.data.path and not settings.data.stage:  # a staged copy may outlive it
+        _refuse_missing(Path(settings.data.path))
     from ferdist.training.run import run
 
-    results = run(load_config(config, overrides or []))
+    results = run(settings)
     if is_main_rank():
         print(results)
 
@@ -92,7 +145,9 @@ def train(
 @app.command()
 def evaluate(
     model: AnyModel,
-    data: Annotated[Path | None, typer.Option(help="A beton, by default the run's own.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A beton, by default the run's own.", callback=_refuse_missing)
+    ] = None,
     split: Annotated[str, typer.Option(help="val or test; each scoring of test is counted.")] = "val",
     occlusion: Annotated[
         bool, typer.Option("--occlusion", help="Also score covered and noisy faces: docs/occlusion.md.")
@@ -178,9 +233,14 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="A run folder, a .safetensors file or shipped weights.")],
+    model: Model,
     pictures: Annotated[
-        list[Path], typer.Argument(help="Images, or folders; or one video.", metavar="IMAGE|FOLDER|VIDEO...")
+        list[Path],
+        typer.Argument(
+            help="Images, or folders; or one video.",
+            metavar="IMAGE|FOLDER|VIDEO...",
+            callback=_refuse_missing,
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -250,7 +310,7 @@ def predict(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="A run folder, a .safetensors file or shipped weights.")],
+    model: Model,
     out: Annotated[Path, typer.Option(help="FILE.onnx or FILE.safetensors.", metavar="FILE")],
     trust_code: TrustCode = False,
 ) -> None:
@@ -263,7 +323,10 @@ def export(
 @app.command()
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(help="Run folders, or folders of experiments.", metavar="RUN...")
+        list[Path],
+        typer.Argument(
+            help="Run folders, or folders of experiments.", metavar="RUN...", callback=_refuse_missing_runs
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the report.", metavar="DIR")],
     no_faces: Annotated[
@@ -283,6 +346,7 @@ def leaderboard(
         typer.Argument(
             help="Run folders, weights, shipped weights, FILE.onnx or cards, evaluated before.",
             metavar="MODEL...",
+            callback=_refuse_missing_model,
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the page.", metavar="DIR")],

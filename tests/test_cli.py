@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,7 +23,7 @@ from ferdist.cli import main
 from ferdist.config import Config
 from ferdist.errors import exit_code
 from ferdist.training.run import run
-from tests.conftest import start
+from tests.conftest import ROOT, start
 
 HEADER = "emotion,pixels,Usage\n"
 PIXELS = " ".join(["7"] * 2304)
@@ -261,17 +265,64 @@ def test_data_that_the_model_does_not_fit_are_refused(
     assert "classes are" in line
 
 
-@pytest.mark.slow
-def test_the_module_and_the_script_are_the_same_command() -> None:
-    for module in ("ferdist", "ferdist.cli"):
-        done = start(module, "evaluate", "no-such-run")
-        assert done.returncode == 1
-        assert done.stdout == ""
-        assert done.stderr.startswith("ferdist: no-such-run: no such run folder, .safetensors file or")
-    done = start("ferdist.train", "no-such.yaml")
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("train nope.yaml", "nope.yaml: no such config file; these ship: base, "),
+        ("train base tran.epochs=3", "tran.epochs=3: unknown config key tran.epochs: did you mean train."),
+        ("train base data.path=nope.beton", "nope.beton: there is no such file; make it with `ferdist prep"),
+        ("inspect nope.beton", "nope.beton: there is no such file; make it with `ferdist prepare`"),
+        ("prepare fer2013 --source nope --out out", "nope: no such file or folder"),
+        (
+            "evaluate nope",
+            "nope: no such run folder, .safetensors file or shipped weights (available: fer2013",
+        ),
+        ("evaluate fer2013 --data nope.beton", "nope.beton: there is no such file; make it with"),
+        ("predict nope.safetensors face.png", "nope.safetensors: there is no such file"),
+        ("predict fer2013 nope.png", "nope.png: there is no such file"),
+        ("export nope --out model.onnx", "nope: no such run folder, "),
+        ("report nope --out out", "nope: no such run folder"),
+        ("leaderboard nope --out out", "nope: no such run folder, "),
+    ],
+)
+def test_what_is_missing_is_said_at_once(arguments: str, line: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from ferdist.cli import main; code = main(sys.argv[1:]); "
+        "slow = {'torch', 'pandas', 'cv2', 'matplotlib'} & sys.modules.keys(); "
+        "sys.exit(f'imports {slow}' if slow else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments.split()],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"ferdist: {line}")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", ["ferdist", "ferdist.cli", "ferdist.train"])
+def test_the_modules_and_the_script_are_the_same_command(module: str) -> None:
+    arguments = ["no-such.yaml"] if module == "ferdist.train" else ["train", "no-such.yaml"]
+    done = start(module, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("ferdist: no-such.yaml: no such config file; these ship: base, ")
     assert done.stderr.count("\n") == 1
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ferdist {version('ferdist')}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--show-completion", shell]) == 0
+    assert "_FERDIST_COMPLETE" in capsys.readouterr().out
 
 
 def test_what_ends_a_thread_is_one_line(

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
-from ferdist.augment.noise import normal_quantiles
 from ferdist.data.record import Images, Integers
 from ferdist.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ferdist.augment.config import AugmentConfig
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
-Array = TypeVar("Array", Tensor, npt.NDArray[Any])
+Array = TypeVar("Array", "Tensor", npt.NDArray[Any])
 
 UNITS: Final = 48
 SIDES: Final = (8 / 48, 16 / 48, 24 / 48, 32 / 48, 36 / 48)
@@ -483,6 +483,8 @@ class GaussianNoise(Noise):
     amounts = (0.08, 0.12, 0.18, 0.26, 0.38)
 
     def cover(self, images: Images, fill: Fill, stream: Stream, faces: Faces) -> Images:
+        from ferdist.augment.noise import normal_quantiles
+
         quantiles = normal_quantiles().numpy()
         levels = np.rint(255 * self.amounts[stream.severity - 1] * quantiles).astype(np.int16)
         noisy = images + levels[self.halfwords(images, stream)]

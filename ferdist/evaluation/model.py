@@ -260,6 +260,7 @@ def load_trained(
             names a module that was not imported before and ``trust_code`` is not given.
         RunError: if there is no such model or checkpoint, or the checkpoint is another run's.
     """
+    weights.check_model(model)
     exported = weights.find(model)
     if exported is not None:
         if which is not None:
@@ -268,10 +269,6 @@ def load_trained(
             )
         return _load_exported(exported, device, trust_code)
     folder = RunFolder(Path(model))
-    if not folder.path.exists():
-        raise RunError(
-            f"{model}: no such run folder, .safetensors file or shipped weights ({weights.shipped_text()})"
-        )
     stored = folder.stored_config()
     which = which or default_checkpoint(stored)
     named = {"best": folder.checkpoints / checkpoint.BEST, "last": folder.checkpoints}

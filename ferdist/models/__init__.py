@@ -1,21 +1,20 @@
-"""Networks and their registry."""
+"""Networks and their registry; what needs PyTorch is imported at its first use, so that configs do without."""
 
-# Imported for the networks that they register.
-from ferdist.models import alexnet as _alexnet
-from ferdist.models import aprnet as _aprnet
-from ferdist.models import kernel_cnn as _kernel_cnn
-from ferdist.models import mianet as _mianet
-from ferdist.models import resnet as _resnet
-from ferdist.models import vgg as _vgg
-from ferdist.models.config import ModelConfig, Task
-from ferdist.models.cost import multiply_adds, parameter_count
-from ferdist.models.registry import (
-    build_model,
-    check_resolution,
-    is_reconstruction,
-    model_names,
-    register,
-)
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ferdist.models.config import ModelConfig, Task
+    from ferdist.models.cost import multiply_adds, parameter_count
+    from ferdist.models.registry import (
+        build_model,
+        check_resolution,
+        is_reconstruction,
+        model_names,
+        register,
+    )
 
 __all__ = [
     "ModelConfig",
@@ -28,4 +27,11 @@ __all__ = [
     "parameter_count",
     "register",
 ]
-del _alexnet, _aprnet, _kernel_cnn, _mianet, _resnet, _vgg
+
+
+def __getattr__(name: str) -> Any:
+    """The public name from the module that has it (PEP 562)."""
+    for module in ("config", "registry", "cost") if name in __all__ else ():
+        if hasattr(found := import_module(f"{__name__}.{module}"), name):
+            return getattr(found, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

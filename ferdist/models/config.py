@@ -8,11 +8,12 @@ from typing import Annotated, Final
 from msgspec import Meta
 
 from ferdist.errors import ConfigError
-from ferdist.models.gates import GATES
 
 STEMS: Final = ("imagenet", "stride2", "stride1")
 PLACEMENTS: Final = ("after", "inside")
 GATE_INITS: Final = ("identity", "default")
+GATES: Final = ("unit", "sigmoid")
+"""Forms of a gate for a score s: ``unit`` is 2 sigmoid(s), 1 where s is 0; ``sigmoid`` is the papers' own."""
 
 
 @dataclass

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 import torch
 from torch import Tensor, nn
-
-GATES: Final = ("unit", "sigmoid")
-"""Forms of a gate for a score s: ``unit`` is 2 sigmoid(s), 1 where s is 0; ``sigmoid`` is the papers' own."""
 
 
 class Attention(nn.Module):

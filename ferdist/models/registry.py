@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
 
 from torch import nn
 
@@ -23,6 +25,13 @@ class _Network:
 
 
 _NETWORKS: dict[str, _Network] = {}
+
+
+@cache
+def _register_own() -> None:
+    """Import the modules of ferdist's own networks, which register them."""
+    for module in ("alexnet", "aprnet", "kernel_cnn", "mianet", "resnet", "vgg"):
+        import_module(f"ferdist.models.{module}")
 
 
 def register(name: str, *, reconstruction: bool = False, smallest: int = 1) -> Callable[[Builder], Builder]:
@@ -51,6 +60,7 @@ def register(name: str, *, reconstruction: bool = False, smallest: int = 1) -> C
 
 def model_names() -> list[str]:
     """The registered networks, sorted."""
+    _register_own()
     return sorted(_NETWORKS)
 
 
@@ -109,6 +119,7 @@ def _check_size(name: str, task: Task) -> None:
 
 
 def _find(name: str, *, trust_code: bool = True) -> _Network:
+    _register_own()
     source, colon, own = name.partition(":")
     if source == external.TIMM and colon:
         return _Network(lambda config, task: external.timm_model(own, config, task), False, 1)

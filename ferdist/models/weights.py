@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Final
 
 from ferdist.errors import RunError, reason_of
 from ferdist.io import MIB, atomic_path, open_untrusted, writing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIX: Final = ".safetensors"
 LIMIT: Final = 2**13 * MIB
@@ -45,6 +45,18 @@ def find(model: str) -> Path | None:
     return SHIPPED / f"{name}{SUFFIX}" if name in shipped() and not path.exists() else None
 
 
+def check_model(model: str) -> None:
+    """Refuse what names no model, before anything is imported that takes seconds.
+
+    Raises:
+        RunError: if it is neither a run folder, a .safetensors file nor shipped weights.
+    """
+    if find(model) is None and not Path(model).exists():
+        raise RunError(
+            f"{model}: no such run folder, .safetensors file or shipped weights ({shipped_text()})"
+        )
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write weights in half precision, whole or not at all.
 
@@ -59,6 +71,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     Raises:
         RunError: if a weight is not finite in fp16 or the file cannot be written.
     """
+    import torch
     from safetensors.torch import save
 
     halved = {}
