@@ -295,6 +295,7 @@ def test_what_is_missing_is_said_at_once(arguments: str, line: str, tmp_path: Pa
         [sys.executable, "-c", code, *arguments.split()],
         capture_output=True,
         text=True,
+        check=False,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )

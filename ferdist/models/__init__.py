@@ -1,4 +1,4 @@
-"""Networks and their registry; what needs PyTorch is imported at its first use, so that configs do without."""
+"""Networks and their registry; what needs PyTorch is imported at its first use: configs do without."""
 
 from __future__ import annotations
 
