@@ -46,10 +46,10 @@ def _refuse_missing_runs(folders: list[Path]) -> list[Path]:
     return folders
 
 
-def _refuse_missing_model(model: str | Sequence[str]) -> str | Sequence[str]:
+def _refuse_missing_model(model: str | Sequence[str] | None) -> str | Sequence[str] | None:
     from ferdist.models.weights import SUFFIX, check_model
 
-    for name in [model] if isinstance(model, str) else model:
+    for name in [model] if isinstance(model, str) else model or ():
         if ":" not in name and Path(name).suffix in ("", SUFFIX):
             check_model(name)
     return model
@@ -69,6 +69,9 @@ AnyModel = Annotated[
         "FILE.yaml or MODULE:NAME (docs/use.md).",
         callback=_refuse_missing_model,
     ),
+]
+DetectorName = Annotated[
+    str, typer.Option("--detector", help="auto (CenterFace where it is installed), centerface or haar.")
 ]
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Import the module that the model names; that runs its code.")
@@ -257,6 +260,7 @@ def predict(
     whole_image: Annotated[
         bool, typer.Option("--whole-image", help="Each image is already a face crop.")
     ] = False,
+    detector: DetectorName = "auto",
     batch_size: Annotated[int, typer.Option(help="Faces per batch.")] = 64,
     device: Device = "auto",
     trust_code: TrustCode = False,
@@ -274,7 +278,7 @@ def predict(
         )
     trained = load_trained(model, None, choose_device(device, 0), trust_code=trust_code)
     if videos:
-        print(video.predict_video(trained, videos[0], out=out, table=table).text())
+        print(video.predict_video(trained, videos[0], out=out, table=table, detector=detector).text())
         return
     classes = trained.card.classes
     rows = None if table is None else predict.FaceTable(table, model, classes)
@@ -285,6 +289,7 @@ def predict(
         batch_size=batch_size,
         out=out,
         done=rows.done if rows else (),
+        detector=detector,
     )
     results, count, failed = [], 0, 0
     with predict.progress_bar() as bar:
@@ -306,6 +311,37 @@ def predict(
         print(rows.path)
     if failed:
         raise DataError(f"{failed} of {count} could not be read")
+
+
+@app.command("app")
+def serve_app(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Run folders, .safetensors files or shipped weights, at most four; by default the shipped.",
+            metavar="[MODEL]...",
+            callback=_refuse_missing_model,
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(help="Of 127.0.0.1.", min=1, max=65535)] = 7860,
+    detector: DetectorName = "auto",
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    device: Device = "auto",
+    trust_code: TrustCode = False,
+) -> None:
+    """Serve a page on this machine: find a face, cover parts of it, see what models make of it."""
+    from ferdist.evaluation.model import load_trained
+    from ferdist.runtime.distributed import choose_device
+    from ferdist.use.app import serve
+
+    place = choose_device(device, 0)
+    names = models or ["fer2013_resnet18_cbam"]
+    serve(
+        {name: load_trained(name, None, place, trust_code=trust_code) for name in names},
+        port,
+        detector=detector,
+        browser=browser,
+    )
 
 
 @app.command()

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,3 +153,17 @@ def place(tmp_path: Path) -> Iterator[Path]:
     """A folder that is removed after the test: checkpoints are large."""
     yield tmp_path
     shutil.rmtree(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A Chromium, as playwright drives it."""
+    driver = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install '.[test]'")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(f"needs a browser: none of {', '.join(names)} is on the path")
+    with driver.sync_playwright() as started:
+        program = started.chromium.launch(executable_path=found, args=["--no-sandbox"])  # as root it has none
+        yield program
+        program.close()

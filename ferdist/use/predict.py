@@ -18,19 +18,14 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 
-from ferdist.data.facebox import crop_face, detect_faces
 from ferdist.data.record import Images
 from ferdist.errors import ConfigError, DataError, RunError, printable, reason_of
 from ferdist.evaluation.model import TrainedModel
 from ferdist.io import MIB, atomic_path, open_untrusted, writing
-from ferdist.models import Task
 from ferdist.table import Number, Table
+from ferdist.use.detect import Box, Detector, choose_detector, planes_of
 from ferdist.use.pictures import Picture, find_pictures, read_picture
 
-Box = tuple[int, int, int, int]
-
-SMALLEST_FACE: Final = 1 / 12
-"""Side of the smallest face that is looked for, as a share of the picture's shorter side."""
 SMALLEST_ANNOTATED: Final = 240
 """Pixels of the longer side of an annotated picture, at least, so that the class at a face can be read."""
 PIXELS_AT_ONCE: Final = 2**22
@@ -83,6 +78,7 @@ def predict_pictures(
     batch_size: int = 64,
     out: Path | None = None,
     done: Collection[str] = (),
+    detector: str = "auto",
 ) -> Iterator[Result]:
     """Find the faces in pictures and classify them, as docs/use.md describes.
 
@@ -93,6 +89,7 @@ def predict_pictures(
         batch_size: number of faces, or of pictures without any, that wait for the network at most.
         out: folder for annotated pictures (PNG, named like the file and under the same folders).
         done: files, by their paths, that are passed over.
+        detector: see `choose_detector`.
 
     Yields:
         A result for each file, in order; a path that cannot be read is a failed result.
@@ -110,6 +107,7 @@ def predict_pictures(
             f"the model takes {task.channels}x{task.height}x{task.width} images: "
             "predict needs square ones with 1 or 3 channels"
         )
+    detect = None if whole_image else choose_detector(detector)
     taken: set[Path] = set()
     waiting: list[_Seen] = []
     for path in paths:
@@ -127,7 +125,7 @@ def predict_pictures(
             if str(file) in done:
                 continue
             try:
-                waiting.append(_look(trained, file, target, whole_image))
+                waiting.append(_look(trained, file, target, detect))
             except DataError as error:
                 waiting.append(_Seen(file, None, [], [], str(error), failed=True))
             if max(len(waiting), sum(len(seen.crops) for seen in waiting)) >= batch_size:
@@ -251,34 +249,25 @@ def _rows(result: Result, classes: Sequence[str]) -> Iterator[tuple[str, ...]]:
         )
 
 
-def _look(trained: TrainedModel, path: Path, target: Path | None, whole_image: bool) -> _Seen:
-    """Read a picture and cut out its faces, uint8 (C, H, W) each; a DataError if it cannot be read."""
+def _look(trained: TrainedModel, path: Path, target: Path | None, detect: Detector | None) -> _Seen:
+    """Read a picture and cut out its faces, uint8 (C, H, W) each; a DataError if it cannot be read.
+
+    Without a detector all of it is a face.
+    """
     task = trained.card.task
     picture = read_picture(path)
     annotated = None if target is None else (picture, target)
     size = (task.width, task.height)
-    if whole_image or (picture.size == size and (task.channels == 3 or picture.is_gray())):
+    if detect is None or (picture.size == size and (task.channels == 3 or picture.is_gray())):
         whole = picture.image.resize(size, Image.Resampling.BILINEAR)
-        crop = _planes(whole, task.channels)
+        crop = planes_of(whole, task.channels)
         return _Seen(path, annotated, [(0, 0, *picture.size)], [crop])
-    boxes, crops = find_faces(picture.image, task)
+    found = detect(np.asarray(picture.image))
+    boxes = [face.clipped(*picture.image.size) for face in found]
     scaled = [tuple(round(edge * picture.scale) for edge in box) for box in boxes]
+    crops = [face.crop(picture.image, task.channels, task.width) for face in found]
     note = None if boxes else f"{NO_FACE} (for face crops, use --whole-image)"
     return _Seen(path, annotated, scaled, crops, note)  # type: ignore[arg-type]
-
-
-def find_faces(image: Image.Image, task: Task) -> tuple[list[Box], list[Images]]:
-    """The boxes of the faces in an RGB image, largest first, and their crops: uint8 (C, H, W) each."""
-    boxes = detect_faces(np.asarray(image.convert("L")), SMALLEST_FACE)
-    planes = _planes(image, task.channels)
-    return boxes, [np.stack([crop_face(plane, box, task.width) for plane in planes]) for box in boxes]
-
-
-def _planes(image: Image.Image, channels: int) -> Images:
-    """uint8 (C, H, W): gray, or the three colours."""
-    if channels == 1:
-        return np.asarray(image.convert("L"))[None]
-    return np.asarray(image).transpose(2, 0, 1)
 
 
 def _classify(trained: TrainedModel, waiting: Sequence[_Seen], batch_size: int) -> Iterator[Result]:

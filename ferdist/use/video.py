@@ -23,8 +23,9 @@ from ferdist.evaluation.model import TrainedModel
 from ferdist.io import atomic_path, open_untrusted, scratch_folder, sync, writing
 from ferdist.table import Number, Table
 from ferdist.use import decode
+from ferdist.use.detect import Box, choose_detector
 from ferdist.use.pictures import LONGEST, MOST_PIXELS
-from ferdist.use.predict import Box, Face, answer, draw_faces, find_faces, progress_bar
+from ferdist.use.predict import Face, answer, draw_faces, progress_bar
 
 SUFFIXES: Final = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 BEGINNINGS: Final = (
@@ -112,7 +113,12 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def predict_video(
-    trained: TrainedModel, path: Path, *, out: Path | None = None, table: Path | None = None
+    trained: TrainedModel,
+    path: Path,
+    *,
+    out: Path | None = None,
+    table: Path | None = None,
+    detector: str = "auto",
 ) -> Table:
     """Follow the faces of a video and classify them, frame by frame.
 
@@ -121,6 +127,7 @@ def predict_video(
         path: the video.
         out: an .mp4 file for a copy with a frame and a class at each face, without sound.
         table: a csv file with a row for each face and frame.
+        detector: see `choose_detector`.
 
     Returns:
         A row for each face: when it is seen, and the class of its mean probabilities.
@@ -132,20 +139,21 @@ def predict_video(
     """
     if out is not None and out.suffix.lower() != ".mp4":
         raise ConfigError(f"--out is {out}: the copy of a video must be named .mp4")
-    follower = Follower()
+    detect, follower, task = choose_detector(detector), Follower(), trained.card.task
     classes = trained.card.classes
     with ExitStack() as stack:
         video = stack.enter_context(open_video(path))
         rows = stack.enter_context(_rows_into(table, classes)) if table is not None else None
         copy = stack.enter_context(_copy_into(out, video)) if out is not None else None
         progress = stack.enter_context(progress_bar())
-        task = progress.add_task(path.name, total=video.count or None)
+        bar = progress.add_task(path.name, total=video.count or None)
         number = -1
         for number, (seconds, frame) in enumerate(video):
-            boxes, crops = find_faces(frame, trained.card.task)
+            found = detect(np.asarray(frame))
+            crops = [face.crop(frame, task.channels, task.width) for face in found]
             answers = answer(trained, np.stack(crops)) if crops else ()
-            found = [Face(box, row) for box, row in zip(boxes, answers, strict=True)]
-            faces = follower.update(found, seconds)
+            seen = [Face(face.clipped(*frame.size), row) for face, row in zip(found, answers, strict=True)]
+            faces = follower.update(seen, seconds)
             if rows is not None:
                 for face in faces:
                     edges = [round(edge * video.factor) for edge in face.box]
@@ -155,7 +163,7 @@ def predict_video(
             if copy is not None:
                 shown = [Face(face.box, face.probabilities.astype(np.float32)) for face in faces]
                 copy.write(np.asarray(draw_faces(frame, shown, classes))[..., ::-1])
-            progress.update(task, completed=number + 1)
+            progress.update(bar, completed=number + 1)
         if number < 0:
             raise DataError(f"{path}: no frame in it could be decoded")
     return _summary(follower.faces, classes, number + 1)
