@@ -109,7 +109,8 @@ class Pixels:
         self.sums[part] = images.sum(axis=(2, 3), dtype=np.int64)
         self.squares[part] = np.square(images, dtype=np.uint16).sum(axis=(2, 3), dtype=np.int64)
         sampled = images[-start % self._step :: self._step]
-        self._evenness.append(_evenness(sampled.reshape(len(sampled), -1)))
+        if len(sampled):
+            self._evenness.append(_evenness(sampled.reshape(len(sampled), -1)))
 
     @property
     def near_constant(self) -> list[int]:

@@ -76,3 +76,13 @@ def test_real_ckplus_has_no_copies(real_data: Path) -> None:
     summary = audit(read_ckplus(real_data / "ckplus48.zip"))
     assert summary["unique_images"] == 981
     assert summary["copies"]["groups"] == 0
+
+
+def test_parts_that_are_smaller_than_the_step_between_the_samples_looked_at() -> None:
+    """As in a set of more than 2,000 images for each of a page."""
+    images = np.random.default_rng(0).integers(0, 256, (8001, 1, 4, 4), dtype=np.uint8)
+    pixels, whole = Pixels(images.shape), Pixels.of(images)
+    for start in range(0, len(images), 3):
+        pixels.add(images[start : start + 3])
+    assert pixels.equalised == whole.equalised
+    assert np.array_equal(pixels.sums, whole.sums)
