@@ -36,7 +36,7 @@ CANDIDATE: Final = 0.03
 MOST_CANDIDATES: Final = 20
 LOOKS: Final = ((96, 160, True), (80, 128, False))
 """The closer looks: side of the face, side of the part that is shown, whether it is mirrored."""
-FACE: Final = 0.15
+FACE: Final = 0.13
 """Least score of a face: the mean of the closer looks, as log-odds."""
 OVERLAP: Final = 0.3
 """Intersection over union from which two boxes are one face."""
