@@ -203,6 +203,8 @@ class CenterFace:
         low = np.clip(np.floor(corner), 0, None).astype(int)
         high = np.ceil(np.add(corner, np.divide(size, zoom))).astype(int)
         image = image[low[1] : high[1], low[0] : high[0]]
+        if not image.size:
+            return np.zeros((size[1], size[0], 3), np.uint8)
         corner = tuple(np.subtract(corner, low))
         if zoom < 0.5:  # average, since `warpAffine` takes four pixels whatever the zoom
             part = 1 / round(1 / zoom)
