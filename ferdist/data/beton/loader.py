@@ -211,7 +211,7 @@ class _Epoch(EpochIterator):  # type: ignore[misc]  # FFCV has no types
             parts = list(self.iter_ixes)
             for number, indices in enumerate(parts):
                 if ask is not None:
-                    for coming in parts[number + bool(number) : number + 2]:
+                    for coming in parts[:2] if number == 0 else parts[number + 1 : number + 2]:
                         ask(coming)
                 batch = self._copied(self.run_pipeline(number, indices, number % slots, None))
                 while not self.terminate_event.is_set():
