@@ -32,7 +32,7 @@ test-slurm: $(STAMP)
 	$(PYTEST) tests/slurm -n 2 $(ARGS)
 
 fuzz: $(STAMP)
-	@echo "100,000 changed files of every kind that comes from outside: about an hour on an idle core."
+	@echo "160,000 changed files of every kind that comes from outside: about an hour on an idle core."
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m tests.fuzz $(ARGS)
 
 campaign: $(STAMP)

@@ -426,7 +426,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_plain(values: Any, origin: str) -> None:
-    """Refuse values that are nested deeply, or too many.
+    """Refuse values that are nested deeply, too many, or no text in Unicode.
 
     Args:
         values: of a config or what belongs to one, from outside.
@@ -443,6 +443,8 @@ def check_plain(values: Any, origin: str) -> None:
             waiting += [(item, depth + 1) for pair in value.items() for item in pair]
         elif isinstance(value, list | tuple):
             waiting += [(item, depth + 1) for item in value]
+        elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ConfigError(f"{origin}: holds half a character (a surrogate): not a config")
 
 
 def _yaml_chain(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:

@@ -129,9 +129,12 @@ def to_rgb(image: Image.Image, place: str) -> Image.Image:
         place: what names it in an error.
 
     Raises:
-        DataError: if its values have no known range (floats).
+        DataError: if its EXIF data are damaged, or its values have no known range (floats).
     """
-    ImageOps.exif_transpose(image, in_place=True)
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception as error:  # parsing raises whatever a damaged file makes it
+        raise DataError(f"{place}: damaged EXIF data ({reason_of(error)}); save it anew") from None
     if image.mode == "F":
         raise DataError(f"{place}: its values are floats of unknown range; save it with 8 bits")
     if image.mode.startswith("I"):  # 16-bit gray, which some versions of Pillow open as 32-bit integers

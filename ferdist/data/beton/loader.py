@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import mmap
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,8 @@ from ferdist.data.record import Integers
 from ferdist.errors import DataError, RunError
 from ferdist.io import open_untrusted
 
+LARGE: Final = 2**30
+"""Bytes of a beton from which images are asked for before they are read: memory may not hold it."""
 CACHE_BYTES: Final = 512 * 2**20
 """What ``data.cache=auto`` keeps on the device at most, for each loader: FER2013's Training takes 66 MB."""
 
@@ -204,8 +207,12 @@ class _Epoch(EpochIterator):  # type: ignore[misc]  # FFCV has no types
                 torch.cuda.set_device(
                     self._device
                 )  # a new thread starts on GPU 0, and would take memory there
-            slots = self.loader.batches_ahead + 2
-            for number, indices in enumerate(self.iter_ixes):
+            slots, ask = self.loader.batches_ahead + 2, self.loader.ask_for
+            parts = list(self.iter_ixes)
+            for number, indices in enumerate(parts):
+                if ask is not None:
+                    for coming in parts[:2] if number == 0 else parts[number + 1 : number + 2]:
+                        ask(coming)
                 batch = self._copied(self.run_pipeline(number, indices, number % slots, None))
                 while not self.terminate_event.is_set():
                     try:
@@ -256,6 +263,29 @@ class _Epoch(EpochIterator):  # type: ignore[misc]  # FFCV has no types
         while not self.output_queue.empty():  # a full queue would hold the thread up
             self.output_queue.get_nowait()
         self.join(_STOP_SECONDS)
+
+
+class _ReadAhead:
+    """Asks the system for the images of a batch, to be there once the batch is read.
+
+    Otherwise each page of a file that the memory does not hold is waited for; and where it is told to read
+    far ahead, as for disks of many GB a second, that is megabytes for each image.
+
+    Args:
+        mapped: the file's bytes.
+        reader: FFCV's, of that file.
+    """
+
+    def __init__(self, mapped: Any, reader: Any) -> None:
+        self._map = mapped._mmap
+        start, size = (reader.alloc_table[key].astype(np.int64) for key in ("ptr", "size"))
+        self._first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        self._bytes = start + size - self._first
+        self._map.madvise(mmap.MADV_RANDOM)
+
+    def __call__(self, samples: Integers) -> None:
+        for first, count in zip(self._first[samples].tolist(), self._bytes[samples].tolist(), strict=True):
+            self._map.madvise(mmap.MADV_WILLNEED, first, count)
 
 
 @contextmanager
@@ -313,7 +343,10 @@ def _compiled_loader(path: Path, file: Identity, workers: int) -> Any:
                 drop_last=False,
                 pipelines=pipelines,
             )
-            loader.memory_manager.schedule_epoch([]).__enter__()  # maps the file, else at the first epoch
+            context = loader.memory_manager.schedule_epoch([])
+            context.__enter__()  # maps the file, else at the first epoch
+            large = context.mmap.nbytes >= LARGE
+            loader.ask_for = _ReadAhead(context.mmap, loader.reader) if large else None
         loader.fname = str(path)
         return loader
     finally:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -148,6 +150,41 @@ next(batches)  # still open at the end of the process
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+def test_images_of_a_large_file_are_asked_for_before_they_are_read(
+    faces: Make, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_module, "LARGE", 0)
+    dataset = faces(50)
+    beton = open_beton(write(dataset))
+    asked: list[np.ndarray] = []
+    ask = loader_module._ReadAhead.__call__
+    monkeypatch.setattr(
+        loader_module._ReadAhead, "__call__", lambda self, part: (asked.append(part), ask(self, part))
+    )
+    order = np.random.default_rng(0).permutation(50)
+    batches = list(BetonLoader(beton, batch_size=8, device=torch.device("cpu")).batches(order))
+    assert np.array_equal(np.concatenate([batch.index for batch in batches]), order)
+    assert np.array_equal(np.concatenate([batch.image for batch in batches]), dataset.images[order])
+    assert np.array_equal(np.concatenate(asked), order)
+
+
+def test_what_is_asked_for_is_the_pages_of_the_images(faces: Make, write: Write) -> None:
+    beton = open_beton(write(faces(50)))
+    compiled = loader_module._compiled_loader(beton.path, beton.file, 1)
+    asked: list[tuple[int, int]] = []
+    mapped = SimpleNamespace(
+        _mmap=SimpleNamespace(madvise=lambda advice, *pages: asked.append(pages) if pages else None)
+    )
+    loader_module._ReadAhead(mapped, compiled.reader)(np.array([3, 0]))
+    layout = Layout(beton.manifest.image_shape, 50)
+    pointers, size = layout.pointers(), layout.image_bytes
+    for (first, count), number in zip(asked, (3, 0), strict=True):
+        start = int(pointers[number])
+        assert first % mmap.PAGESIZE == 0
+        assert start - mmap.PAGESIZE < first <= start
+        assert first + count == start + size
 
 
 def test_left_iterators_leave_no_thread(loader: BetonLoader) -> None:
