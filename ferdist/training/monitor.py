@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -23,6 +25,7 @@ from ferdist.runtime.folder import RunFolder
 from ferdist.training.liveness import PREFIX
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 PLAIN_LINE_SECONDS = 10.0
 """Where stderr is not a terminal, a line of training metrics at most this often."""
@@ -74,7 +77,7 @@ class Monitor:
         self.before, self.start = seconds, time.perf_counter()
         cut_back(folder.metrics, step)
         self.lines = folder.metrics.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
+        self._board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
         self.console = Console(stderr=True, highlight=False)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -94,6 +97,21 @@ class Monitor:
     def seconds(self) -> float:
         """Seconds that the run has taken, over all its starts."""
         return self.before + time.perf_counter() - self.start
+
+    @property
+    def board(self) -> SummaryWriter:
+        """TensorBoard's events; a folder of them that was deleted is begun again."""
+        if not self.folder.tensorboard.exists() and self.folder.config.exists():
+            _log.warning(
+                "%s: deleted during the run; what follows is written there again", self.folder.tensorboard
+            )
+            self._close_board()
+            self._board = SummaryWriter(str(self.folder.tensorboard))
+        return self._board
+
+    def _close_board(self) -> None:
+        with suppress(FileNotFoundError):  # deleted
+            self._board.close()
 
     def record(self, step: int, epoch: float, values: dict[str, float]) -> None:
         """Write one line of metrics.jsonl, the same numbers to TensorBoard, and show them."""
@@ -143,7 +161,7 @@ class Monitor:
         self.progress.stop()
         self.sync()
         self.lines.close()
-        self.board.close()
+        self._close_board()
 
 
 _SHOWN = (
