@@ -269,7 +269,7 @@ class Page:
             gr.Markdown(_ABOUT)
             with gr.Row():
                 with gr.Column():
-                    source = gr.Image(
+                    source: Any = gr.Image(
                         label="Picture: drop it here, or use the camera",
                         sources=["upload", "webcam", "clipboard"],
                         height=280,
@@ -280,7 +280,7 @@ class Page:
                     crop = gr.Checkbox(label="The picture is a face and nothing else", elem_id="crop")
                     example = gr.Button("Draw another face", elem_id="example")
                     note = gr.Markdown(elem_id="note")
-                    only = {"interactive": False, "buttons": []}
+                    only: dict[str, Any] = {"interactive": False, "buttons": []}
                     marked = gr.Image(label="Faces found", height=280, elem_id="marked", **only)
                     face = gr.Radio(label="Which face", choices=[], visible=False, elem_id="face")
                 with gr.Column():
