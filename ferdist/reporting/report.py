@@ -61,16 +61,23 @@ def write_report(runs: Sequence[Path], out: Path, *, faces: bool = True) -> Path
 
 
 def _publish(draft: Path, out: Path) -> None:
-    """Move the files of a finished draft into place, and remove the figures of an earlier report."""
+    """Move the files of a finished draft into place, and remove what an earlier report alone has.
+
+    A kill amid it leaves each file as the old or the new one. The page comes last: until then the earlier one
+    says which figures were its own.
+    """
     earlier = out / "report.html"
     page = read_untrusted(earlier).decode("utf-8", errors="replace") if earlier.exists() else ""
     replaced = {html.unescape(name) for name in re.findall(r'id="([^"]+)-figure"', page)}
     (out / "figures").mkdir(parents=True, exist_ok=True)
+    figures = {path.name for path in (draft / "figures").iterdir()}
+    for name in sorted(figures):
+        (draft / "figures" / name).replace(out / "figures" / name)
     for old in (out / "figures").iterdir():
-        if old.stem in replaced and old.suffix in (".svg", ".png"):
+        if old.name not in figures and old.stem in replaced and old.suffix in (".svg", ".png"):
             old.unlink()
-    for path in sorted(path.relative_to(draft) for path in draft.rglob("*.*") if path.is_file()):
-        (draft / path).replace(out / path)
+    for name in ("table1.md", "report.html"):
+        (draft / name).replace(out / name)
 
 
 def of_runs(folders: Sequence[Path], album: Album) -> Content:

@@ -286,6 +286,33 @@ def test_a_new_report_replaces_the_old_one_and_nothing_else(make_run: MakeRun, t
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_kill_between_two_files_loses_no_figure(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, moved = tmp_path / "report", Path.replace
+    write_report([make_run("a", occlusion=True), make_run("b")], out)
+    write_report([tmp_path / "b"], tmp_path / "wanted")
+    old, left = figure_names(out), [0]
+
+    def replace_or_die(source: Path, target: Path) -> Path:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return moved(source, target)
+
+    for number in range(len(figure_names(tmp_path / "wanted")) + 2):
+        monkeypatch.setattr(Path, "replace", replace_or_die)
+        left[0] = number
+        with pytest.raises(KeyboardInterrupt):
+            write_report([tmp_path / "b"], out)
+        monkeypatch.undo()
+        kept = old & figure_names(tmp_path / "wanted")
+        assert kept <= figure_names(out)
+        assert (out / "table1.md").exists()
+    write_report([tmp_path / "b"], out)
+    assert figure_names(out) == figure_names(tmp_path / "wanted"), "and none of the earlier report is left"
+
+
 def test_names_that_no_file_can_hold_are_escaped(make_run: MakeRun, tmp_path: Path) -> None:
     """Characters that XML or UTF-8 have not, that steer a terminal, or that turn the text."""
     odd = ["c\uffff", "\ud800", "\x00\x07\x1b[2J", "\u202egnp", "\u2028", "\x85", "_\ufffe"]
