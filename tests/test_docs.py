@@ -26,7 +26,8 @@ TUTORIAL = ROOT / "docs" / "tutorial.md"
 def test_files_that_a_document_names_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     named = re.findall(r"(?<![\w/.])((?:docs|scripts|tests|configs|ferdist|launch|slurm)/[\w/.-]*\w)", text)
-    linked = [(document.parent / link) for link in re.findall(r"\]\((?!http|#)([^)#]+)", text)]
+    links = re.findall(r'(?:\]\(|src=")(?!http|#)([^)#"]+)', text)
+    linked = [document.parent / link for link in links]
     places = (ROOT, ROOT / "tests") if document.name == "reliability.md" else (ROOT,)
     missing = [
         name
