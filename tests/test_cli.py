@@ -320,10 +320,21 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"ferdist {version('ferdist')}\n"
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--show-completion", shell]) == 0
-    assert "_FERDIST_COMPLETE" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("shell", "asked"),
+    [
+        ("bash", {"COMP_WORDS": "ferdist eval", "COMP_CWORD": "1"}),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "ferdist eval"}),
+        ("fish", {"_TYPER_COMPLETE_ARGS": "ferdist eval", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}),
+    ],
+)
+def test_completion(shell: str, asked: dict[str, str]) -> None:
+    """As the script of `--show-completion` asks for it."""
+    environment = {**os.environ, **asked, "_FERDIST_COMPLETE": f"complete_{shell}"}
+    command = [sys.executable, "-m", "ferdist"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "evaluate" in done.stdout, done.stderr
+    assert "report" not in done.stdout.replace("\n", " ").split()
 
 
 def test_what_ends_a_thread_is_one_line(
