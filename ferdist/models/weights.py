@@ -58,18 +58,31 @@ def check_model(model: str) -> None:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write weights in half precision, whole or not at all.
+    """Write weights in half precision, whole or not at all: see `encode`.
+
+    Raises:
+        RunError: if a weight is not finite in fp16 or the file cannot be written.
+    """
+    content = encode(path, tensors, facts)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+
+
+def encode(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
+    """A safetensors file of weights in half precision.
 
     Matrices and kernels become fp16. Vectors (biases, batch norm's weights and statistics) stay as they are:
     they are a thousandth of the size, and a variance need not lie in fp16's range.
 
     Args:
-        path: of the file.
+        path: of the file, for the error.
         tensors: by name.
         facts: plain values by name, for the metadata: each is stored as JSON.
 
     Raises:
-        RunError: if a weight is not finite in fp16 or the file cannot be written.
+        RunError: if a weight is not finite in fp16.
     """
     import torch
     from safetensors.torch import save
@@ -81,10 +94,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
             raise RunError(f"{path}: {name} is not finite in fp16: these weights cannot be used")
         halved[name] = smaller.contiguous().cpu()
     metadata = {name: json.dumps(value) for name, value in facts.items()}
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(save(halved, metadata))  # save_file's are readable by their owner alone
+    return save(halved, metadata)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -126,8 +126,9 @@ def probes(card: ModelCard) -> Tensor:
 
 
 def _write_weights(trained: TrainedModel, facts: dict[str, Any], out: Path) -> float:
+    content = weights.encode(out, trained.network.state_dict(), facts)
     with atomic_path(out.absolute()) as draft:
-        weights.write(draft, trained.network.state_dict(), facts)
+        draft.write_bytes(content)
         tensors, _ = weights.read(draft)
         images = probes(trained.card)
         before = _answer(trained, images)

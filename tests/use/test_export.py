@@ -112,6 +112,25 @@ def test_copies_are_left_out_of_other_data_with_the_same_training_images(
     assert ("no_copies" in {one.subset for one in entries}) == known
 
 
+def test_whatever_a_kill_leaves_the_next_export_removes(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A temporary of a temporary would stay for ever."""
+    seen, write = [], Path.write_bytes
+
+    def write_and_look(path: Path, content: bytes) -> int:
+        seen.extend(path.parent.iterdir())
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write_and_look)
+    out = tmp_path / "model.safetensors"
+    assert main(["export", str(trained_run), "--out", str(out)]) == 0
+    assert len(seen) == 1
+    shutil.copy(out, seen[0])
+    assert main(["export", str(trained_run), "--out", str(out)]) == 0
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_shipped_weights_are_found_by_name(
     exported: Path,
     tmp_path: Path,
