@@ -71,7 +71,7 @@ def card(**model: object) -> dict[str, object]:
 
 def write_helper_weights(path: Path) -> Path:
     tensors = {"1.weight": torch.zeros(7, 48 * 48), "1.bias": torch.zeros(7)}
-    weights.write(path, tensors, card(name="helper:net"))
+    path.write_bytes(weights.encode(path, tensors, card(name="helper:net")))
     return path
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ferdist.errors import RunError, reason_of
-from ferdist.io import MIB, atomic_path, open_untrusted, writing
+from ferdist.io import MIB, open_untrusted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,19 +57,6 @@ def check_model(model: str) -> None:
         )
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write weights in half precision, whole or not at all: see `encode`.
-
-    Raises:
-        RunError: if a weight is not finite in fp16 or the file cannot be written.
-    """
-    content = encode(path, tensors, facts)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(content)
-
-
 def encode(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
     """A safetensors file of weights in half precision.
 
@@ -98,7 +85,7 @@ def encode(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) 
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of a safetensors file; no facts where `write` did not write it.
+    """Tensors and facts of a safetensors file; no facts where `encode` did not make it.
 
     Raises:
         RunError: if it is not a safetensors file.

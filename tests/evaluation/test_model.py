@@ -29,7 +29,8 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 def test_a_whole_card_is_read(tmp_path: Path) -> None:
-    weights.write(tmp_path / "w.safetensors", tensors(), card(width=8))
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(weights.encode(path, tensors(), card(width=8)))
     trained = load_trained(str(tmp_path / "w.safetensors"), None, CPU)
     assert trained.card.classes == tuple("abcdefg")
     assert (trained.checkpoint, trained.step) == ("last", 1)
@@ -82,7 +83,7 @@ def test_a_card_that_does_not_fit_is_refused_in_one_line(
     path = tmp_path / "w.safetensors"
     if "timm" in str(change):
         pytest.importorskip("timm")
-    weights.write(path, tensors(), card(width=8) | change)
+    path.write_bytes(weights.encode(path, tensors(), card(width=8) | change))
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(FerdistError) as caught:
         load_trained(str(path), None, CPU)
