@@ -348,12 +348,15 @@ def serve_app(
 def export(
     model: Model,
     out: Annotated[Path, typer.Option(help="FILE.onnx or FILE.safetensors.", metavar="FILE")],
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Divide the logits by the temperature that fits val best.")
+    ] = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Write a model as ONNX with its preprocessing, or as half-precision weights, and check it."""
     from ferdist.use.export import export
 
-    print(export(model, out, trust_code=trust_code))
+    print(export(model, out, calibrated=calibrated, trust_code=trust_code))
 
 
 @app.command()

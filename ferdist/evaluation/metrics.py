@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 from sklearn.metrics import confusion_matrix, f1_score, recall_score
 
 from ferdist.data.record import Integers
 from ferdist.evaluation.predictions import Predictions, Probabilities
 
 ECE_BINS = 15
+TINY = np.finfo(np.float32).tiny
+"""What a probability that float32 rounds to 0 counts as."""
 RESAMPLES = 10_000
 RESAMPLES_AT_ONCE = 100
 _JSON_NAMES = {"interval": "accuracy_ci95", "recall": "per_class_recall"}
@@ -100,6 +104,26 @@ def expected_calibration_error(probabilities: Probabilities, label: Integers) ->
     return float(np.abs(gap).sum() / len(label))
 
 
+def best_temperature(probabilities: Probabilities, label: Integers) -> float:
+    """The temperature, in [0.1, 10], by which logits are divided for the highest likelihood of the labels.
+
+    Temperature scaling (Guo et al., ICML 2017, section 4.2): it changes no answer, only its probabilities.
+
+    Args:
+        probabilities: float32 (N, K), rows sum to 1; their logarithms are logits.
+        label: int64 (N,).
+    """
+    logits = np.log(np.maximum(probabilities.astype(np.float64), TINY))
+    own = logits[np.arange(len(label)), label]
+
+    def loss(log_temperature: float) -> float:
+        scale = np.exp(-log_temperature)
+        return float(np.mean(logsumexp(scale * logits, axis=1) - scale * own))
+
+    limit = np.log(10.0)
+    return float(np.exp(minimize_scalar(loss, bounds=(-limit, limit), method="bounded").x))
+
+
 def score(predictions: Predictions, cluster: Integers) -> Scores:
     """All scores of one set of predictions.
 
@@ -134,8 +158,7 @@ def quick_score(predictions: Predictions) -> dict[str, float]:
     """The few scores that are watched during training: accuracy, balanced accuracy, macro-F1, loss."""
     label, rows = predictions.label, predictions.probabilities
     predicted, present = rows.argmax(axis=1), np.unique(label)
-    # A probability that float32 rounds to 0 counts as its smallest number.
-    likelihood = np.maximum(rows[np.arange(len(label)), label], np.finfo(np.float32).tiny)
+    likelihood = np.maximum(rows[np.arange(len(label)), label], TINY)
     balanced = recall_score(label, predicted, labels=present, average="macro", zero_division=0)
     return {
         "loss": float(-np.log(likelihood).mean(dtype=np.float64)),

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ferdist.models.registry import (
         build_model,
         check_resolution,
+        classifier_name,
         is_reconstruction,
         model_names,
         register,
@@ -21,6 +22,7 @@ __all__ = [
     "Task",
     "build_model",
     "check_resolution",
+    "classifier_name",
     "is_reconstruction",
     "model_names",
     "multiply_adds",

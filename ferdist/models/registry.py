@@ -94,6 +94,19 @@ def build_model(config: ModelConfig, task: Task, *, trust_code: bool = True) -> 
     return model
 
 
+def classifier_name(network: nn.Module) -> str:
+    """Name of the module that gives the logits: the last linear layer, or else the last convolution.
+
+    Raises:
+        ConfigError: if it has neither.
+    """
+    for kind in (nn.Linear, nn.Conv2d):
+        names: list[str] = [name for name, layer in network.named_modules() if isinstance(layer, kind)]
+        if names:
+            return names[-1]
+    raise ConfigError(f"{type(network).__name__} has no linear layer or convolution, so no known classifier")
+
+
 def check_resolution(model: nn.Module, config: ModelConfig, task: Task, shares: Iterable[float]) -> None:
     """Look whether a network takes ``train.resolution``: the task's images at ``shares`` of their side.
 

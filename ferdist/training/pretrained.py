@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from ferdist.errors import ConfigError, RunError
-from ferdist.models import weights
+from ferdist.models import classifier_name, weights
 from ferdist.models.cbam import CBAM
 
 IMAGENET = "imagenet"
@@ -97,7 +97,7 @@ def _read(source: str) -> tuple[dict[str, Tensor], str | None]:
 def _fit(network: nn.Module, given: dict[str, Tensor], source: str, *, required: bool) -> None:
     """Copy the weights whose names and shapes fit; only the classifier and what ImageNet lacks may differ."""
     own = network.state_dict()
-    head = _classifier(network)
+    head = classifier_name(network) + "."
     fits = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
     bad = [k for k in own.keys() | given.keys() if k not in fits and not k.startswith(head)]
     if required and bad:
@@ -108,12 +108,3 @@ def _fit(network: nn.Module, given: dict[str, Tensor], source: str, *, required:
     if required and not any(k.startswith(head) for k in fits):
         _log.warning("%s has a different class count: the classifier keeps its random weights", source)
     network.load_state_dict(fits, strict=False)
-
-
-def _classifier(network: nn.Module) -> str:
-    """Name of the last linear layer, or else convolution, which is the classifier, with a dot."""
-    for kind in (nn.Linear, nn.Conv2d):
-        names: list[str] = [name for name, layer in network.named_modules() if isinstance(layer, kind)]
-        if names:
-            return names[-1] + "."
-    raise ConfigError(f"model.pretrained: {type(network).__name__} has no linear layer or convolution")

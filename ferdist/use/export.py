@@ -18,10 +18,13 @@ import ferdist
 from ferdist.augment import normalise
 from ferdist.data.synthetic import synthesize
 from ferdist.errors import ConfigError, RunError, reason_of
+from ferdist.evaluation.metrics import best_temperature
 from ferdist.evaluation.model import ModelCard, TrainedModel, load_trained
-from ferdist.evaluation.records import read_results
+from ferdist.evaluation.predictions import Predictions
+from ferdist.evaluation.records import Evaluation, read_results
 from ferdist.io import atomic_path, writing
-from ferdist.models import weights
+from ferdist.models import classifier_name, weights
+from ferdist.runtime.folder import RunFolder
 
 Floats = npt.NDArray[np.float32]
 
@@ -33,24 +36,30 @@ PROBES: Final = 16
 """Number of drawn faces, and of random images, that are compared."""
 
 
-def export(model: str, out: Path, *, trust_code: bool = False) -> str:
+def export(model: str, out: Path, *, calibrated: bool = False, trust_code: bool = False) -> str:
     """Write a model into one file, ``*.onnx`` or ``*.safetensors``, which appears only once it is checked.
 
     Args:
         model, trust_code: as for `load_trained`.
         out: the file.
+        calibrated: divide the logits by the temperature that fits the run's predictions on val best.
 
     Returns:
         One line about what was written.
 
     Raises:
         ConfigError: for another ending, or if the packages for ONNX are missing.
-        RunError: if there is no such model, or the file does not compute what the model does.
+        RunError: if there is no such model, or the file does not compute what the model does, or
+            ``calibrated`` is asked for where there are no predictions on val.
     """
     if out.suffix not in (".onnx", weights.SUFFIX):
         raise ConfigError(f"--out is {out}: its name must end in .onnx or {weights.SUFFIX}")
     trained = load_trained(model, None, torch.device("cpu"), trust_code=trust_code)
     facts = facts_of(trained, model)
+    if calibrated:
+        facts["calibration"] = _calibrate(trained, model)
+        for entry in facts["val"]:
+            del entry["ece"]  # of the network as it was
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".onnx":
@@ -58,7 +67,9 @@ def export(model: str, out: Path, *, trust_code: bool = False) -> str:
         else:
             difference = _write_weights(trained, facts, out)
     size = out.stat().st_size / 1e6
-    return f"{out} ({size:.1f} MB; probabilities differ by at most {difference:.1e} on {2 * PROBES} images)"
+    warmth = f"temperature {facts['calibration']['temperature']:.3f}; " if calibrated else ""
+    parity = f"probabilities differ by at most {difference:.1e} on {2 * PROBES} images"
+    return f"{out} ({size:.1f} MB; {warmth}{parity})"
 
 
 def facts_of(trained: TrainedModel, model: str) -> dict[str, Any]:
@@ -88,18 +99,46 @@ def facts_of(trained: TrainedModel, model: str) -> dict[str, Any]:
 
 
 def _val_scores(path: Path, trained: TrainedModel) -> list[dict[str, Any]]:
+    names = ["data", "fold", "subset", "unit", "samples", "accuracy", "accuracy_ci95"]
+    names += ["balanced_accuracy", "macro_f1", "per_class_recall", "ece"]
+    entries = [one.to_json() for one in _val_evaluations(path, trained)]
+    return [{name: entry[name] for name in names} for entry in entries]
+
+
+def _val_evaluations(path: Path, trained: TrainedModel) -> list[Evaluation]:
     """The plain evaluations of these weights on val of their own data; none where there are none."""
     if not path.exists():
         return []
-    names = ["data", "fold", "subset", "unit", "samples", "accuracy", "accuracy_ci95"]
-    names += ["balanced_accuracy", "macro_f1", "per_class_recall", "ece"]
     wanted = ("val", "none", None, trained.checkpoint, trained.card.beton_sha256)
-    plain = [
-        one.to_json()
+    return [
+        one
         for one in read_results(path).evaluations
         if (one.split, one.tta, one.occlusion, one.checkpoint, one.beton_sha256) == wanted
     ]
-    return [{name: entry[name] for name in names} for entry in plain]
+
+
+def _calibrate(trained: TrainedModel, model: str) -> dict[str, Any]:
+    """Divide the network's logits by the temperature that fits val, in place; returns facts about it.
+
+    The division goes into the weights of the last layer: whoever uses the file need not know of it.
+    """
+    folder = RunFolder(Path(model))
+    plain = [] if trained.weights else _val_evaluations(folder.results, trained)
+    if not plain:
+        raise RunError(
+            f"{model}: no predictions on val to choose a temperature with: "
+            f"run ferdist evaluate {model}, or leave out --calibrated"
+        )
+    seen = Predictions.load(folder.predictions / plain[0].predictions)
+    temperature = best_temperature(seen.probabilities, seen.label)
+    images = probes(trained.card)
+    wanted = _logits(trained, images) / temperature
+    with torch.no_grad():
+        for weight in trained.network.get_submodule(classifier_name(trained.network)).parameters():
+            weight.div_(temperature)
+    if not torch.allclose(_logits(trained, images), wanted, rtol=1e-3, atol=1e-4):
+        raise RunError(f"{trained.card.config.model.name} cannot be calibrated: its last layer is not linear")
+    return {"split": "val", "samples": len(seen.label), "temperature": temperature}
 
 
 class Deployed(nn.Module):
@@ -175,6 +214,13 @@ def _write_onnx(trained: TrainedModel, facts: dict[str, Any], out: Path) -> floa
         parts = [images[:1], *_parts(images[1:])]
         answers = [session.run(["probabilities"], {"image": part.numpy()})[0] for part in parts]
         return _within(PARITY, wanted, np.concatenate(answers), out)
+
+
+@torch.inference_mode()
+def _logits(trained: TrainedModel, images: Tensor) -> Tensor:
+    network = trained.network.eval()
+    parts = _parts(normalise(images, trained.card.mean, trained.card.std))
+    return torch.cat([network(part) for part in parts])
 
 
 @torch.inference_mode()

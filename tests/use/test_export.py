@@ -22,7 +22,7 @@ from ferdist.evaluation.model import load_trained
 from ferdist.evaluation.records import read_results
 from ferdist.models import weights
 from ferdist.training.run import run
-from ferdist.use.export import PARITY, Deployed
+from ferdist.use.export import PARITY, ROUNDING, Deployed
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,46 @@ def test_weights_say_where_they_are_from(trained_run: Path, exported: Path) -> N
     stored = read_results(trained_run / "results.json").evaluations
     assert [v["accuracy"] for v in facts["val"]] == [one.accuracy for one in stored]
     assert str(trained_run.parent) not in json.dumps(facts)  # whose machine it was is nobody's business
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", pytest.param(".onnx", marks=pytest.mark.slow)])
+def test_calibrated_probabilities_fit_val_best(trained_run: Path, tmp_path: Path, suffix: str) -> None:
+    """No other temperature gives val's labels a higher likelihood."""
+    out = tmp_path / f"calibrated{suffix}"
+    assert main(["export", str(trained_run), "--calibrated", "--out", str(out)]) == 0
+    faces = synthesize(420, seed=1)
+    val = np.flatnonzero(faces.split == SPLITS.index("val"))
+    images, label = faces.images[val], faces.labels[val]
+    if suffix == ".onnx":
+        session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+        given = session.run(None, {"image": images})[0]
+        facts = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    else:
+        given, facts = _probabilities(str(out), images), weights.read(out)[1]
+    assert facts["calibration"]["samples"] == len(val)
+    assert not any("ece" in entry for entry in facts["val"])
+    scaled = _probabilities(str(trained_run), images) ** (1 / facts["calibration"]["temperature"])
+    assert np.abs(given - scaled / scaled.sum(1, keepdims=True)).max() < ROUNDING
+
+    def loss(temperature: float) -> float:
+        logits = np.log(given) / temperature
+        return float(np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(len(label)), label]))
+
+    assert loss(1.0) <= min(loss(0.9), loss(1.1))
+
+
+def test_only_a_run_can_be_calibrated(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(exported), "--calibrated", "--out", str(tmp_path / "x.safetensors")]) == 1
+    assert "no predictions on val" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def _probabilities(model: str, images: np.ndarray) -> np.ndarray:
+    trained = load_trained(model, None, torch.device("cpu"))
+    with torch.inference_mode():
+        return Deployed(trained.network, trained.card)(torch.from_numpy(images)).numpy()
 
 
 def test_exported_weights_are_evaluated_like_the_run(
