@@ -120,19 +120,24 @@ def has_copy(beton: Beton, index: Integers, split: str, holdout: Holdout) -> npt
 
 
 def ways(
-    whole: Predictions, beton: Beton, copied: npt.NDArray[np.bool_] | None
+    whole: Predictions,
+    beton: Beton,
+    copied: npt.NDArray[np.bool_] | None,
+    agreed: npt.NDArray[np.bool_] | None = None,
 ) -> dict[tuple[str, str], Predictions]:
     """Predictions for images as they are, in each way in which they are scored, by subset and unit.
 
     Args:
         whole: for N samples.
         beton: the data.
-        copied: samples that the subset ``no_copies`` leaves out, bool (N,); None for ``all`` alone.
+        copied: samples that the subset ``no_copies`` leaves out, bool (N,); None for no such subset.
+        agreed: samples of the subset ``majority``, bool (N,); None for no such subset.
 
     Returns:
         Per ``image`` and, where all samples belong to one, per ``sequence``; a subset may be empty.
     """
-    subsets = {"all": whole} if copied is None else {"all": whole, "no_copies": whole.select(~copied)}
+    chosen = {"no_copies": None if copied is None else ~copied, "majority": agreed}
+    subsets = {"all": whole} | {name: whole.select(s) for name, s in chosen.items() if s is not None}
     found = {}
     for subset, part in subsets.items():
         found[subset, "image"] = part

@@ -23,6 +23,8 @@ OCCLUSION: Final = "occlusion"
 """Folder inside ``predictions/`` for those under the occlusion benchmark."""
 CONDITIONS: Final = ("data", "beton_sha256", "split", "fold", "inner_fold", "tta", "checkpoint")
 """What all evaluations of one occlusion benchmark share; also the keys of its summary and comparisons."""
+OF_SPLIT: Final = ("all", "no_copies", "majority")
+"""Subsets of a split that are no published list's."""
 
 Rate = Annotated[float, Meta(ge=0, le=1)] | None
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
@@ -83,7 +85,7 @@ class EvaluationKey:
         tta: views of each image.
         checkpoint: ``best``, ``last`` or a path.
         occlusion: what covered the faces; only its cell counts in comparisons.
-        subset: of the split's samples: ``all``, ``no_copies``, or a published list's name.
+        subset: of the split's samples: one of ``OF_SPLIT``, or a published list's name.
         unit: ``image`` or ``sequence``.
     """
 
@@ -119,8 +121,8 @@ class EvaluationKey:
         parts += [] if self.inner_fold is None else [f"inner{self.inner_fold}"]
         parts += [] if self.tta == "none" else [self.tta]
         parts.append(Path(self.checkpoint).stem)
-        listed = self.subset.removesuffix("no_copies").removesuffix("_")
-        parts += [] if listed in ("", "all") else [listed]
+        listed = self.subset.removesuffix("_no_copies")
+        parts += [] if listed in OF_SPLIT else [listed]
         return (f"{OCCLUSION}/" if self.occlusion else "") + "-".join(parts) + ".npz"
 
 

@@ -23,7 +23,7 @@ from ferdist.evaluation.external import load_model
 from ferdist.evaluation.model import CHOSEN, UNKNOWN, UNUSED, USED, ScoredModel
 from ferdist.evaluation.predict import Scorer
 from ferdist.evaluation.predictions import Predictions, place_of
-from ferdist.evaluation.records import Evaluation, EvaluationKey, read_results
+from ferdist.evaluation.records import OF_SPLIT, Evaluation, EvaluationKey, read_results
 from ferdist.evaluation.robustness import Summary, benchmark_scores, compare_benchmarks
 from ferdist.io import write_text, writing
 from ferdist.reporting.page import Chart, Content, Section, render
@@ -225,7 +225,7 @@ def _row(entry: Entry, clean: Evaluation, key: EvaluationKey, beton: Beton, devi
             "image",
             None,
         )
-        if plain and one.subset not in ("all", "no_copies") and not one.subset.endswith("_no_copies"):
+        if plain and one.subset not in OF_SPLIT and not one.subset.endswith("_no_copies"):
             real[one.subset] = one
     model = entry.model
     rate = _rate(model.scorer(beton, device, key.tta), beton, device)

@@ -14,6 +14,7 @@ TTA: Final = {"none": "one view", "flip": "image and mirror image", "ten-crop": 
 SUBSETS: Final = {
     "all": "all",
     "no_copies": "without copies",
+    "majority": "those with a majority",
     "occluded": "really occluded",
     "occluded_no_copies": "really occluded, without copies",
     "turned": "turned by more than 30°",

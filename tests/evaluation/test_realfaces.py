@@ -155,6 +155,20 @@ def test_eight_classes_are_scored_by_the_lists_labels(tiny: Callable[..., Config
     assert shared[differing].tolist() == [pair.occluded[5]]
 
 
+def test_the_most_voted_class_scores_all_and_those_with_a_majority(
+    tiny: Callable[..., Config], pair: Pair
+) -> None:
+    """One run gives both of the scores that are published for FERPlus, from one file of predictions."""
+    folder, entries = evaluated(tiny, pair, "data.labels=ferplus-voted")
+    whole = Predictions.load(folder / "fer2013-test-best.npz")
+    kept = whole.index != pair.occluded[4]
+    assert (~kept).sum() == 1
+    assert entries["all"]["samples"] == len(kept) == entries["majority"]["samples"] + 1
+    assert entries["majority"]["accuracy"] == pytest.approx(whole.correct()[kept].mean())
+    assert entries["majority"]["predictions"] == entries["all"]["predictions"] == "fer2013-test-best.npz"
+    assert "occluded_majority" not in entries
+
+
 # RAF-DB and AffectNet
 
 

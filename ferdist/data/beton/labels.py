@@ -22,11 +22,14 @@ class Labels:
         label: int64 (N,), what a sample is scored by; -1 where it has no such label and is left out.
         targets: float32 (N, K), what is learned: one-hot or the share of each class; rows sum to 1, or are
             zero where there is nothing to learn from.
+        agreed: bool (N,), where the annotators have a majority; None where all that is scored has one, or no
+            votes are known.
     """
 
     classes: tuple[str, ...]
     label: Integers
     targets: npt.NDArray[np.float32]
+    agreed: npt.NDArray[np.bool_] | None = None
 
     def learnable(self, indices: Integers) -> Integers:
         """Those of the samples that can be trained on."""
@@ -64,8 +67,9 @@ def labels_of(beton: Beton, kind: str) -> Labels:
         except DataError as error:
             raise DataError(f"{beton.path}: {error}") from None
         classes, label = FERPLUS_CLASSES, votes.majority
-        if kind != "ferplus-majority":
-            label = votes.voted if kind == "ferplus-voted" else label
+        if kind == "ferplus-voted":
+            return Labels(classes, votes.voted, votes.distribution, label >= 0)
+        if kind == "ferplus-soft":
             return Labels(classes, label, votes.distribution)
     one_hot = np.eye(len(classes) + 1, len(classes), dtype=np.float32)[label]  # -1 picks the row of zeros
     return Labels(classes, label, one_hot)

@@ -58,6 +58,8 @@ def test_votes_are_learned_as_shares_and_scored_by_their_majority(voted: Beton) 
     by_most_votes = labels_of(voted, "ferplus-voted")
     assert by_most_votes.label.tolist() == [1, 1, -1, 6]
     assert np.array_equal(by_most_votes.targets, labels.targets)
+    assert by_most_votes.agreed is not None
+    assert by_most_votes.agreed.tolist() == [True, False, False, True]
 
 
 def test_without_votes_the_way_to_get_them_is_named(faces: Make, write: Write) -> None:
