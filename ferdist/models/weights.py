@@ -17,7 +17,7 @@ SUFFIX: Final = ".safetensors"
 LIMIT: Final = 2**13 * MIB
 """Largest file of weights that is read: above a thousand million parameters in fp32."""
 SHIPPED: Final = Path(__file__).parent.parent / "weights"
-SHORT_NAMES: Final = {"fer2013": "fer2013_resnet18_cbam"}
+SHORT_NAMES: Final = {"fer2013": "fer2013_resnet18_cbam", "ferplus": "ferplus_resnet18_cbam"}
 
 
 def shipped() -> list[str]:

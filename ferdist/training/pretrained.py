@@ -28,7 +28,7 @@ def load_pretrained(network: nn.Module, source: str | None) -> None:
     Args:
         network: a fresh network.
         source: ``imagenet``, the path of a run folder or of a .safetensors file, the name of shipped weights
-            (``fer2013`` is short for ``fer2013_resnet18_cbam``), or None.
+            (``fer2013`` and ``ferplus`` are short for them), or None.
 
     Raises:
         ConfigError: if the weights are not available or do not fit.
