@@ -124,6 +124,8 @@ def ways(
     beton: Beton,
     copied: npt.NDArray[np.bool_] | None,
     agreed: npt.NDArray[np.bool_] | None = None,
+    *,
+    part: str = "all",
 ) -> dict[tuple[str, str], Predictions]:
     """Predictions for images as they are, in each way in which they are scored, by subset and unit.
 
@@ -131,16 +133,20 @@ def ways(
         whole: for N samples.
         beton: the data.
         copied: samples that the subset ``no_copies`` leaves out, bool (N,); None for no such subset.
-        agreed: samples of the subset ``majority``, bool (N,); None for no such subset.
+        agreed: the labels' own, of which the subset ``majority`` is made; None for no such subset.
+        part: what the samples are: ``all`` of a split, or those of a published list, by its subset.
 
     Returns:
         Per ``image`` and, where all samples belong to one, per ``sequence``; a subset may be empty.
     """
-    chosen = {"no_copies": None if copied is None else ~copied, "majority": agreed}
-    subsets = {"all": whole} | {name: whole.select(s) for name, s in chosen.items() if s is not None}
+    subsets = {part: whole}
+    if copied is not None:
+        subsets["no_copies" if part == "all" else f"{part}_no_copies"] = whole.select(~copied)
+    if agreed is not None and part == "all":  # a list has labels of its own
+        subsets["majority"] = whole.select(agreed[whole.index])
     found = {}
-    for subset, part in subsets.items():
-        found[subset, "image"] = part
+    for subset, rows in subsets.items():
+        found[subset, "image"] = rows
         if (beton.sequence[whole.index] >= 0).all():
-            found[subset, "sequence"] = by_sequence(part, beton.sequence[part.index])
+            found[subset, "sequence"] = by_sequence(rows, beton.sequence[rows.index])
     return found

@@ -30,7 +30,6 @@ from ferdist.evaluation.predictions import Predictions, check_same_samples
 from ferdist.evaluation.realfaces import ListedFaces, listed_faces, lists_of_data
 from ferdist.evaluation.records import (
     OCCLUSION,
-    OF_SPLIT,
     Damage,
     Evaluation,
     EvaluationKey,
@@ -274,16 +273,11 @@ class Scoring:
         copied = has_copy(beton, index, split, self.holdout) if learned else None
         cluster = cluster_of(beton, index)
         agreed = self.data.labels.agreed
-        if part == "all":
-            names = {name: name for name in OF_SPLIT}
-            agreed = None if agreed is None else agreed[index]
-        else:
-            names, agreed = {"all": part, "no_copies": f"{part}_no_copies"}, None
         found = []
-        for (subset, unit), rows in ways(predictions, beton, copied, agreed).items():
+        for (subset, unit), rows in ways(predictions, beton, copied, agreed, part=part).items():
             if len(rows.index):  # else every sample has a copy
                 scores = score(rows, cluster[np.searchsorted(index, rows.index)])
-                one = self._evaluation(replace(self.key, subset=names[subset], unit=unit), scores)
+                one = self._evaluation(replace(self.key, subset=subset, unit=unit), scores)
                 found.append(replace(one, listed=listed))
         return found
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ferdist.config import Config, differences
 from ferdist.data.beton import Beton, labels_of
+from ferdist.data.namelists import SUBSETS
 from ferdist.errors import RunError
 from ferdist.evaluation import metrics
 from ferdist.evaluation.data import has_copy, key_of, ways
@@ -40,27 +41,33 @@ class SavedRun:
         """Its seed, and the fold that it is scored on."""
         return self.config.seed, self.config.data.holdout.scored_fold
 
-    def key(self, beton: Beton, split: str, tta: str) -> EvaluationKey:
-        """Of the run's evaluation on a split of its data."""
-        return key_of(beton, split, self.config.data.holdout, tta, default_checkpoint(self.config))
+    def key(self, beton: Beton, split: str, tta: str, part: str = "all") -> EvaluationKey:
+        """Of the run's evaluation on a split of its data, or on a published list's part of it."""
+        checkpoint = default_checkpoint(self.config)
+        return replace(key_of(beton, split, self.config.data.holdout, tta, checkpoint), subset=part)
 
-    def path(self, beton: Beton, split: str, tta: str) -> Path:
+    def path(self, beton: Beton, split: str, tta: str, part: str = "all") -> Path:
         """Where the run's predictions are, or would be."""
-        return self.folder.predictions / self.key(beton, split, tta).predictions_name(own_data=True)
+        return self.folder.predictions / self.key(beton, split, tta, part).predictions_name(own_data=True)
 
-    def predictions(self, beton: Beton, split: str, tta: str) -> Predictions:
+    def predictions(self, beton: Beton, split: str, tta: str, part: str = "all") -> Predictions:
         """The saved predictions for a split, which is the fold's samples where a fold is held out.
 
         Raises:
-            RunError: if they are missing, or not one for each sample.
+            RunError: if they are missing, or not one for each sample; of a list, if one is for another split.
         """
-        path, data = self.path(beton, split, tta), self.config.data
+        path, data = self.path(beton, split, tta, part), self.config.data
         found = Predictions.load(path)
-        expected = labels_of(beton, data.labels).scorable(beton.indices(split, data.holdout))
-        if not np.array_equal(found.index, expected) or found.beton_sha256 != beton.manifest.sha256:
+        expected = beton.indices(split, data.holdout)
+        if part == "all":
+            expected = labels_of(beton, data.labels).scorable(expected)
+            fitting = np.array_equal(found.index, expected)
+        else:
+            fitting = bool(np.isin(found.index, expected).all())
+        if not fitting or found.beton_sha256 != beton.manifest.sha256:
             _, fold = self.seed_fold
-            part = split if fold is None else f"fold {fold}"
-            raise RunError(f"{path}: not the predictions for {part} of {beton.path}: train it again")
+            where = split if fold is None else f"fold {fold}"
+            raise RunError(f"{path}: not the predictions for {where} of {beton.path}: train it again")
         return found
 
 
@@ -139,24 +146,41 @@ def read_runs(runs: Sequence[Path], beton: Beton) -> list[SavedRun]:
 def pools(runs: Sequence[SavedRun], beton: Beton, split: str, tta: str) -> Iterator[Pool]:
     """What runs of one config say of a split, in all `data.ways`; without copies only where there are any.
 
+    Faces of a published list are pooled over the runs that were evaluated with it.
+
     Raises:
-        RunError: if a run has no predictions for it.
+        RunError: if a run has no predictions for the split, or a list was not the same for all.
     """
-    if not runs:
-        return
+    for part in ("all", *SUBSETS):
+        scored = [run for run in runs if part == "all" or run.path(beton, split, tta, part).exists()]
+        if scored:
+            yield from _pools_of(scored, beton, split, tta, part)
+
+
+def _pools_of(runs: Sequence[SavedRun], beton: Beton, split: str, tta: str, part: str) -> Iterator[Pool]:
     together = replace(runs[0].key(beton, split, tta), fold=None, inner_fold=None)
-    parts: dict[SeedFold, dict[tuple[str, str], Predictions]] = {}
+    found: dict[SeedFold, dict[tuple[str, str], Predictions]] = {}
     copies = False
     for run in runs:
-        whole = run.predictions(beton, split, tta)
+        whole = run.predictions(beton, split, tta, part)
+        listed = found.get(runs[0].seed_fold, {}).get((part, "image"), whole)
+        if part != "all" and not np.array_equal(whole.index, listed.index):
+            raise RunError(
+                f"{run.path(beton, split, tta, part)}: of {len(whole.index)} faces, "
+                f"{runs[0].path(beton, split, tta, part)} of {len(listed.index)}: "
+                "evaluate both with the same list"
+            )
         copied = has_copy(beton, whole.index, split, run.config.data.holdout)
         copies |= bool(copied.any())
-        parts[run.seed_fold] = ways(whole, beton, copied)
-    for subset, unit in parts[runs[0].seed_fold]:
-        if (subset == "all" or copies) and all((subset, unit) in part for part in parts.values()):
+        agreed = labels_of(beton, run.config.data.labels).agreed
+        found[run.seed_fold] = ways(whole, beton, copied, agreed, part=part)
+    for subset, unit in found[runs[0].seed_fold]:
+        if subset.endswith("no_copies") and not copies:
+            continue
+        if all((subset, unit) in of_run for of_run in found.values()):
             pool = Pool(
                 **vars(replace(together, subset=subset, unit=unit)),
-                parts={number: part[subset, unit] for number, part in parts.items()},
+                parts={number: of_run[subset, unit] for number, of_run in found.items()},
                 seed_runs=len(folds_of(beton, runs[0].config)) or 1,
             )
             yield replace(pool, scores=over_seeds(pool.complete(), beton))

@@ -178,6 +178,7 @@ def _rows(groups: Mapping[tuple[str, str], list[tuple[str, str, Evaluation]]]) -
         for name, start, one in rows:
             assert one.listed is not None  # `real_faces_table` has chosen them
             by_list |= one.listed.labels == "list"
+            score = "measured" if one.seeds == 1 else f"measured, mean of {one.seeds} seeds"
             yield {
                 "Faces": faces,
                 "Model": name,
@@ -187,7 +188,7 @@ def _rows(groups: Mapping[tuple[str, str], list[tuple[str, str, Evaluation]]]) -
                 "Names met": Number(f"{one.listed.met:,} of {one.listed.names:,}"),
                 "Lines": count(one.listed.lines),
                 "Views": one.tta if one.tta != "none" else None,
-                "Score": "measured" if one.listed.labels == "list" else "measured, by the data's labels",
+                "Score": score if one.listed.labels == "list" else f"{score}, by the data's labels",
                 "Started from": start or None,
             }
         known = [system for system in REAL_FACES if by_list and (data, subset) in system.accuracy]

@@ -34,7 +34,7 @@ def pooled_run(network: Network) -> Run | None:
         remarks[f"{len(network.open_runs)} of {total} runs are unfinished and left out."] = None
     if len(runs) == 1 and not network.folds:
         return replace(runs[0], name=network.name, remarks=tuple(remarks))
-    plain = [_plain(network, number) for number in range(len(network.measured))]
+    plain = [_plain(network, number, runs) for number in range(len(network.measured))]
     predictions = {one.predictions: seeds for one, seeds in plain}
     covered: list[Evaluation] = []
     try:
@@ -54,13 +54,16 @@ def pooled_run(network: Network) -> Run | None:
     )
 
 
-def _plain(network: Network, number: int) -> tuple[Evaluation, tuple[Predictions, ...]]:
+def _plain(network: Network, number: int, runs: Sequence[Run]) -> tuple[Evaluation, tuple[Predictions, ...]]:
     """A pool as an evaluation, with the predictions of each seed that it is computed from."""
     pool = network.measured[number]
+    entries = (one for run in runs for one in run.evaluations)
+    listed = next((one.listed for one in entries if one.listed and one.key == pool.key), None)
     seeds = tuple(pool.complete().values()) or tuple(join(parts) for parts in pool.by_seed().values())
     interval = None if pool.scores is None else tuple(pool.scores["accuracy_ci95"])
     folds = len(next(iter(pool.by_seed().values()))) if network.folds else 0
-    return _evaluation(pool.key, seeds, interval, f"pooled/{number}", folds), seeds
+    one = _evaluation(pool.key, seeds, interval, f"pooled/{number}", folds)
+    return replace(one, listed=listed), seeds
 
 
 def _evaluation(

@@ -109,16 +109,14 @@ def of_networks(folders: Sequence[Path], album: Album) -> Content:
             sections += build_sections(pooled, album, group.data if several else "")
         runs += [replace(run, name=f"{group.data}/{run.name}") if several else run for run in pooled]
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
-    return Content(title, headlines, remarks_on(runs), sections, table1.networks_markdown(groups))
+    text = table1.networks_markdown(groups) + _real_faces_markdown(runs)
+    return Content(title, headlines, remarks_on(runs), sections, text)
 
 
 def table1_markdown(runs: Sequence[Run]) -> str:
     """table1.md: the runs side by side, and the protocol that their scores were measured under."""
     lines = ["# Table 1", "", "Rates in percent.", "", main_table(runs, protocol=True).markdown()]
-    faces = measured_table(runs)
-    if faces.rows:
-        lines += [f"## {faces.caption}", "", faces.markdown()]
-    lines += ["## Protocol", ""]
+    lines += [_real_faces_markdown(runs) + "## Protocol", ""]
     for run in runs:
         main = run.main
         how = "no evaluation"
@@ -126,6 +124,11 @@ def table1_markdown(runs: Sequence[Run]) -> str:
             how = f"{selection(run, main)}; {TTA.get(main.tta, main.tta)} per image"
         lines.append(f"- {escape(run.name)}: {escape(f'{how}; {scorings(run.test_scorings)}')}.")
     return "\n".join([*lines, "", *(f"- {escape(sentence)}" for sentence in DEFINITIONS), ""])
+
+
+def _real_faces_markdown(runs: Sequence[Run]) -> str:
+    faces = measured_table(runs)
+    return f"## {faces.caption}\n\n{faces.markdown()}\n" if faces.rows else ""
 
 
 def _group_headline(data: str, runs: Sequence[Run]) -> Markup:

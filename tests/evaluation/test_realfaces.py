@@ -22,11 +22,13 @@ from ferdist.data.namelists import LISTED_CLASSES, NameList, read_name_list
 from ferdist.data.rawformats import write_fer2013_csv
 from ferdist.data.record import FER2013_CLASSES, SPLITS, FaceDataset, Integers
 from ferdist.data.synthetic import synthesize
-from ferdist.errors import DataError
+from ferdist.errors import DataError, RunError
 from ferdist.evaluation.predictions import Predictions
 from ferdist.evaluation.published import REAL_FACES, real_faces_table
 from ferdist.evaluation.realfaces import ListedFaces, listed_faces, lists_of_data
 from ferdist.evaluation.records import read_results
+from ferdist.reporting.networks import load_networks
+from ferdist.reporting.pooled import pooled_run
 from ferdist.training.run import run
 from tests.data.field import (
     AFFECTNET_NUMBERS,
@@ -167,6 +169,41 @@ def test_the_most_voted_class_scores_all_and_those_with_a_majority(
     assert entries["majority"]["accuracy"] == pytest.approx(whole.correct()[kept].mean())
     assert entries["majority"]["predictions"] == entries["all"]["predictions"] == "fer2013-test-best.npz"
     assert "occluded_majority" not in entries
+
+
+def test_seeds_are_pooled_on_the_lists_and_by_majority(
+    tiny: Callable[..., Config], pair: Pair, tmp_path: Path
+) -> None:
+    runs, single = [], []
+    for seed in (0, 1):
+        run_dir = tmp_path / f"seed-{seed}"
+        _, entries = evaluated(
+            tiny, pair, "data.labels=ferplus-voted", f"seed={seed}", f"run_dir={run_dir}", "model.width=8"
+        )
+        runs.append(run_dir)
+        single.append(entries)
+    (network,) = load_networks(runs)
+    pooled = pooled_run(network)
+    assert pooled is not None
+    found = {one.subset: one for one in pooled.evaluations if one.split == "test"}
+    assert found.keys() == single[0].keys() - {"turned_no_copies"}, "none of the turned faces has a copy"
+    assert found.keys() >= {"all", "no_copies", "majority", "occluded", "occluded_no_copies", "turned"}
+    for subset, one in found.items():
+        each = [entries[subset] for entries in single]
+        assert one.accuracy == pytest.approx(np.mean([entry["accuracy"] for entry in each]))
+        assert (one.seeds, one.samples) == (2, each[0]["samples"])
+        assert (one.listed and vars(one.listed)) == each[0].get("listed")
+    table = real_faces_table([("both", "random weights", found["occluded"])])
+    assert table.rows[0][table.head.index("Score")] == "measured, mean of 2 seeds"
+
+    fewer = tmp_path / "fewer.txt"
+    fewer.write_bytes(pair.occluded_list.read_bytes().partition(b"\n")[2])
+    command = ["evaluate", str(runs[1]), "--split", "test", "--occluded-list", str(fewer), "--device", "cpu"]
+    assert main(command) == 0
+    with pytest.raises(
+        RunError, match=r"seed-1.*of 9 faces, .*seed-0.* of 10: evaluate both with the same list"
+    ):
+        load_networks(runs)
 
 
 # RAF-DB and AffectNet
