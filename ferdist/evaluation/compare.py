@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from ferdist.data.record import Integers
-from ferdist.evaluation.metrics import accuracy_interval
+from ferdist.evaluation.metrics import accuracy_interval, seeds_intervals
 from ferdist.evaluation.predictions import Predictions, check_same_samples
 
 
@@ -24,12 +24,14 @@ class Difference:
 
     Attributes:
         accuracy: difference of the accuracies, each the mean over the network's seeds; -1 to 1.
-        interval: 95 % interval of it, a bootstrap over the clusters.
+        interval: 95 % interval of it, a bootstrap over the clusters: these models on other samples.
+        seeds_interval: that of `metrics.seeds_intervals`: other seeds, too; None unless both have several.
         p: of the paired permutation test, see `permutation_p`.
     """
 
     accuracy: float
     interval: tuple[float, float]
+    seeds_interval: tuple[float, float] | None
     p: float
 
 
@@ -56,13 +58,17 @@ def compare_networks(
     """
     for other in (*first, *second):
         check_same_samples(first[0], other)
-    hits = [np.stack([p.correct() for p in network]).sum(axis=0) for network in (first, second)]
+    correct = [np.stack([p.correct() for p in network]) for network in (first, second)]
+    hits = [of_network.sum(axis=0) for of_network in correct]
     # A common denominator keeps the differences whole, and the test exact.
     difference: Integers = hits[0] * len(second) - hits[1] * len(first)
     share = difference / (len(first) * len(second))
+    several = min(len(first), len(second)) > 1
+    rows = [of_network[:, None].astype(np.float64) for of_network in correct]
     return Difference(
         accuracy=float(share.mean()),
         interval=accuracy_interval(share, cluster),
+        seeds_interval=seeds_intervals(rows[0], rows[1], cluster)[0] if several else None,
         p=permutation_p(difference, cluster),
     )
 

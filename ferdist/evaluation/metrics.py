@@ -77,12 +77,48 @@ def accuracy_intervals(
     correct: npt.NDArray[np.bool_] | npt.NDArray[np.float64], cluster: Integers
 ) -> list[tuple[float, float]]:
     """As `accuracy_interval` for M rows, ``correct`` (M, N), with the same resamples for all of them."""
+    return _percentiles(_resampled_means(correct, cluster))
+
+
+def seeds_intervals(
+    first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], cluster: Integers
+) -> list[tuple[float, float]]:
+    """95 % intervals of the differences of two networks that cover other seeds as well as other clusters.
+
+    Clusters and, of each network, seeds are resampled independently (Owen, The pigeonhole bootstrap, Annals
+    of Applied Statistics 1, 2007). Of n seeds n - 1 are drawn, so that the variance of their mean is unbiased
+    (Rao and Wu, JASA 83, 1988). With as few seeds as trainings have, it is a rough interval.
+
+    Args:
+        first, second: float64 (S, M, N), S the number of seeds, 2 or more, which may differ: of each seed, M
+            rows as for `accuracy_intervals`.
+        cluster: int64 (N,), the subject or copy group of each sample.
+
+    Returns:
+        For each of the M rows, of the first network's mean over the seeds minus the second's.
+    """
+    rows = first.shape[1]
+    together = np.concatenate([first, second]).reshape(-1, first.shape[2])
+    means = _resampled_means(together, cluster).reshape(RESAMPLES, -1, rows)
+    rng = np.random.default_rng(1)
+    of_networks = []
+    for of_network in np.split(means, [len(first)], axis=1):
+        seeds = of_network.shape[1]
+        drawn = rng.integers(0, seeds, (RESAMPLES, seeds - 1, 1))
+        of_networks.append(np.take_along_axis(of_network, drawn, axis=1).mean(axis=1))
+    return _percentiles(of_networks[0] - of_networks[1])
+
+
+def _resampled_means(
+    correct: npt.NDArray[np.bool_] | npt.NDArray[np.float64], cluster: Integers
+) -> npt.NDArray[np.float64]:
+    """Means of M rows over each of the bootstrap's resamples of the clusters, float64 (RESAMPLES, M)."""
     _, group = np.unique(cluster, return_inverse=True)
     sizes = np.bincount(group).astype(float)
     sums = np.array([np.bincount(group, weights=row) for row in correct])
     clusters = len(sizes)
     if clusters < 2:
-        return [(float(mean), float(mean)) for mean in sums.sum(axis=1) / sizes.sum()]
+        return np.tile(sums.sum(axis=1) / sizes.sum(), (RESAMPLES, 1))
     rng = np.random.default_rng(0)
     means = []
     for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):
@@ -91,7 +127,11 @@ def accuracy_intervals(
         times = np.bincount(drawn.ravel(), minlength=RESAMPLES_AT_ONCE * clusters)
         weights = times.reshape(-1, clusters).astype(np.float64)
         means.append((weights @ sums.T) / (weights @ sizes)[:, None])
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5], axis=0)
+    return np.concatenate(means)
+
+
+def _percentiles(means: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
 

@@ -12,7 +12,7 @@ from ferdist.augment.kinds import KINDS, SEEN, UNSEEN_KIND, UNSEEN_SIZE
 from ferdist.data.record import Integers
 from ferdist.errors import RunError
 from ferdist.evaluation.benchmark import Cell
-from ferdist.evaluation.metrics import accuracy_intervals
+from ferdist.evaluation.metrics import accuracy_intervals, seeds_intervals
 from ferdist.evaluation.predictions import Predictions, check_same_samples, joined_checksum, place_of
 from ferdist.evaluation.records import Damage, Evaluation, EvaluationKey, conditions_of
 
@@ -27,12 +27,17 @@ def correct_share(seeds: Sequence[Predictions]) -> npt.NDArray[np.float64]:
     Raises:
         RunError: if the seeds' samples, cells or images differ.
     """
+    return np.asarray(_correct(seeds).mean(axis=0))
+
+
+def _correct(seeds: Sequence[Predictions]) -> npt.NDArray[np.float64]:
+    """Whether each seed recognises each sample under each cell, float64 (S, M, N)."""
     first = seeds[0]
     for seed in seeds[1:]:
         check_same_samples(first, seed)
         if (seed.cells, seed.checksums) != (first.cells, first.checksums):
             raise RunError("the seeds were evaluated under different occlusion: evaluate all of them alike")
-    return np.asarray(np.mean([seed.correct() for seed in seeds], axis=0, dtype=float))
+    return np.array([seed.correct() for seed in seeds], dtype=float)
 
 
 def mean_intervals(
@@ -134,8 +139,9 @@ def compare_benchmarks(owns: Sequence[Predictions], references: Sequence[Predict
     Returns:
         ``cells``; ``mean_corruption_error`` (the mean of the kinds' `corruption_error`, 1 where the two are
         alike, less where the model is better; None where one of them is), ``difference`` of the accuracies
-        (own - reference, mean over the kinds) with its paired 95 % interval ``difference_ci95``; and
-        ``kinds`` with ``cells``, ``corruption_error``, ``difference`` and ``difference_ci95`` of each.
+        (own - reference, mean over the kinds) with its paired 95 % interval ``difference_ci95`` and, where
+        both have several seeds, ``seeds_ci95`` of `metrics.seeds_intervals`; and ``kinds`` with ``cells``,
+        ``corruption_error``, ``difference`` and its intervals of each.
 
     Raises:
         RunError: if samples, labels or images differ, or there is no common cell.
@@ -154,21 +160,26 @@ def compare_benchmarks(owns: Sequence[Predictions], references: Sequence[Predict
                 f"the images of {cell.kind} {cell.severity} {cell.fill} differ between the runs: evaluate "
                 "both with this version; the fill mean is that of a run's training data, see --fills"
             )
-    hits, reference_hits = correct_share(owns)[mine], correct_share(references)[theirs]
-    gains: list[npt.NDArray[np.float64]] = []
+    hits = _correct(owns)[:, mine], _correct(references)[:, theirs]
+    by_kind: list[list[npt.NDArray[np.float64]]] = [[], []]
     kinds: dict[str, Summary] = {}
     for kind in dict.fromkeys(cell.kind for cell in cells):
-        of_kind = np.array([cell.kind == kind for cell in cells])
-        right, reference_right = hits[of_kind], reference_hits[of_kind]
-        gains.append(right.mean(axis=0) - reference_right.mean(axis=0))
-        ce = corruption_error(1 - right.mean(axis=1), 1 - reference_right.mean(axis=1))
-        kinds[kind] = {"cells": len(right), "corruption_error": ce}
-    errors = [kind["corruption_error"] for kind in kinds.values()]
-    total: Summary = {"cells": len(cells), "mean_corruption_error": None if None in errors else _mean(errors)}
-    rows = np.array([*gains, np.mean(gains, axis=0)])
-    intervals = accuracy_intervals(rows, _cluster(own))
-    for found, row, interval in zip((*kinds.values(), total), rows, intervals, strict=True):
-        found |= {"difference": float(row.mean()), "difference_ci95": list(interval)}
+        of_kind = [rows[:, [cell.kind == kind for cell in cells]] for rows in hits]
+        errors = [1 - rows.mean(axis=(0, 2)) for rows in of_kind]
+        kinds[kind] = {"cells": len(errors[0]), "corruption_error": corruption_error(*errors)}
+        for known, rows in zip(by_kind, of_kind, strict=True):
+            known.append(rows.mean(axis=1))
+    ratios = [kind["corruption_error"] for kind in kinds.values()]
+    total: Summary = {"cells": len(cells), "mean_corruption_error": None if None in ratios else _mean(ratios)}
+    shares = [np.stack([*rows, np.mean(rows, axis=0)], axis=1) for rows in by_kind]
+    gains = shares[0].mean(axis=0) - shares[1].mean(axis=0)
+    intervals = accuracy_intervals(gains, _cluster(own))
+    for found, gain, interval in zip((*kinds.values(), total), gains, intervals, strict=True):
+        found |= {"difference": float(gain.mean()), "difference_ci95": list(interval)}
+    if min(len(owns), len(references)) > 1:
+        wider = seeds_intervals(shares[0], shares[1], _cluster(own))
+        for found, interval in zip((*kinds.values(), total), wider, strict=True):
+            found["seeds_ci95"] = list(interval)
     return {**total, "kinds": kinds}
 
 

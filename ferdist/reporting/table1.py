@@ -241,6 +241,7 @@ def _pair_row(pair: Pair) -> Cells:
         "Scored on": f"{pair.first.folds} folds" if pair.first.folds else pair.split,
         "Difference": points(pair.difference.accuracy, DIGITS),
         "95 % interval": points_interval(pair.difference.interval, DIGITS),
+        "With seeds": points_interval(seeds, DIGITS) if (seeds := pair.difference.seeds_interval) else None,
         "p": p_value(pair.difference.p),
         "p, Holm": p_value(pair.p_holm),
         "Only first / only second": only,
@@ -257,6 +258,11 @@ def pair_sentences(pairs: Sequence[Pair]) -> Iterator[str]:
         "Difference: accuracy of the first minus that of the second, in points, each the mean over the "
         f"network's seeds. The interval is a bootstrap over {unit}s."
     )
+    if any(pair.difference.seeds_interval for pair in pairs):
+        yield (
+            f"With seeds: the interval if seeds are resampled as well as {unit}s, so that it covers other "
+            "trainings, too; with few seeds it is rough."
+        )
     yield (
         "p: exact paired permutation test, two-sided, over all exchanges of the two networks by "
         f"{unit}. Holm: adjusted for the {count(len(pairs), 'pair')} of this table."

@@ -11,7 +11,7 @@ from scipy.stats import binomtest, kstest
 
 from ferdist.errors import RunError
 from ferdist.evaluation.compare import compare_networks, holm, mcnemar, permutation_p
-from ferdist.evaluation.metrics import accuracy_interval
+from ferdist.evaluation.metrics import accuracy_interval, seeds_intervals
 from tests.evaluation.conftest import answers
 
 
@@ -92,6 +92,9 @@ def test_seeds_are_averaged_and_their_number_may_differ() -> None:
     opposite = compare_networks(second, first, by_subject)
     assert opposite.accuracy == pytest.approx(-result.accuracy)
     assert opposite.p == result.p
+    assert compare_networks(first[:1], second, by_subject).seeds_interval is None, "one seed has no spread"
+    rows = [np.array([[p.correct()] for p in network], float) for network in (first, second)]
+    assert result.seeds_interval == seeds_intervals(rows[0], rows[1], by_subject)[0]
 
 
 def test_the_interval_is_the_bootstrap_of_the_difference() -> None:

@@ -84,3 +84,25 @@ def test_several_predictions_are_scored_as_one_by_one() -> None:
 
 def test_one_cluster_gives_no_spread() -> None:
     assert metrics.accuracy_interval(np.array([True, False]), np.array([7, 7])) == (0.5, 0.5)
+
+
+def test_an_interval_with_seeds_has_the_variance_of_both() -> None:
+    """Where each sample's and each seed's effect are known and add up."""
+    drawn = np.random.default_rng(0)
+    cluster = np.arange(400)
+    of_samples = drawn.normal(0, 1, 400)
+    seeds = [drawn.normal(0, 0.2, (12, 1, 1)), drawn.normal(0, 0.1, (8, 1, 1))]
+    first, second = 0.3 + of_samples + seeds[0], seeds[1] + np.zeros(400)
+    ((low, high),) = metrics.seeds_intervals(first, second, cluster)
+    variance = of_samples.var() / 400 + sum(of.var(ddof=1) / len(of) for of in seeds)
+    assert high - low == pytest.approx(2 * 1.96 * variance**0.5, rel=0.04)
+    assert (low + high) / 2 == pytest.approx(first.mean() - second.mean(), abs=0.01)
+
+
+def test_seeds_that_agree_leave_the_interval_over_samples() -> None:
+    drawn = np.random.default_rng(0)
+    cluster = np.repeat(np.arange(50), 4)
+    rows = drawn.random((2, 3, 200))
+    first, second = (np.repeat(row[None], 3, axis=0) for row in rows)
+    expected = np.array(metrics.accuracy_intervals(rows[0] - rows[1], cluster))
+    np.testing.assert_allclose(metrics.seeds_intervals(first, second, cluster), expected, atol=1e-12)

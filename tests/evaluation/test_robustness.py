@@ -114,6 +114,10 @@ def test_seeds_are_averaged_before_they_are_compared() -> None:
     seeds = [answers([row], cells, [0, 1, 2, 3]) for row in ([1, 0, 1, 1], [1, 1, 0, 1])]
     other = answers([[1, 0, 0, 0]], cells, [0, 1, 2, 3])
     assert robustness.correct_share(seeds).tolist() == [[1, 0.5, 0.5, 1]]
-    assert compare_benchmarks(seeds, [other])["difference"] == pytest.approx(0.5)
+    found = compare_benchmarks(seeds, [other])
+    assert found["difference"] == pytest.approx(0.5)
+    assert "seeds_ci95" not in found, "the reference has one seed"
+    low, high = compare_benchmarks(seeds, [other, other])["kinds"]["mask"]["seeds_ci95"]
+    assert low < found["difference_ci95"][0] < 0.5 < found["difference_ci95"][1] <= high
     with pytest.raises(RunError, match="the seeds were evaluated under different occlusion"):
         compare_benchmarks([seeds[0], replace(seeds[1], checksums=("other",))], [other])

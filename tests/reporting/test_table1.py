@@ -308,6 +308,12 @@ def test_runs_are_compared_by_config_and_seeds_are_averaged(
     assert pair.split == "test"
     first, second = (accuracy_on_test(beton, network.model) for network in (pair.first, pair.second))
     assert pair.difference.accuracy == pytest.approx(first - second)
+    text = table1_of(seeds)
+    head, row = cells_of(text, "First"), cells_of(text, "resnet18", column=1)
+    low, high = map(float, row[head.index("95 % interval")].split(" to "))
+    wider_low, wider_high = map(float, row[head.index("With seeds")].split(" to "))
+    assert wider_low < low < high < wider_high
+    assert "so that it covers other trainings" in text
     write_report(runs["resnet18"], tmp_path / "same")
     text = (tmp_path / "same" / "table1.md").read_text()
     assert (

@@ -214,6 +214,7 @@ def _differences(covered: Covered) -> tuple[list[Cells], list[str]]:
                 "Kind": kind_label(kind),
                 "Difference": points(found["difference"]),
                 "Paired 95 % interval": points_interval(found["difference_ci95"]),
+                "With seeds": points_interval(found["seeds_ci95"]) if "seeds_ci95" in found else None,
                 "Corruption error %": percent(found["corruption_error"]),
             }
             for kind, found in (*comparison["kinds"].items(), ("mean", mean))
