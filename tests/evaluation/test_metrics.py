@@ -106,3 +106,33 @@ def test_seeds_that_agree_leave_the_interval_over_samples() -> None:
     first, second = (np.repeat(row[None], 3, axis=0) for row in rows)
     expected = np.array(metrics.accuracy_intervals(rows[0] - rows[1], cluster))
     np.testing.assert_allclose(metrics.seeds_intervals(first, second, cluster), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "share", "with_seeds", "without"),
+    [(2, 3.0, 0.82, 0.46), (3, 1.0, 0.93, 0.83), (3, 3.0, 0.88, 0.46), (5, 3.0, 0.92, 0.46)],
+)
+def test_how_often_an_interval_covers_the_difference_of_two_methods(
+    seeds: int, share: float, with_seeds: float, without: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two methods that are equal, in 400 made-up experiments; the expected figures are those of 1,500.
+
+    Args:
+        share: the seeds' part of the difference's standard deviation over the samples' part.
+        with_seeds, without: how often the interval with seeds, and that over samples alone, has 0 in it.
+    """
+    monkeypatch.setattr(metrics, "RESAMPLES", 1000)
+    drawn = np.random.default_rng(0)
+    samples, experiments = 200, 400
+    cluster = np.arange(samples)
+    of_seed = share * np.sqrt(seeds / (2 * samples))
+    covering = np.zeros(2)
+    for _ in range(experiments):
+        effects = drawn.normal(0, of_seed, (2, seeds, 1, 1))
+        first, second = drawn.normal(0, 1, samples) + effects[0], np.zeros(samples) + effects[1]
+        intervals = (
+            metrics.seeds_intervals(first, second, cluster)[0],
+            metrics.accuracy_interval((first - second).mean(axis=(0, 1)), cluster),
+        )
+        covering += [low < 0 < high for low, high in intervals]
+    assert covering / experiments == pytest.approx([with_seeds, without], abs=0.05)
