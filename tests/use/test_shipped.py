@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import pytest
 import torch
 
 from ferdist.evaluation.model import load_trained
 from ferdist.models import weights
+from ferdist.reporting.load import load_run, predictions_of
 from tests.conftest import ROOT
+
+PREDICTIONS = ROOT / "docs" / "results"
 
 
 def test_each_data_set_has_its_weights() -> None:
@@ -31,3 +36,22 @@ def test_every_shipped_file_is_small_and_has_a_card_with_its_facts(name: str) ->
     assert len(card.classes) == card.task.classes
     assert card.config.model.name in name
     assert card.config.model.gate == ("sigmoid" if name.startswith("fer2013") else "unit")
+
+
+@pytest.mark.parametrize("name", weights.shipped())
+def test_the_figures_of_a_card_follow_from_the_predictions_that_come_with_it(name: str) -> None:
+    run = load_run(PREDICTIONS / name)
+    page = (weights.SHIPPED / f"{name}.md").read_text(encoding="utf-8")
+    whole = {one.tta: one for one in run.evaluations if one.subset == "all"}
+    assert whole.keys() == {"none", "flip"}
+    for one in whole.values():
+        predictions = predictions_of(run, one)
+        assert predictions is not None
+        assert one.accuracy == predictions.correct().mean()
+        assert f"{100 * one.accuracy:.2f} %" in page
+    record, file = run.content["environment"]["training"], weights.SHIPPED / f"{name}.safetensors"
+    assert record["weights_sha256"] == sha256(file.read_bytes()).hexdigest()
+
+
+def test_the_predictions_are_small() -> None:
+    assert sum(path.stat().st_size for path in PREDICTIONS.rglob("*") if path.is_file()) <= 1e6
