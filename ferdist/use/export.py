@@ -80,7 +80,8 @@ def facts_of(trained: TrainedModel, model: str) -> dict[str, Any]:
     if trained.weights is not None:
         return weights.read(trained.weights)[1]
     config = trained.card.config
-    data = replace(config.data, path=Path(config.data.path).name, stage="")
+    teachers = ",".join(Path(one.strip()).name for one in config.data.soft_labels.split(","))
+    data = replace(config.data, path=Path(config.data.path).name, soft_labels=teachers, stage="")
     pretrained = config.model.pretrained
     net = replace(config.model, pretrained=None if pretrained is None else Path(pretrained).name)
     card = replace(

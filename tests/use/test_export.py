@@ -22,7 +22,7 @@ from ferdist.evaluation.model import load_trained
 from ferdist.evaluation.records import read_results
 from ferdist.models import weights
 from ferdist.training.run import run
-from ferdist.use.export import PARITY, ROUNDING, Deployed
+from ferdist.use.export import PARITY, ROUNDING, Deployed, facts_of
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +191,16 @@ def test_shipped_weights_are_found_by_name(
     began = load_trained(start.run_dir, None, torch.device("cpu")).network.state_dict()
     kept, _ = weights.read(exported)
     assert torch.allclose(began["fc.weight"], kept["fc.weight"].float(), atol=1e-4)
+
+
+def test_no_path_of_the_trainers_machine_is_exported(trained_run: Path) -> None:
+    trained = load_trained(str(trained_run), None, torch.device("cpu"))
+    config = trained.card.config
+    data = replace(config.data, soft_labels="/a/one.npz, /b/two.npz", stage="/scratch")
+    card = replace(trained.card, config=replace(config, data=data))
+    facts = facts_of(replace(trained, card=card), str(trained_run))
+    assert "/" not in json.dumps(facts["config"])
+    assert facts["config"]["data"]["soft_labels"] == "one.npz,two.npz"
 
 
 def test_what_cannot_be_exported_leaves_nothing(
