@@ -35,7 +35,7 @@ def test_every_shipped_file_is_small_and_has_a_card_with_its_facts(name: str) ->
     card = load_trained(name, None, torch.device("cpu")).card
     assert len(card.classes) == card.task.classes
     assert card.config.model.name in name
-    assert card.config.model.gate == ("sigmoid" if name.startswith("fer2013") else "unit")
+    assert card.config.model.gate == "unit"
 
 
 @pytest.mark.parametrize("name", weights.shipped())
