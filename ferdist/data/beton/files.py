@@ -38,6 +38,12 @@ def part(path: Path, suffix: str) -> Path:
     return arriving if arriving.exists() else settled
 
 
+def has_part(path: Path, suffix: str) -> bool:
+    """Whether a part of the set of ``X.beton`` exists, even if it moves to its place meanwhile."""
+    settled = path.with_suffix(suffix)
+    return (_arriving(path) / settled.name).exists() or settled.exists()
+
+
 def _arriving(path: Path) -> Path:
     """The folder of a set that is valid and whose files still move to their places."""
     return path.with_name(f".{path.stem}.new")

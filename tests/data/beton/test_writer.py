@@ -21,6 +21,7 @@ from ffcv.writer import DatasetWriter
 
 from ferdist.data.audit import Pixels, audit
 from ferdist.data.beton import Manifest, open_beton, stage_beton, write_beton, writer
+from ferdist.data.beton import files as beton_files
 from ferdist.data.record import Decoded
 from ferdist.errors import DataError
 from ferdist.io import sha256
@@ -295,6 +296,28 @@ def test_kills_and_readers_while_a_set_is_replaced_all_the_time(
         process.join()
         assert open_beton(path, checksum=True).label.tolist() in labels
     write(sets[0])
+    assert files(tmp_path) == SET
+
+
+def test_a_set_that_moves_while_a_reader_looks_for_it(
+    faces: Make, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move, exists = beton_files._move, Path.exists
+    with monkeypatch.context() as patch:
+        patch.setattr(beton_files, "_move", lambda path: None)
+        path = write(faces(50))
+    assert files(tmp_path / ".faces.new") == SET
+
+    def exists_and_then_not(self: Path) -> bool:
+        there = exists(self)
+        if there and self.name == "faces.json":
+            patch.undo()
+            move(path)
+        return there
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", exists_and_then_not)
+        assert len(open_beton(path).label) == 50
     assert files(tmp_path) == SET
 
 
