@@ -38,12 +38,6 @@ def part(path: Path, suffix: str) -> Path:
     return arriving if arriving.exists() else settled
 
 
-def has_part(path: Path, suffix: str) -> bool:
-    """Whether a part of the set of ``X.beton`` exists, even if it moves to its place meanwhile."""
-    settled = path.with_suffix(suffix)
-    return (_arriving(path) / settled.name).exists() or settled.exists()
-
-
 def _arriving(path: Path) -> Path:
     """The folder of a set that is valid and whose files still move to their places."""
     return path.with_name(f".{path.stem}.new")
@@ -54,6 +48,7 @@ def open_parts(path: Path) -> Iterator[dict[str, BufferedReader]]:
     """The files of one set, by their endings, even while another set takes its place.
 
     Raises:
+        FileNotFoundError: if one is missing, and has not just moved.
         OSError: if one cannot be opened or is not a regular file.
         DataError: if the set is replaced again and again.
     """

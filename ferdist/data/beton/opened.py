@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ferdist.data.beton.files import PARTS, Identity, has_part, identity, open_parts
+from ferdist.data.beton.files import Identity, identity, open_parts
 from ferdist.data.beton.layout import CODES, read_records
 from ferdist.data.beton.manifest import Manifest, count_parts, read_samples
 from ferdist.data.folds import HOLDOUT, Holdout
@@ -164,10 +164,6 @@ def open_beton(path: Path, *, checksum: bool = False) -> Beton:
             raise DataError(f"{path}: this is a folder; give the .beton file in it")
         if path.suffix != ".beton":
             raise DataError(f"{path}: not a beton by its name; give the file that ends in .beton")
-        if not has_part(path, ".beton"):
-            raise DataError(f"{path}: there is no such file; make it with `ferdist prepare`")
-        for suffix in PARTS:
-            check(has_part(path, suffix), f"{path.with_suffix(suffix).name} is not beside it")
         with open_parts(path) as files:
             file = identity(os.fstat(files[".beton"].fileno()))
             manifest = Manifest.parse(files[".json"].read(), path.with_suffix(".json"))
@@ -180,6 +176,11 @@ def open_beton(path: Path, *, checksum: bool = False) -> Beton:
             records = read_records(files[".beton"], path, manifest.image_shape, manifest.samples)
             whole = not checksum or sha256(files[".beton"]) == manifest.sha256
             check(whole, "its sha256 is not the manifest's: damaged, or of another set")
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        if missing == path.name:
+            raise DataError(f"{path}: there is no such file; make it with `ferdist prepare`") from error
+        raise DataError(f"{path}: {missing} is not beside it; {_PAIR}") from error
     except OSError as error:
         raise DataError(f"{error.filename or path}: cannot read it: {error.strerror}") from error
     label, split, subject, fold, index = (
