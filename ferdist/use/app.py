@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -387,10 +388,8 @@ def serve(
             )
         except OSError:
             raise RunError(f"port {port} of {HOST} is in use: give another with --port") from None
-        print(f"{address} (end with Ctrl-C)", flush=True)
-        with suppress(KeyboardInterrupt):
-            import threading
-
+        with suppress(KeyboardInterrupt):  # from the line that names Ctrl-C on
+            print(f"{address} (end with Ctrl-C)", flush=True)
             threading.Event().wait()
 
 

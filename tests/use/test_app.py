@@ -152,6 +152,35 @@ def served(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     assert list(place.iterdir()) == []
 
 
+INTERRUPTED = """
+import builtins, signal, sys
+from ferdist.cli import main
+
+def shown(*words, _print=print, **options):
+    _print(*words, **options)
+    signal.raise_signal(signal.SIGINT)
+
+builtins.print = shown
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_instant_in_which_the_address_appears(trained_run: Path) -> None:
+    pytest.importorskip("gradio", reason="needs Gradio: pip install '.[app]'")
+    arguments = ["app", str(trained_run), "--no-browser", "--port", str(free_port())]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.stdout.endswith("(end with Ctrl-C)\n")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
