@@ -31,8 +31,20 @@ def identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def part(path: Path, suffix: str) -> Path:
-    """Where a part of the set of ``X.beton`` lies."""
+def open_part(path: Path, suffix: str) -> BufferedReader:
+    """One file of the set of ``X.beton``, even while it moves to its place.
+
+    Raises:
+        FileNotFoundError: if it is missing.
+        OSError: if it cannot be opened or is not a regular file.
+    """
+    try:
+        return open_untrusted(_place(path, suffix), PARTS[suffix])
+    except FileNotFoundError:
+        return open_untrusted(_place(path, suffix), PARTS[suffix])  # it may have moved between the looks
+
+
+def _place(path: Path, suffix: str) -> Path:
     settled = path.with_suffix(suffix)
     arriving = _arriving(path) / settled.name
     return arriving if arriving.exists() else settled
@@ -48,23 +60,13 @@ def open_parts(path: Path) -> Iterator[dict[str, BufferedReader]]:
     """The files of one set, by their endings, even while another set takes its place.
 
     Raises:
-        FileNotFoundError: if one is missing, and has not just moved.
-        OSError: if one cannot be opened or is not a regular file.
+        OSError: as `open_part`.
         DataError: if the set is replaced again and again.
     """
     for _ in range(_TRIES):
         with ExitStack() as stack:
-            places = {suffix: part(path, suffix) for suffix in PARTS}
-            try:
-                files = {
-                    suffix: stack.enter_context(open_untrusted(places[suffix], limit))
-                    for suffix, limit in PARTS.items()
-                }
-            except FileNotFoundError:
-                if all(part(path, suffix) == there for suffix, there in places.items()):
-                    raise
-                continue  # it has just moved
-            if all(_is_at(part(path, suffix), file) for suffix, file in files.items()):
+            files = {suffix: stack.enter_context(open_part(path, suffix)) for suffix in PARTS}
+            if all(_is_at(_place(path, suffix), file) for suffix, file in files.items()):
                 yield files
                 return
     raise DataError(f"{path}: it is being replaced all the time; wait for `ferdist prepare` to end")

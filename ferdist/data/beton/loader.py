@@ -26,12 +26,11 @@ from ffcv.loader import Loader, epoch_iterator
 from ffcv.loader.epoch_iterator import EpochIterator
 from torch import Tensor
 
-from ferdist.data.beton.files import PARTS, Identity, identity, part
+from ferdist.data.beton.files import Identity, identity, open_part
 from ferdist.data.beton.layout import CODES, Layout
 from ferdist.data.beton.opened import Beton
 from ferdist.data.record import Integers
 from ferdist.errors import DataError, RunError
-from ferdist.io import open_untrusted
 
 LARGE: Final = 2**30
 """Bytes of a beton from which images are asked for before they are read: memory may not hold it."""
@@ -297,11 +296,8 @@ def _unpinned() -> Iterator[None]:
 
 def _ffcv_loader(beton: Beton, batch_size: int, workers: int) -> Any:
     """FFCV's loader for image, label and index."""
-    try:
-        _check_same(part(beton.path, ".beton").stat(), beton.file, beton.path)
+    with _opened(beton.path, beton.file):
         loader = copy.copy(_compiled_loader(beton.path, beton.file, workers))
-    except FileNotFoundError:
-        raise _replaced(beton.path) from None
     reader, layout = loader.reader, Layout(beton.manifest.image_shape, len(beton.label))
     columns = {"image": layout.pointers(), **{name: getattr(beton, name) for name in CODES[:4]}}
     if reader.alloc_table.tobytes() != layout.table() or not all(
@@ -313,9 +309,16 @@ def _ffcv_loader(beton: Beton, batch_size: int, workers: int) -> Any:
     return loader
 
 
-def _check_same(status: os.stat_result, file: Identity, path: Path) -> None:
-    if identity(status) != file:
-        raise _replaced(path)
+@contextmanager
+def _opened(path: Path, file: Identity) -> Iterator[int]:
+    """The descriptor of this very file, whatever has its name later."""
+    try:
+        with open_part(path, ".beton") as beton:
+            if identity(os.fstat(beton.fileno())) != file:
+                raise _replaced(path)
+            yield beton.fileno()
+    except FileNotFoundError:
+        raise _replaced(path) from None
 
 
 def _replaced(path: Path) -> DataError:
@@ -332,10 +335,9 @@ def _compiled_loader(path: Path, file: Identity, workers: int) -> Any:
     pipelines |= {"image": [NDArrayDecoder()], "label": [IntDecoder()], "index": [IntDecoder()]}
     torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
     try:
-        with open_untrusted(part(path, ".beton"), PARTS[".beton"]) as beton:
-            _check_same(os.fstat(beton.fileno()), file, path)
+        with _opened(path, file) as descriptor:
             loader = Loader(
-                f"/proc/self/fd/{beton.fileno()}",  # this very file, whatever now has its name
+                f"/proc/self/fd/{descriptor}",
                 batch_size=1,  # of each copy, see above
                 num_workers=min(workers, numba_threads),  # numba refuses more than it has
                 os_cache=True,

@@ -16,10 +16,9 @@ import pandas as pd
 from msgspec import Meta
 
 from ferdist.data.audit import Pixels, Summary
-from ferdist.data.beton.files import part
+from ferdist.data.beton.files import open_part
 from ferdist.data.record import NAME, SPLITS, Count, FaceDataset, Integers, named
 from ferdist.errors import DataError
-from ferdist.io import read_untrusted
 
 SCHEMA: Final = 1
 SAMPLE_COLUMNS: Final = {
@@ -176,7 +175,8 @@ class Manifest:
                 holds a value of the wrong type.
         """
         try:
-            return cls.parse(read_untrusted(part(path, ".json")), path)
+            with open_part(path, ".json") as file:
+                return cls.parse(file.read(), path)
         except OSError as error:
             raise DataError(f"{path}: cannot read the manifest: {error.strerror}; {_AGAIN}") from error
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import socket
 import stat
+from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 
-from ferdist.data.beton.files import part
+from ferdist.data.beton.files import open_part, open_parts
+from ferdist.data.beton.manifest import Manifest
 from ferdist.data.beton.opened import open_beton
 from ferdist.errors import ConfigError, DataError
-from ferdist.io import atomic_path, sha256
+from ferdist.io import MIB, atomic_path, sha256
 
 
 def stage_beton(path: Path, folder: str) -> Path:
@@ -32,13 +36,16 @@ def stage_beton(path: Path, folder: str) -> Path:
         ConfigError: if a variable in ``folder`` is not set on this host.
         DataError: if the beton is not whole, or the copy cannot be written. Nothing unfinished is left then.
     """
-    manifest = open_beton(path).manifest
-    copy, host = staged_path(path, folder), socket.gethostname()
-    digests = {
-        ".beton": manifest.sha256,
-        ".samples.csv": manifest.samples_sha256,
-        ".json": sha256(part(path, ".json")),
-    }
+    open_beton(path)
+    with open_parts(path) as files:
+        return _copied(files, path, folder)
+
+
+def _copied(files: Mapping[str, BufferedReader], path: Path, folder: str) -> Path:
+    host, text = socket.gethostname(), files[".json"].read()
+    manifest, content = Manifest.parse(text, path.with_suffix(".json")), hashlib.sha256(text).hexdigest()
+    copy = _copy_path(path, folder, content)
+    digests = {".beton": manifest.sha256, ".samples.csv": manifest.samples_sha256, ".json": content}
     if not copy.parent.parent.is_dir():
         raise DataError(
             f"{copy.parent.parent}: data.stage is not a folder on {host}: make it, or name another"
@@ -51,7 +58,7 @@ def stage_beton(path: Path, folder: str) -> Path:
             for leftover in copy.parent.glob(".*.tmp"):  # of a process that died while it copied
                 leftover.unlink()
             for suffix, digest in digests.items():
-                _copy_file(part(path, suffix), copy.with_suffix(suffix), digest)
+                _copy_file(path.with_suffix(suffix), files[suffix], copy.with_suffix(suffix), digest)
     except OSError as error:
         raise DataError(
             f"{copy}: data.stage cannot make this copy on {host}: {error.strerror}: "
@@ -70,13 +77,17 @@ def staged_path(path: Path, folder: str) -> Path:
     Raises:
         ConfigError: if one of them is not set.
     """
+    with open_part(path, ".json") as file:
+        return _copy_path(path, folder, sha256(file))
+
+
+def _copy_path(path: Path, folder: str, content: str) -> Path:
     place = os.path.expandvars(folder)
     if "$" in place:
         raise ConfigError(
             f"data.stage is {folder!r}: a variable in it is not set on {socket.gethostname()}: "
             "set it, or name a folder"
         )
-    content = sha256(part(path, ".json"))
     return Path(place) / f"ferdist-{os.getuid()}-{content[:16]}" / path.name
 
 
@@ -94,11 +105,13 @@ def _check_own(folder: Path) -> None:
         )
 
 
-def _copy_file(origin: Path, copy: Path, digest: str) -> None:
+def _copy_file(origin: Path, file: BufferedReader, copy: Path, digest: str) -> None:
     if copy.is_file() and sha256(copy) == digest:
         return
     with atomic_path(copy) as temporary:
-        shutil.copyfile(origin, temporary)
+        file.seek(0)
+        with temporary.open("wb") as target:
+            shutil.copyfileobj(file, target, MIB)
         if sha256(temporary) != digest:
             raise DataError(
                 f"{origin}: this, or its copy in {copy.parent}, is damaged: the copy's sha256 is wrong: "

@@ -299,8 +299,20 @@ def test_kills_and_readers_while_a_set_is_replaced_all_the_time(
     assert files(tmp_path) == SET
 
 
+@pytest.mark.parametrize(
+    "reader",
+    [
+        lambda path: len(open_beton(path).label),
+        lambda path: Manifest.load(path.with_suffix(".json")).samples,
+    ],
+    ids=["open", "manifest"],
+)
 def test_a_set_that_moves_while_a_reader_looks_for_it(
-    faces: Make, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reader: Callable[[Path], int],
+    faces: Make,
+    write: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     move, exists = beton_files._move, Path.exists
     with monkeypatch.context() as patch:
@@ -317,7 +329,7 @@ def test_a_set_that_moves_while_a_reader_looks_for_it(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "exists", exists_and_then_not)
-        assert len(open_beton(path).label) == 50
+        assert reader(path) == 50
     assert files(tmp_path) == SET
 
 
