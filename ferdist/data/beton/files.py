@@ -21,6 +21,8 @@ from ferdist.io import MIB, TEXT_LIMIT, held, open_untrusted, scratch_folder, sy
 PARTS: Final = {".beton": sys.maxsize, ".samples.csv": 1024 * MIB, ".json": TEXT_LIMIT}
 """Endings of the files of a set, with the most bytes that are read of each."""
 
+PAIR: Final = "copy the .json and .samples.csv that belong to it, or run `ferdist prepare` again"
+"""What to do about a set that does not belong together."""
 _TRIES: Final = 10
 
 Identity = tuple[int, int, int, int]
@@ -60,15 +62,23 @@ def open_parts(path: Path) -> Iterator[dict[str, BufferedReader]]:
     """The files of one set, by their endings, even while another set takes its place.
 
     Raises:
-        OSError: as `open_part`.
-        DataError: if the set is replaced again and again.
+        DataError: if one is missing, cannot be opened or read, or is not a regular file, or if the set is
+            replaced again and again.
     """
-    for _ in range(_TRIES):
-        with ExitStack() as stack:
-            files = {suffix: stack.enter_context(open_part(path, suffix)) for suffix in PARTS}
-            if all(_is_at(_place(path, suffix), file) for suffix, file in files.items()):
-                yield files
-                return
+    try:
+        for _ in range(_TRIES):
+            with ExitStack() as stack:
+                files = {suffix: stack.enter_context(open_part(path, suffix)) for suffix in PARTS}
+                if all(_is_at(_place(path, suffix), file) for suffix, file in files.items()):
+                    yield files
+                    return
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        if missing == path.name:
+            raise DataError(f"{path}: there is no such file; make it with `ferdist prepare`") from error
+        raise DataError(f"{path}: {missing} is not beside it; {PAIR}") from error
+    except OSError as error:
+        raise DataError(f"{error.filename or path}: cannot read it: {error.strerror}") from error
     raise DataError(f"{path}: it is being replaced all the time; wait for `ferdist prepare` to end")
 
 

@@ -6,21 +6,18 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ferdist.data.beton.files import Identity, identity, open_parts
+from ferdist.data.beton.files import PAIR, Identity, identity, open_parts
 from ferdist.data.beton.layout import CODES, read_records
 from ferdist.data.beton.manifest import Manifest, count_parts, read_samples
 from ferdist.data.folds import HOLDOUT, Holdout
 from ferdist.data.record import SPLITS, Integers, named
 from ferdist.errors import DataError
 from ferdist.io import sha256
-
-_PAIR: Final = "copy the .json and .samples.csv that belong to it, or run `ferdist prepare` again"
 
 
 @dataclass(frozen=True)
@@ -157,32 +154,24 @@ def open_beton(path: Path, *, checksum: bool = False) -> Beton:
 
     def check(right: bool, fault: str) -> None:
         if not right:
-            raise DataError(f"{path}: {fault}; {_PAIR}")
+            raise DataError(f"{path}: {fault}; {PAIR}")
 
-    try:
-        if path.is_dir():
-            raise DataError(f"{path}: this is a folder; give the .beton file in it")
-        if path.suffix != ".beton":
-            raise DataError(f"{path}: not a beton by its name; give the file that ends in .beton")
-        with open_parts(path) as files:
-            file = identity(os.fstat(files[".beton"].fileno()))
-            manifest = Manifest.parse(files[".json"].read(), path.with_suffix(".json"))
-            table = files[".samples.csv"].read()
-            same = hashlib.sha256(table).hexdigest() == manifest.samples_sha256
-            check(same, "the sha256 of its .samples.csv is not the manifest's: edited, or of another set")
-            samples = read_samples(table, path.with_suffix(".samples.csv"))
-            rows, classes = len(samples), len(manifest.classes)
-            check(rows == manifest.samples, f"its table has {rows} rows for {manifest.samples} samples")
-            records = read_records(files[".beton"], path, manifest.image_shape, manifest.samples)
-            whole = not checksum or sha256(files[".beton"]) == manifest.sha256
-            check(whole, "its sha256 is not the manifest's: damaged, or of another set")
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        if missing == path.name:
-            raise DataError(f"{path}: there is no such file; make it with `ferdist prepare`") from error
-        raise DataError(f"{path}: {missing} is not beside it; {_PAIR}") from error
-    except OSError as error:
-        raise DataError(f"{error.filename or path}: cannot read it: {error.strerror}") from error
+    if path.is_dir():
+        raise DataError(f"{path}: this is a folder; give the .beton file in it")
+    if path.suffix != ".beton":
+        raise DataError(f"{path}: not a beton by its name; give the file that ends in .beton")
+    with open_parts(path) as files:
+        file = identity(os.fstat(files[".beton"].fileno()))
+        manifest = Manifest.parse(files[".json"].read(), path.with_suffix(".json"))
+        table = files[".samples.csv"].read()
+        same = hashlib.sha256(table).hexdigest() == manifest.samples_sha256
+        check(same, "the sha256 of its .samples.csv is not the manifest's: edited, or of another set")
+        samples = read_samples(table, path.with_suffix(".samples.csv"))
+        rows, classes = len(samples), len(manifest.classes)
+        check(rows == manifest.samples, f"its table has {rows} rows for {manifest.samples} samples")
+        records = read_records(files[".beton"], path, manifest.image_shape, manifest.samples)
+        whole = not checksum or sha256(files[".beton"]) == manifest.sha256
+        check(whole, "its sha256 is not the manifest's: damaged, or of another set")
     label, split, subject, fold, index = (
         np.ascontiguousarray(records[name], dtype=np.int64) for name in CODES
     )

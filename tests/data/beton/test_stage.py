@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ferdist.data.beton import open_beton, stage_beton, staged_path, write_beton
+from ferdist.data.beton import open_beton, stage, stage_beton, staged_path, write_beton
 from ferdist.errors import ConfigError, DataError
 from tests.conftest import PATIENCE, ROOT
 from tests.data.beton import Make, Write
@@ -100,6 +100,32 @@ def test_a_damaged_beton_is_not_kept(faces: Make, write: Write, disk: Path) -> N
     with refused(rf"{re.escape(str(path))}: this, or its copy in .*, is damaged"):
         stage_beton(path, str(disk))
     assert [p.name for p in disk.rglob("*") if p.is_file()] == [".lock"]
+
+
+def test_a_set_that_is_replaced_while_it_is_copied(
+    faces: Make, write: Write, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(faces())
+    first, check = contents(path), stage._check_own
+
+    def replace_and_check(folder: Path) -> None:
+        write(faces(seed=1))
+        check(folder)
+
+    monkeypatch.setattr(stage, "_check_own", replace_and_check)
+    copy = stage_beton(path, str(disk))
+    assert contents(copy) == first
+    assert contents(path).keys() == first.keys()
+    assert contents(path) != first
+
+
+def test_a_set_that_goes_before_it_is_copied(
+    faces: Make, write: Write, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(faces())
+    monkeypatch.setattr(stage, "open_beton", lambda path: path.unlink())
+    with refused(r"faces\.beton: there is no such file"):
+        stage_beton(path, str(disk))
 
 
 def test_what_is_missing_is_named(faces: Make, write: Write, disk: Path, tmp_path: Path) -> None:
