@@ -62,10 +62,14 @@ def open_parts(path: Path) -> Iterator[dict[str, BufferedReader]]:
     """The files of one set, by their endings, even while another set takes its place.
 
     Raises:
-        DataError: if one is missing, cannot be opened or read, or is not a regular file, or if the set is
-            replaced again and again.
+        DataError: if ``path`` is no beton by its name, a file is missing, cannot be opened or read, or is not
+            regular, or the set is replaced again and again.
     """
     try:
+        if path.is_dir():
+            raise DataError(f"{path}: this is a folder; give the .beton file in it")
+        if path.suffix != ".beton":
+            raise DataError(f"{path}: not a beton by its name; give the file that ends in .beton")
         for _ in range(_TRIES):
             with ExitStack() as stack:
                 files = {suffix: stack.enter_context(open_part(path, suffix)) for suffix in PARTS}

@@ -156,10 +156,6 @@ def open_beton(path: Path, *, checksum: bool = False) -> Beton:
         if not right:
             raise DataError(f"{path}: {fault}; {PAIR}")
 
-    if path.is_dir():
-        raise DataError(f"{path}: this is a folder; give the .beton file in it")
-    if path.suffix != ".beton":
-        raise DataError(f"{path}: not a beton by its name; give the file that ends in .beton")
     with open_parts(path) as files:
         file = identity(os.fstat(files[".beton"].fileno()))
         manifest = Manifest.parse(files[".json"].read(), path.with_suffix(".json"))
