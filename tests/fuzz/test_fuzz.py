@@ -55,7 +55,7 @@ def fill_memory() -> None:
 def test_outcomes(
     read: Callable[[], object], outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = {"CPU_SECONDS": 0.3, "WALL_SECONDS": 1.0}  # for what hangs: a busy machine is as slow with the rest
+    short = {"CPU_SECONDS": 0.3, "WALL_SECONDS": 1.0}  # for hangs alone: a busy machine slows the rest, too
     for name, limit in (short if outcome == "hang" else {"GROWTH_LIMIT": 32 * 2**20}).items():
         monkeypatch.setattr(harness, name, limit)
     target = Target(lambda folder: None, lambda folder: (folder / "now").exists() and read())
