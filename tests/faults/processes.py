@@ -134,10 +134,13 @@ class Training:
 
     def stop_at_write(self) -> None:
         """Wait for a checkpoint that is being written, and hold the process there (SIGSTOP)."""
-        while not self._is_writing():
-            os.kill(self.pid, signal.SIGCONT)
+        while True:
             self.wait_until(self._is_writing, poll=0.0005)
-            os.kill(self.pid, signal.SIGSTOP)  # the write may have ended meanwhile
+            os.kill(self.pid, signal.SIGSTOP)
+            self.wait_until(lambda: _is_stopped(self.pid))
+            if self._is_writing():  # the write may have ended before it stopped
+                return
+            os.kill(self.pid, signal.SIGCONT)
 
     def _is_writing(self) -> bool:
         return any((self.folder / "checkpoints").glob(".step-*.pt.*.tmp"))
@@ -191,6 +194,11 @@ class Training:
         """End what still runs."""
         if any(process.poll() is None for process in self.processes):
             self.kill()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether every thread has stopped; the kernel lets a system call end first."""
+    return {_state(thread) for thread in Path(f"/proc/{pid}/task").iterdir()} == {"T"}
 
 
 def wait_until_gone(pids: Sequence[int]) -> None:
@@ -279,7 +287,12 @@ def children(pid: int) -> list[int]:
 
 
 def _alive(pid: int) -> bool:
+    return _state(Path(f"/proc/{pid}")) not in "ZX"
+
+
+def _state(process: Path) -> str:
+    """The state letter of a process or thread (proc(5)); X once it is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return (process / "stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return "X"
