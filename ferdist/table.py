@@ -98,6 +98,14 @@ def count(number: int, noun: str = "") -> Number:
     return Number(f"{number:,} {noun}{'' if number == 1 else 's'}" if noun else f"{number:,}")
 
 
+def short_count(number: int) -> Number:
+    """A number with three digits, in thousands, millions or thousand millions: ``312 M``."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= 0.9995 * size:  # rounds to one of this unit
+            return Number(f"{number / size:.3g} {unit}")
+    return Number(number)
+
+
 def escape(text: str) -> str:
     """Text that markdown shows as it is: no html, no table rules, one line."""
     text = printable(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")

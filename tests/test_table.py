@@ -1,6 +1,16 @@
 from __future__ import annotations
 
-from ferdist.table import MISSING, Number, Table, count, percent, percent_interval, points, points_interval
+from ferdist.table import (
+    MISSING,
+    Number,
+    Table,
+    count,
+    percent,
+    percent_interval,
+    points,
+    points_interval,
+    short_count,
+)
 
 
 def test_numbers_are_written_in_one_way() -> None:
@@ -9,6 +19,7 @@ def test_numbers_are_written_in_one_way() -> None:
     assert percent_interval((0.6, 0.651)) == "60.0–65.1"
     assert percent_interval(None) == MISSING
     assert (points(-0.01), points_interval((-0.02, 0.005), 2)) == ("-1.0", "-2.00 to +0.50")
+    assert [short_count(n) for n in (999, 16_094, 999_700, 312_086_452)] == ["999", "16.1 k", "1 M", "312 M"]
     assert (count(3589, "image"), count(1, "image"), count(1000)) == ("3,589 images", "1 image", "1,000")
 
 

@@ -30,7 +30,17 @@ from ferdist.reporting.page import Chart, Content, Section, render
 from ferdist.reporting.words import SUBSETS, TTA
 from ferdist.runtime.distributed import choose_device
 from ferdist.runtime.folder import RunFolder
-from ferdist.table import Number, Table, count, escape, percent, percent_interval, points, points_interval
+from ferdist.table import (
+    Number,
+    Table,
+    count,
+    escape,
+    percent,
+    percent_interval,
+    points,
+    points_interval,
+    short_count,
+)
 
 BATCH: Final = 64
 ROUNDS: Final = 3
@@ -398,7 +408,7 @@ def _cost_table(board: Board) -> Table:
             {
                 "Model": row.name,
                 **{
-                    name: None if number is None else _short(number)
+                    name: None if number is None else short_count(number)
                     for name, number in zip(names, row.cost, strict=True)
                 },
                 "Images/s": Number(f"{row.rate:,.0f}"),
@@ -443,11 +453,3 @@ def _curves(board: Board, kinds: Sequence[str]) -> list[Chart]:
 def _card(row: Row) -> str:
     facts = "; ".join(f"{topic}: {text.rstrip('.')}" for topic, text in row.about.items())
     return f"{row.name}. {facts[:1].upper()}{facts[1:]}."
-
-
-def _short(number: int) -> Number:
-    """Thousands, millions or thousand millions with three digits."""
-    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= size:
-            return Number(f"{number / size:.3g} {unit}")
-    return Number(number)

@@ -18,7 +18,7 @@ from ferdist.evaluation.pool import Pool, SavedRun, folds_of, pools, read_runs, 
 from ferdist.evaluation.predict import TTA, cluster_of
 from ferdist.evaluation.predictions import Predictions
 from ferdist.evaluation.records import read_results
-from ferdist.models import Task, build_model, is_reconstruction, parameter_count
+from ferdist.models import Task, build_model, is_reconstruction, multiply_adds, parameter_count
 from ferdist.reporting.load import precedence, telling_ends
 from ferdist.runtime.experiment import FILE, read_experiment
 from ferdist.runtime.folder import RunFolder
@@ -65,15 +65,19 @@ class Network:
         """What tables quote: the first pool that has a complete seed."""
         return next((pool for pool in self.measured if pool.scores is not None), None)
 
-    def parameters(self) -> int | None:
-        """Number of its trainable parameters; None where the network cannot be built here."""
+    def cost(self) -> tuple[int | None, int | None]:
+        """Its trainable parameters and multiply-adds for one image; None for what cannot be counted here."""
         image, classes = self.beton.manifest.image, labels_of(self.beton, self.config.data.labels).classes
         task = Task(image["channels"], image["height"], image["width"], len(classes))
         try:
             with torch.device("meta"):
-                return parameter_count(build_model(self.config.model, task, trust_code=False))
+                network = build_model(self.config.model, task, trust_code=False)
         except ConfigError:
-            return None
+            return None, None
+        try:
+            return parameter_count(network), multiply_adds(network, task)
+        except RuntimeError:  # an operation of another package's network that torch's meta device lacks
+            return parameter_count(network), None
 
     def reconstruction(self) -> bool | None:
         """Whether the network follows a description; None where it is not known here."""

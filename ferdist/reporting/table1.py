@@ -28,6 +28,7 @@ from ferdist.table import (
     percent_interval,
     points,
     points_interval,
+    short_count,
 )
 
 DIGITS: Final = 2
@@ -126,7 +127,7 @@ def published_table(group: DataGroup) -> Table:
 
 
 def _row(network: Network, published: float | None) -> Cells:
-    main, parameters = network.main, network.parameters()
+    main, (parameters, products) = network.main, network.cost()
     scores = main.scores if main and main.scores else {}
     accuracy = scores.get("accuracy", {})
     on_val = " (val)" if main and main.split == "val" and not network.folds else ""
@@ -138,6 +139,7 @@ def _row(network: Network, published: float | None) -> Cells:
         "Seed sd": percent(accuracy.get("sd"), DIGITS),
         "Seeds": Number(len(scores["seeds"]) if scores else MISSING),
         "Parameters": Number(MISSING) if parameters is None else count(parameters),
+        "Multiply-adds": Number(MISSING) if products is None else short_count(products),
         "Reconstruction": value_text(network.reconstruction()),
         "Protocol": protocol(network),
     }
@@ -148,7 +150,7 @@ def _absent(model: str, published: float) -> Cells:
     return {
         "Network": model,
         "Published": percent(published, DIGITS),
-        **dict.fromkeys(("Measured", "95 % interval", "Seed sd", "Seeds", "Parameters")),
+        **dict.fromkeys(("Measured", "95 % interval", "Seed sd", "Seeds", "Parameters", "Multiply-adds")),
         "Reconstruction": value_text(is_reconstruction(model)),
         "Protocol": "missing: not in this report",
     }
@@ -162,14 +164,12 @@ def protocol(network: Network) -> str:
     if main is None:
         return f"missing: {state}"
     epochs = count(network.config.train.epochs, "epoch")
-    picked = (
-        f"best of {epochs}" if default_checkpoint(network.runs[0].config) == "best" else f"last of {epochs}"
-    )
+    picked = f"{'best' if _picks_best(network) else 'last'} of {epochs}"
     if network.folds:
         words = f"{network.folds} folds by {_cluster_name(network)}, {picked}"
     elif main.split == "test":
-        words = f"test, {picked}{' on val' if picked.startswith('best') else ''}; {_scorings(network)}"
-    elif picked.startswith("best"):
+        words = f"test, {picked}{' on val' if _picks_best(network) else ''}; {_scorings(network)}"
+    elif _picks_best(network):
         words = f"val, which also picked the {picked}: biased upward"
     else:
         words = f"val, {picked}"
@@ -298,10 +298,10 @@ def protocol_sentences(group: DataGroup) -> Iterator[str]:
             "are pooled and scored once. This table rests on "
             f"{count(poolings, 'pooled run')}; if you quote it, state how many more were made."
         )
-    if any(not network.folds and network.main and network.main.split == "val" for network in measured):
-        yield (
-            "(val): the split on which the epoch was chosen, so the score is biased upward and cannot be "
-            "compared with a published one; test was not scored."
+    on_val = [one for one in measured if not one.folds and one.main and one.main.split == "val"]
+    if on_val:
+        yield "(val): a score of val, since test was not scored; do not compare it with a published one." + (
+            " Where val also picked the epoch, it is biased upward." if any(map(_picks_best, on_val)) else ""
         )
     often = [f"{one.name} ({one.test_scorings} times)" for one in networks if one.test_scorings > 1]
     if often:
@@ -316,6 +316,11 @@ def protocol_sentences(group: DataGroup) -> Iterator[str]:
 def p_value(p: float) -> Number:
     """A p-value with two significant digits."""
     return Number(f"{p:.1e}" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}")
+
+
+def _picks_best(network: Network) -> bool:
+    """Whether its runs are evaluated with the epoch that did best on val."""
+    return default_checkpoint(network.runs[0].config) == "best"
 
 
 def _cluster_name(network: Network) -> str:

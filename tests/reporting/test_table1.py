@@ -63,6 +63,7 @@ def write_experiment(
     missing: Collection[str] = (),
     masked: Mapping[str, Sequence[float]] | None = None,
     prefix: str = "synthetic/",
+    select: str = "auto",
 ) -> Path:
     """An experiment with a run for each network, seed and fold, as trainings leave it.
 
@@ -72,11 +73,13 @@ def write_experiment(
         missing: names of runs that were not started.
         masked: accuracies on faces with a mask, as `ferdist evaluate --occlusion` adds them.
         prefix: of the parts' names.
+        select: the epoch that is scored, as in ``train.select``.
     """
     folder.mkdir(parents=True)
     parts = {}
     for model in shares:
-        own = [f"data.path={beton.path}", "run_dir=x", f"model.name={model}", "model.width=8"]
+        own = [f"data.path={beton.path}", "run_dir=x", f"train.select={select}"]
+        own += [f"model.name={model}", "model.width=8"]
         config = shared_config(load_config(ROOT / "configs" / "base.yaml", own))
         parts[prefix and prefix + model] = Part(config, beton.manifest.sha256)
     seeds = range(max(map(len, shares.values())))
@@ -150,12 +153,13 @@ def test_a_grid_gives_pooled_scores_and_says_what_is_missing(kfold: Path) -> Non
     row = cells_of(text, r"resnet18\_cbam")
     assert row[1:3] == ["–", "85.00"], "the mean of 90 and 80 %"
     assert row[4:6] == ["7.07", "2"], "the deviation of 90 and 80 %"
-    assert row[7:9] == ["no", "10 folds by subject, last of 60 epochs"]
+    assert row[6:8] == ["178,975", "5.06 M"], "parameters and multiply-adds at width 8"
+    assert row[8:] == ["no", "10 folds by subject, last of 60 epochs"]
     low, high = map(float, row[3].split("–"))
     assert low < 85 < high
     row = cells_of(text, "resnet18")
     assert (row[2], row[4], row[5]) == ("70.00", "–", "1"), "the second seed is not complete"
-    assert row[8] == "10 folds by subject, last of 60 epochs; 19 of 20 runs finished"
+    assert row[9] == "10 folds by subject, last of 60 epochs; 19 of 20 runs finished"
     assert "seed 1, 9 of 10 folds" in text
     assert "This table rests on 3 pooled runs" in text
     assert "- synthetic/resnet18/fold-09-seed-1: not started" in text
@@ -172,7 +176,7 @@ def test_published_networks_without_a_figure_are_shown_as_missing(
     monkeypatch.setitem(PUBLISHED, "synthetic", PUBLISHED["ckplus"])
     text = table1_of(kfold)
     assert cells_of(text, r"resnet18\_cbam")[1:3] == ["96.12", "85.00"]
-    absent = ["mianet", "95.76", *["–"] * 5, "yes", "missing: not in this report"]
+    absent = ["mianet", "95.76", *["–"] * 6, "yes", "missing: not in this report"]
     assert cells_of(text, "mianet") == absent
     assert cells_of(text, "resnet18")[1] == "–", "the paper lacks it"
 
@@ -273,18 +277,29 @@ def test_a_second_scoring_of_test_is_marked(seeds: Path, beton: Beton) -> None:
     text = table1_of(seeds)
     row = cells_of(text, r"resnet18\_cbam")
     assert row[2] == f"{100 * accuracy_on_test(beton, 'resnet18_cbam'):.2f}"
-    assert row[8] == "test, best of 60 epochs on val; scored once"
-    assert cells_of(text, "resnet18")[8].endswith("SCORED 3 TIMES: not independent")
+    assert row[9] == "test, best of 60 epochs on val; scored once"
+    assert cells_of(text, "resnet18")[9].endswith("SCORED 3 TIMES: not independent")
     assert "Test was scored more than once by a run of resnet18 (3 times): no longer independent." in text
 
 
-def test_val_never_stands_for_test(beton: Beton, tmp_path: Path) -> None:
-    folder = write_experiment(beton, tmp_path / "one", {"resnet18": (0.5,)}, folds=[None], prefix="")
-    (folder / "seed-0" / "predictions" / "synthetic-test-best.npz").unlink()
+@pytest.mark.parametrize(
+    ("select", "protocol"),
+    [
+        ("best", "val, which also picked the best of 60 epochs: biased upward"),
+        ("last", "val, last of 60 epochs"),
+    ],
+)
+def test_val_never_stands_for_test(beton: Beton, tmp_path: Path, select: str, protocol: str) -> None:
+    folder = write_experiment(
+        beton, tmp_path / "one", {"resnet18": (0.5,)}, folds=[None], prefix="", select=select
+    )
+    (folder / "seed-0" / "predictions" / f"synthetic-test-{select}.npz").unlink()
     edit_results(folder / "seed-0", lambda results: results.update(test_scorings=0))
     text = table1_of(folder)
     row = next(row for row in text.splitlines() if "(val)" in row)
-    assert "val, which also picked the best of 60 epochs: biased upward" in row
+    assert row.endswith(f"| {protocol} |")
+    assert ("biased upward" in text) == (select == "best")
+    assert "- (val): a score of val, since test was not scored" in text
     assert row.startswith("| one |"), "an experiment of one config goes by its folder's name"
     assert "Test was not scored by any run." in text
 
