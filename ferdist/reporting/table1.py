@@ -309,6 +309,7 @@ def protocol_sentences(group: DataGroup) -> Iterator[str]:
     elif not measured[0].folds:
         most = max(one.test_scorings for one in measured)
         yield f"Test was {'scored at most once by any run' if most else 'not scored by any run'}."
+    yield "Multiply-adds: those of convolutions and matrix products, for one image."
     if any(network.reconstruction() for network in networks):
         yield "Reconstruction: rebuilt from a description, since no table of its layers is published."
 
