@@ -129,15 +129,17 @@ def test_a_missing_peer_is_null_with_a_hint() -> None:
     assert gone["spread"] == {"ferdist": [2.0, 2.0], "peer": None, "floor": [1.0, 1.0]}
 
 
-def test_seconds_are_of_one_call_however_many_there_are(tmp_path: Path) -> None:
-    calls: list[int] = []
+def test_seconds_are_of_one_call_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.015 * len(calls))
     bench = Bench(SIZES["default"], torch.device("cpu"), tmp_path)
-    seconds = bench.seconds(lambda: (calls.append(1), time.sleep(0.01)))
-    seconds()
-    warm_up = len(calls)
-    assert 1 + 1 + 2 + 5 < warm_up <= 1 + 1 + 2 + 5 + 10 + 20, "more and more, until they last 0.2 s"
-    assert 0.01 <= seconds() < 0.1
-    assert len(calls) - warm_up in (10, 20)
+    seconds = bench.seconds(lambda: calls.append(None))
+    assert seconds() == pytest.approx(0.015)
+    assert len(calls) == 1 + 1 + 2 + 5 + 10 + 20, "more and more, until they last 0.2 s"
+    assert seconds() == pytest.approx(0.015)
+    assert len(calls) == 1 + 1 + 2 + 5 + 10 + 20 + 20
 
 
 def test_a_gpu_gets_more_steps_and_a_larger_product() -> None:
