@@ -28,7 +28,8 @@ def test_every_network_builds_on_both_data_sets() -> None:
             config = load_config(own if own.exists() else folder / "base.yaml", [f"model.name={name}"])
             network = build_model(config.model, Task(1, 48, 48, 7))
             changed = {line.partition(":")[0] for line in differences(base, config)}
-            assert changed <= {"model.name", "model.stem", "model.dropout", "train.lr"}
+            optimizer = {"train.optimizer", "train.lr", "train.weight_decay"}
+            assert changed <= {"model.name", "model.stem", "model.dropout", *optimizer}
             shares = [share for _, share in config.train.resolution]
             check_resolution(network, config.model, Task(1, 48, 48, 7), shares)
 
