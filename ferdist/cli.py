@@ -129,7 +129,7 @@ def inspect(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML file.")],
+    config: Annotated[Path, typer.Argument(help="A YAML file, or the name of a shipped config.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
 ) -> None:
     """Train in this process, or as one rank under torchrun or SLURM."""
@@ -151,7 +151,9 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="A beton, by default the run's own.", callback=_refuse_missing)
     ] = None,
-    split: Annotated[str, typer.Option(help="val or test; each scoring of test is counted.")] = "val",
+    split: Annotated[
+        str, typer.Option(help="val, test (each scoring is counted), train or holdout.")
+    ] = "val",
     occlusion: Annotated[
         bool, typer.Option("--occlusion", help="Also score covered and noisy faces: docs/occlusion.md.")
     ] = False,
@@ -191,8 +193,11 @@ def evaluate(
     ] = None,
     size: Annotated[int | None, typer.Option(help="Side of its images, in pixels.")] = None,
     channels: Annotated[str | None, typer.Option(help="Of its images: gray, rgb or bgr.")] = None,
-    mean: Annotated[str | None, typer.Option(help="It subtracts from pixels in 0-1.", metavar="LIST")] = None,
-    std: Annotated[str | None, typer.Option(help="It divides by.", metavar="LIST")] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(help="Subtracted from the pixels: 0-1, or as the card's scale says.", metavar="LIST"),
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Standard deviation to divide by.", metavar="LIST")] = None,
     output: Annotated[str | None, typer.Option(help="What it gives: logits or probabilities.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
@@ -323,7 +328,7 @@ def serve_app(
             callback=_refuse_missing_model,
         ),
     ] = None,
-    port: Annotated[int, typer.Option(help="Of 127.0.0.1.", min=1, max=65535)] = 7860,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 7860,
     detector: DetectorName = "auto",
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
     device: Device = "auto",
@@ -390,8 +395,10 @@ def leaderboard(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the page.", metavar="DIR")],
     data: Annotated[Path | None, typer.Option(help="The beton that all were scored on.")] = None,
-    split: Annotated[str, typer.Option(help="Of the scores.")] = "val",
-    tta: Annotated[str, typer.Option(help="Of the scores: none, flip or ten-crop.")] = "none",
+    split: Annotated[str, typer.Option(help="Split whose scores are shown.")] = "val",
+    tta: Annotated[
+        str, typer.Option(help="Test-time augmentation of the scores: none, flip or ten-crop.")
+    ] = "none",
     device: Device = "auto",
     trust_code: TrustCode = False,
 ) -> None:
@@ -494,7 +501,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 failed with one line on stderr, 2 wrong usage, 75 stopped by a signal with a
-        checkpoint written.
+        checkpoint written, 130 stopped by Ctrl-C without one.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments

@@ -15,7 +15,9 @@ import typer
 from ferdist.errors import RunError, exit_code, tell
 from launch.backends import Options
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file.")]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a shipped config.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the training config.")
 ]
