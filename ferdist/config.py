@@ -66,6 +66,7 @@ FREE_KEYS = (
     "data.timeout",
     "data.cache",
     "data.stage",
+    "train.accumulate",
     "train.checkpoint_seconds",
     "train.checkpoint_steps",
     "train.keep_checkpoints",
@@ -241,11 +242,11 @@ class TrainConfig:
         if not 0.0 <= self.soft_weight <= 1.0:
             raise ConfigError(f"train.soft_weight is {self.soft_weight}: it must lie in [0, 1]")
         starts = [pair[0] for pair in self.resolution if len(pair) == 2 and 0 < pair[1] <= 2]
-        rising = all(a < b for a, b in itertools.pairwise(starts))
+        rising = all(a < b for a, b in itertools.pairwise([*starts, 1.0]))
         if self.resolution and not (len(starts) == len(self.resolution) and starts[0] == 0 and rising):
             raise ConfigError(
                 f"train.resolution is {self.resolution}: give pairs [share of the steps, share of the side], "
-                "in ascending order from 0, such as [[0, 0.67], [0.5, 1]]"
+                "in ascending order from 0 to below 1, such as [[0, 0.67], [0.5, 1]]"
             )
 
     def side(self, step: int, total_steps: int) -> float:

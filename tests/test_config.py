@@ -69,7 +69,11 @@ def test_a_config_survives_yaml(tmp_path: Path) -> None:
         ("train.precision=int8", "train.precision is 'int8': it must be one of auto, bf16, fp16, fp32"),
         ("train.ema=1", "train.ema is 1.0: it must lie in [0, 1)"),
         ("train.resolution=[[0.5, 1]]", "train.resolution is [[0.5, 1.0]]: give pairs"),
-        ("train.resolution=[[0, 0.5], [0, 1]]", "in ascending order from 0, such as [[0, 0.67], [0.5, 1]]"),
+        (
+            "train.resolution=[[0, 0.5], [0, 1]]",
+            "in ascending order from 0 to below 1, such as [[0, 0.67], [0.5, 1]]",
+        ),
+        ("train.resolution=[[0, 0.67], [30, 1]]", "in ascending order from 0 to below 1"),
         ("train.resolution=[[0, 0]]", "train.resolution is [[0.0, 0.0]]: give pairs"),
         ("train.tta=five", "train.tta is 'five': it must be one of none, flip, ten-crop"),
         ("model.width=0", "model.width is 0: it must be at least 1"),

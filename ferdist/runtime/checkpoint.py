@@ -9,7 +9,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, Any, Final, TypedDict, TypeVar
+from typing import Annotated, Any, Final, NotRequired, TypedDict, TypeVar
 
 import msgspec
 import torch
@@ -69,6 +69,8 @@ class TrainingState(EngineState):
     card: dict[str, Any]
     seconds: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
     world_size: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+    accumulate: NotRequired[Annotated[int, msgspec.Meta(ge=1, lt=2**31)]]  # not in states of earlier versions
+    precision: NotRequired[Annotated[str, msgspec.Meta(max_length=20)]]
 
 
 State = TypeVar("State")

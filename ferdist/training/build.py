@@ -109,7 +109,13 @@ def build(config: Config, beton: Beton, world: World, *, samples: int | None = N
     targets = torch.from_numpy(labels.targets)
     weights = optim.class_weights(config.train.class_weights, targets[train_indices].sum(0))
     augment = Augment(config.augment, mean, std)
-    engine = Engine(config, _network(config, task, world), augment, task, plan, targets, weights, world)
+    network = _network(config, task, world)
+    if plan.micro_batch == 1 and any(isinstance(module, nn.BatchNorm1d) for module in network.modules()):
+        raise ConfigError(
+            f"data.batch_size is {config.data.batch_size}: with {world.size} processes and train.accumulate="
+            f"{config.train.accumulate} each image is alone, which batch norm cannot normalise: raise it"
+        )
+    engine = Engine(config, network, augment, task, plan, targets, weights, world)
     return Setup(
         config,
         beton,

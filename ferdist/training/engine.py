@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,12 +85,13 @@ class Engine:
         step of a resumed run would differ from the same step of an uninterrupted one.
         """
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        shape = (self.plan.micro_batch, self.task.channels, self.task.height, self.task.width)
-        images = torch.zeros(shape, device=self.world.device)
-        if self.config.train.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        with autocast(self.world.device, self.dtype):
-            self.ddp(images).float().sum().backward()
+        shape = (self.plan.micro_batch, self.task.channels, *self._sides())
+        with self._enough_memory():
+            images = torch.zeros(shape, device=self.world.device)
+            if self.config.train.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with autocast(self.world.device, self.dtype):
+                self.ddp(images).float().sum().backward()
         self.model.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
@@ -115,11 +117,20 @@ class Engine:
         Raises:
             RunError: if the device has too little memory.
         """
-        try:
+        with self._enough_memory():
             self._train_step(micro_batches)
+
+    def _sides(self) -> tuple[int, int]:
+        """Height and width in pixels of what the network receives at the next step."""
+        side = self.config.train.side(self.step + 1, self.plan.total_steps)
+        return round(self.task.height * side), round(self.task.width * side)
+
+    @contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        try:
+            yield
         except torch.OutOfMemoryError:
-            side = self.config.train.side(self.step + 1, self.plan.total_steps)
-            height, width = (round(pixels * side) for pixels in (self.task.height, self.task.width))
+            height, width = self._sides()
             raise RunError(
                 f"{self.world.device} ran out of memory at step {self.step + 1} with {self.plan.micro_batch} "
                 f"images of {height} x {width} at once: raise train.accumulate, use more ranks, or lower "
@@ -174,9 +185,8 @@ class Engine:
         labels = targets.argmax(1)
         if lam is not None:
             images, targets = mix(images, lam), mix(targets, lam)
-        side = self.config.train.side(self.step + 1, self.plan.total_steps)
-        if side != 1.0:
-            size = [round(pixels * side) for pixels in images.shape[2:]]
+        size = self._sides()
+        if size != images.shape[2:]:
             images = interpolate(images, size, mode="bilinear", antialias=True)
         if self.config.train.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -264,7 +274,8 @@ class Engine:
             self.model.load_state_dict(state["model"])
             self.ema.model.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # empty if the steps so far were not in fp16: then the scale starts anew
+                self.scaler.load_state_dict(state["scaler"])
         except Exception as error:  # each raises what it likes
             raise RunError(
                 f"the training state at step {self.step} does not fit this network and optimizer "

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import ResNet
 
 from ferdist.errors import ConfigError, RunError
 from ferdist.models import classifier_name, weights
 from ferdist.models.cbam import CBAM
+from ferdist.models.resnet import ResNet18
 
 IMAGENET = "imagenet"
 _log = logging.getLogger(__name__)
@@ -45,13 +45,13 @@ def load_pretrained(network: nn.Module, source: str | None) -> None:
             f"model.pretrained: {source}: it was trained with model.gate={gate}: set the same, "
             "or its attention would compute something else"
         )
-    _fit(network, given, source, required=True)
+    _fit(network, given, source)
 
 
 def _load_imagenet(network: nn.Module) -> None:
     from torchvision.models import ResNet18_Weights
 
-    if not isinstance(network, ResNet):
+    if not isinstance(network, ResNet18):
         raise ConfigError("model.pretrained is imagenet, which exists only for resnet18 and resnet18_cbam")
     try:
         given = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
@@ -68,7 +68,7 @@ def _load_imagenet(network: nn.Module) -> None:
         given["conv1.weight"] = stem.sum(1, keepdim=True) if own.shape[1] == 1 else stem
     else:
         _log.warning("model.stem's kernel is not ImageNet's 7x7: the first layer keeps its random weights")
-    _fit(network, given, IMAGENET, required=False)
+    _fit(network, given, IMAGENET, whole=False)
 
 
 def _read(source: str) -> tuple[dict[str, Tensor], str | None]:
@@ -94,17 +94,22 @@ def _read(source: str) -> tuple[dict[str, Tensor], str | None]:
     )
 
 
-def _fit(network: nn.Module, given: dict[str, Tensor], source: str, *, required: bool) -> None:
-    """Copy the weights whose names and shapes fit; only the classifier and what ImageNet lacks may differ."""
+def _fit(network: nn.Module, given: dict[str, Tensor], source: str, *, whole: bool = True) -> None:
+    """Copy the weights. Only the classifier may differ; those of a ``whole`` network must fill this one."""
     own = network.state_dict()
     head = classifier_name(network) + "."
     fits = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
-    bad = [k for k in own.keys() | given.keys() if k not in fits and not k.startswith(head)]
-    if required and bad:
+    expected = own.keys() | given.keys() if whole else given.keys()
+    bad = [k for k in expected if k not in fits and not k.startswith(head)]
+    if bad:
         raise ConfigError(
             f"model.pretrained: {source}: {len(bad)} weights do not fit this network, such as {min(bad)}: "
-            "use the model settings that it was trained with"
+            + (
+                "use the model settings that it was trained with"
+                if whole
+                else "ImageNet's have model.width=64"
+            )
         )
-    if required and not any(k.startswith(head) for k in fits):
+    if whole and not any(k.startswith(head) for k in fits):
         _log.warning("%s has a different class count: the classifier keeps its random weights", source)
     network.load_state_dict(fits, strict=False)

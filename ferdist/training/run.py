@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,7 +17,7 @@ from ferdist.augment import denormalise, normalise
 from ferdist.augment.grid import image_grid
 from ferdist.config import Config
 from ferdist.data.beton import Batch, Beton, open_beton, stage_beton, staged_path
-from ferdist.errors import ConfigError, FerdistError, Preempted, RunError
+from ferdist.errors import ConfigError, Preempted, RunError
 from ferdist.evaluation import metrics
 from ferdist.evaluation.evaluate import evaluate_model, main_evaluation
 from ferdist.evaluation.model import default_checkpoint, load_trained
@@ -31,6 +32,9 @@ from ferdist.training.preemption import Agreement, StopRequest, catch_stop_signa
 from ferdist.training.profiling import trace_steps
 
 GRID_IMAGES = 32
+STAGE_POLL_SECONDS = 1.0
+_CHANGES = {"world_size": "{} processes", "accumulate": "train.accumulate={}", "precision": "{}"}
+"""What may differ at a resume and changes the result, in words."""
 WATCHED_IMAGES = 128
 """Images of val, at most, that the network's gates are watched on."""
 _log = logging.getLogger(__name__)
@@ -63,16 +67,32 @@ def open_data(config: Config, world: World) -> Beton:
     """The beton, or its copy on this host's own disk, which the host's local rank 0 makes for all."""
     path, folder = Path(config.data.path), config.data.stage
     if folder:
-        refusal: FerdistError | None = None
-        if world.local_rank == 0:
-            try:
-                stage_beton(path, folder)
-            except FerdistError as error:
-                refusal = error
-        if world.any(refusal is not None):
-            raise refusal or RunError(f"{path}: a local rank 0 cannot copy it to {folder}: see its message")
+        _stage(path, folder, world)
         path = staged_path(path, folder)
     return open_beton(path, checksum=True)
+
+
+def _stage(path: Path, folder: str, world: World) -> None:
+    """Copy on each host, however long it takes: the ranks poll each other, so no collective times out."""
+    errors: list[Exception] = []
+
+    def copy() -> None:
+        try:
+            stage_beton(path, folder)
+        except Exception as error:
+            errors.append(error)
+
+    copying = threading.Thread(target=copy, daemon=True)
+    if world.local_rank == 0:
+        copying.start()
+    waiting = True
+    while waiting:
+        if copying.is_alive():
+            copying.join(STAGE_POLL_SECONDS)
+        waiting = world.any(copying.is_alive())
+    if world.any(bool(errors)):
+        reason = f"{path}: a local rank 0 cannot copy it to {folder}: see its message"
+        raise errors[0] if errors else RunError(reason)
 
 
 def _loop(run: Run, request: StopRequest) -> None:
@@ -81,7 +101,8 @@ def _loop(run: Run, request: StopRequest) -> None:
     agreement, watch = Agreement(world), Stopwatch()
     if engine.step and engine.step % plan.steps_per_epoch == 0:
         run.end_epoch()  # a checkpoint at an epoch's end is written before its validation
-    steps = range(engine.step + 1, plan.total_steps + 1)
+    first = engine.step
+    steps = range(first + 1, plan.total_steps + 1)
     numbered: Iterator[tuple[int, list[Batch]]] = zip(steps, watch.timed(setup.batches()), strict=False)
     if config.profile and world.is_main:
         numbered = trace_steps(numbered, run.folder.path / "profile", world.device)
@@ -92,7 +113,7 @@ def _loop(run: Run, request: StopRequest) -> None:
         run.show_progress()
         epoch_ends = step % plan.steps_per_epoch == 0
         if epoch_ends or step - engine.read_at >= config.train.log_every:
-            samples = (step - engine.read_at) * plan.batch_size
+            samples = (step - max(engine.read_at, first)) * plan.batch_size
             run.record(engine.read() | watch.read(samples))
         decision = agreement.propose(stop=request.stop, save=run.checkpoint_overdue())
         if decision.stop or decision.save or run.is_checkpoint_step():
@@ -151,13 +172,17 @@ class Run:
         if state is None:
             return 0.0
         self.engine.load_state(state)
-        if state["world_size"] != self.world.size and self.world.is_main:
+        now = self._computes()
+        before = {name: state.get(name, now[name]) for name in now}
+        changes = [
+            f"{_CHANGES[name].format(now[name])}, started with {before[name]}"
+            for name in now
+            if before[name] != now[name]
+        ]
+        if changes and self.world.is_main:
             _log.warning(
-                "%s: resuming with %d processes, started with %d: "
-                "the result will differ from an uninterrupted run's",
-                self.folder.path,
-                self.world.size,
-                state["world_size"],
+                "%s: resuming with %s: the result will differ from an uninterrupted run's",
+                *(self.folder.path, "; ".join(changes)),
             )
         best = checkpoints / checkpoint.BEST
         try:
@@ -166,6 +191,14 @@ class Run:
         except RunError as error:
             _log.warning("%s; the best weights are chosen among those from here on", error)
         return float(state["seconds"])
+
+    def _computes(self) -> dict[str, int | str]:
+        """What a resumed run may do otherwise, and then with another result."""
+        return {
+            "world_size": self.world.size,
+            "accumulate": self.config.train.accumulate,
+            "precision": str(self.engine.dtype or torch.float32).partition(".")[2],
+        }
 
     def show_augmented(self, batch: Batch) -> None:
         """Put the first batch, augmented but not mixed, into TensorBoard."""
@@ -248,7 +281,7 @@ class Run:
         self.writer.wait()  # a run that resumes here finds the best weights of the epochs before
         state |= {
             "seconds": self.monitor.seconds,
-            "world_size": self.world.size,
+            **self._computes(),
             "card": self.setup.card.to_dict(),
         }
         checkpoint.save(checkpoint.step_path(self.folder.checkpoints, self.engine.step), state)

@@ -90,6 +90,8 @@ def test_too_little_memory_is_an_error_that_names_what_to_change(
         RunError, match="cpu ran out of memory at step 1 with 8 images of 4 x 4 at once: raise"
     ):
         engine.train_step([batch(8)])
+    with pytest.raises(RunError, match="8 images of 4 x 4 at once: raise"):
+        engine._group_gradients()
 
 
 def test_accumulated_micro_batches_are_one_batch(tiny: Callable[..., Config]) -> None:

@@ -53,6 +53,12 @@ def test_imagenet_weights_are_summed_for_gray_images(tmp_path: Path, monkeypatch
     torch.save(source.state_dict(), cache / Path(ResNet18_Weights.IMAGENET1K_V1.url).name)
     network = build_model(ModelConfig(stem="imagenet"), GRAY).eval()
     load_pretrained(network, "imagenet")
+    with pytest.raises(
+        ConfigError, match=r"imagenet: 100 weights do not fit .*: ImageNet's have model\.width=64"
+    ):
+        load_pretrained(build_model(ModelConfig(stem="imagenet", width=32), GRAY), "imagenet")
+    with pytest.raises(ConfigError, match="exists only for resnet18 and resnet18_cbam"):
+        load_pretrained(build_model(ModelConfig(name="aprnet50"), GRAY), "imagenet")
     gray = torch.rand(1, 1, 48, 48)
     torch.testing.assert_close(
         network.conv1(gray), source.conv1(gray.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5

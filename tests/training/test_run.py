@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,13 +18,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ferdist.cli import main
 from ferdist.config import Config, load_config
-from ferdist.data.beton import Batch, BetonLoader, open_beton
+from ferdist.data.beton import Batch, BetonLoader, open_beton, stage_beton, staged_path
 from ferdist.data.folds import Holdout
 from ferdist.errors import ConfigError, RunError
 from ferdist.evaluation.predictions import Predictions
 from ferdist.runtime import checkpoint
+from ferdist.runtime.distributed import World
+from ferdist.training import engine
+from ferdist.training import run as training_run
 from ferdist.training.build import build, join_training
 from ferdist.training.engine import Engine
+from ferdist.training.monitor import Stopwatch
 from ferdist.training.run import run
 
 Tiny = Callable[..., Config]
@@ -111,25 +116,98 @@ def test_the_same_config_gives_the_same_numbers_and_another_seed_does_not(tiny: 
     assert not same(weights_of(first), weights_of(other))
 
 
-def test_a_broken_run_goes_on_to_the_same_weights(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_run_goes_on_to_the_same_weights(tiny: Tiny) -> None:
     whole, broken = (tiny("train.checkpoint_seconds=0", run=name) for name in ("whole", "broken"))
     run(whole)
-    step = Engine.train_step
-
-    def fail(self: Engine, batches: list[Batch]) -> None:
-        if self.step == 5:
-            raise OSError("the disk is gone")
-        step(self, batches)
-
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="the disk is gone"):
-        patched.setattr(Engine, "train_step", fail)
-        run(broken)
+    stop_after(5, broken)
     status = json.loads((Path(broken.run_dir) / "status.json").read_text())
-    assert (status["state"], status["reason"]) == ("failed", "OSError: the disk is gone")
+    assert (status["state"], status["reason"]) == ("failed", "OSError: stopped")
     run(broken)
     for part in ("model", "ema"):
         assert same(weights_of(whole, part), weights_of(broken, part))
     assert metrics_of(whole) == metrics_of(broken)
+
+
+def stop_after(step: int, config: Config) -> None:
+    """Train so many steps and fail, with a checkpoint of the last one."""
+
+    def fail(self: Engine, batches: list[Batch]) -> None:
+        if self.step == step:
+            raise OSError("stopped")
+        train_step(self, batches)
+
+    train_step = Engine.train_step
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(OSError, match="stopped"):
+        patched.setattr(Engine, "train_step", fail)
+        run(config)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)]
+)
+def test_a_run_goes_on_in_the_precision_of_another_gpu(
+    tiny: Tiny,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    before: torch.dtype,
+    after: torch.dtype,
+) -> None:
+    """`train.precision=auto` is bf16 on one GPU and fp16 on another."""
+    config = tiny("train.checkpoint_steps=1", "train.precision=auto")
+    monkeypatch.setattr(engine, "autocast_dtype", lambda *_: before)
+    stop_after(5, config)
+    monkeypatch.setattr(engine, "autocast_dtype", lambda *_: after)
+    run(config)
+    names = [str(dtype).removeprefix("torch.") for dtype in (after, before)]
+    assert "resuming with {}, started with {}: the result will differ".format(*names) in caplog.text
+    assert json.loads((Path(config.run_dir) / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_run_goes_on_with_smaller_micro_batches(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    """What the message says that names too little memory."""
+    stop_after(5, tiny("train.checkpoint_steps=1"))
+    config = tiny("train.accumulate=2")
+    run(config)
+    assert caplog.text.count("resuming with train.accumulate=2, started with 1: the result will differ") == 1
+    assert load_config(Path(config.run_dir) / "config.yaml").train.accumulate == 2
+
+
+def test_rates_count_the_images_of_this_start(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny("train.checkpoint_steps=1", "train.log_every=6")
+    stop_after(5, config)
+    counted: list[int] = []
+
+    def read(self: Stopwatch, samples: int) -> dict[str, float]:
+        counted.append(samples)
+        return {}
+
+    monkeypatch.setattr(Stopwatch, "read", read)
+    run(config)
+    assert counted[:2] == [32, 3 * 32], "step 6 alone, then the rest of the epoch's nine"
+
+
+def test_a_copy_may_take_longer_than_ranks_wait_for_each_other(
+    tiny: Tiny, beton_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No collective lasts longer than a poll."""
+    votes: list[bool] = []
+
+    class Voting(World):
+        def any(self, flag: bool) -> bool:
+            votes.append(flag)
+            return flag
+
+    def slow(path: Path, folder: str) -> Path:
+        time.sleep(0.2)
+        return stage_beton(path, folder)
+
+    monkeypatch.setattr(training_run, "STAGE_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(training_run, "stage_beton", slow)
+    config = tiny(f"data.stage={tmp_path}")
+    beton = training_run.open_data(config, Voting(0, 1, 0, torch.device("cpu")))
+    assert beton.path == staged_path(beton_path, str(tmp_path))
+    assert votes.count(True) >= 3
+    assert votes[-2:] == [False, False], "the copy is there, and nothing was wrong"
 
 
 def test_checkpoints_by_steps_come_after_each_step_that_the_number_divides(tiny: Tiny) -> None:
@@ -312,6 +390,7 @@ def test_a_run_starts_from_another_runs_weights(tiny: Tiny) -> None:
         ("data.batch_size=4096", "lower it"),
         ("device=tpu", "device is 'tpu': it must be auto, cpu or cuda"),
         ("train.sync_batchnorm=true", "needs GPUs"),
+        ("data.batch_size=1", "each image is alone"),
         ("model.name=nothing", "which is not a network"),
     ],
 )
