@@ -22,7 +22,8 @@ from ferdist.errors import ConfigError, reason_of
 from ferdist.io import MIB, read_untrusted
 from ferdist.models.config import ModelConfig
 
-LABELS = ("own", "ferplus-majority", "ferplus-soft", "ferplus-voted")
+OWN_LABELS: Final = "own"
+LABELS = (OWN_LABELS, "ferplus-majority", "ferplus-soft", "ferplus-voted")
 CACHES = ("auto", "none", "device")
 LOG_LIMIT: Final = 50
 """Most steps between two readings of the device's counters: a non-finite gradient is noticed by then."""
@@ -110,7 +111,7 @@ class DataConfig:
     batch_size: int = 128
     workers: int = 1
     timeout: float = 300.0
-    labels: str = "own"
+    labels: str = OWN_LABELS
     cache: str = "auto"
     stage: str = ""
 

@@ -243,18 +243,22 @@ def sha256(file: Path | BufferedReader) -> str:
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
+def held(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a lock file, which is removed at the end; the lock goes with the process, however it dies.
 
+    Args:
+        path: of the file.
+        wait: for another process that holds it.
+
     Raises:
-        BlockingIOError: if another process holds it.
+        BlockingIOError: if another process holds it and ``wait`` is false.
         OSError: if the file cannot be written or the file system cannot lock.
     """
     with ExitStack() as stack:
         while True:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             stack.callback(os.close, lock)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             with suppress(FileNotFoundError):
                 if os.path.samestat(path.lstat(), os.fstat(lock)):
                     break  # else its last holder has removed it: the lock is of no file that others see

@@ -158,6 +158,8 @@ def _rows(archive: Archive, name: str) -> Iterator[tuple[str, int, Box | None]]:
             )
         boxed = all(column in header for column in _BOX)
         for fields in table:
+            if not fields:
+                continue
             where = f"{place}: line {table.line_num}"
             if len(fields) != len(header):
                 raise DataError(f"{where}: {len(fields)} fields instead of {len(header)}; get the file again")

@@ -53,6 +53,12 @@ def read_folders(source: Path, name: str, size: int = 48, subject_regex: str | N
     archive = open_archive(source)
     members = _find_members(archive)
     classes = tuple(sorted({member.class_name for member in members}))
+    spellings = {one.casefold(): one for one in classes}
+    if odd := next((one for one in classes if spellings[one.casefold()] != one), None):
+        raise DataError(
+            f"{source}: class folders {odd} and {spellings[odd.casefold()]} differ only in case; "
+            "give a class one name"
+        )
     if len(classes) == 1:
         raise DataError(
             f"{source}: only one class, {classes[0]}; give the folder that holds the class (or split) folders"

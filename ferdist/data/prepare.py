@@ -249,6 +249,12 @@ def write(
     except OSError as error:
         raise DataError(f"{out}: cannot make this folder: {error.strerror}") from None
     path = write_beton(dataset, out, extra_columns=extra_columns)
-    if Manifest.load(path.with_suffix(".json")).audit.get("equalised"):
+    found = Manifest.load(path.with_suffix(".json")).audit
+    if found.get("equalised"):
         tell(f"ferdist: {dataset.name}: {EQUALISED_TEXT}")
+    if val_share and (leaked := found["leaks"]["val_in_train"]):
+        tell(
+            f"ferdist: {dataset.name}: {leaked} of val's images are in train, too: leave out --val-share and "
+            "train with data.val_share, which keeps copies together"
+        )
     return path

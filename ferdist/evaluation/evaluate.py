@@ -13,7 +13,7 @@ import numpy as np
 
 from ferdist import environment
 from ferdist.config import RECORD_KEY, read_yaml
-from ferdist.data.beton import Beton, Labels, open_beton
+from ferdist.data.beton import Beton, Labels, labels_of, open_beton
 from ferdist.data.folds import HOLDOUT
 from ferdist.data.namelists import NameList
 from ferdist.data.record import SPLITS, Integers
@@ -36,8 +36,9 @@ from ferdist.evaluation.records import (
     Listed,
     Results,
     conditions_of,
+    read_results,
 )
-from ferdist.evaluation.results import add_evaluations
+from ferdist.evaluation.results import add_evaluations, drop_outdated
 from ferdist.evaluation.robustness import compare_benchmarks
 from ferdist.io import writing
 from ferdist.runtime.distributed import World, join_world
@@ -132,6 +133,15 @@ def _describe(scored: ScoredModel, beton: Beton, folder: RunFolder) -> None:
                 "move the folder away, or rename the weights or the card"
             )
         record |= {"beton_sha256": stored.get("beton_sha256")}
+        classes, held = (
+            labels_of(beton, scored.config.data.labels).classes,
+            read_results(folder.results).classes,
+        )
+        if classes != held:
+            raise RunError(
+                f"{folder.path}: holds scores by the classes {', '.join(held)}, and these data have "
+                f"{', '.join(classes)}: move the folder away, or give this model's file another name"
+            )
     with writing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_config(config, record)
@@ -160,7 +170,6 @@ def evaluate_model(
     if world.is_main:
         evaluations: list[Evaluation] = []
         for name, predictions in plain.items():
-            predictions.save(folder.predictions / scoring.file(replace(scoring.key, subset=name)))
             evaluations += scoring.evaluations(
                 predictions, name, faces[name].listed if name in faces else None
             )
@@ -170,17 +179,22 @@ def evaluate_model(
                 comparison = conditions_of(vars(scoring.key)) | {"reference": str(plan.reference)}
                 comparison |= compare_benchmarks([covered], [reference])
             of_cells = scoring.covered_evaluations(covered)
-            covered.merged_into(folder.predictions / of_cells[0].predictions)
             evaluations += of_cells
         described = environment.describe(world.device, world.size)
-        results = add_evaluations(
-            folder.results,
-            evaluations,
-            classes=data.labels.classes,
-            config=model.described(beton)[0],
-            environment={**described, model.origin: folder.stored_environment()},
-            comparison=comparison,
-        )
+        with folder.updating():
+            drop_outdated(folder, model.checkpoint, model.step)
+            for name, predictions in plain.items():
+                predictions.save(folder.predictions / scoring.file(replace(scoring.key, subset=name)))
+            if covered is not None:
+                covered.merged_into(folder.predictions / of_cells[0].predictions)
+            results = add_evaluations(
+                folder.results,
+                evaluations,
+                classes=data.labels.classes,
+                config=model.described(beton)[0],
+                environment={**described, model.origin: folder.stored_environment()},
+                comparison=comparison,
+            )
         if covered is not None:
             same = [one for one in results.evaluations if one.occlusion and one.conditions == scoring.key]
             board = folder.tensorboard / OCCLUSION / Path(scoring.file(scoring.key)).stem
@@ -207,6 +221,7 @@ class Scoring:
         configure_kernels(config.train.deterministic, config.train.precision)
         self.key = key_of(beton, split, self.holdout, tta, model.checkpoint)
         self.scorer = model.scorer(beton, world.device, tta)
+        self.step = model.step
 
     def file(self, key: EvaluationKey) -> str:
         """The file in ``predictions/`` of an evaluation with this key."""
@@ -298,7 +313,7 @@ class Scoring:
         return found
 
     def _evaluation(self, key: EvaluationKey, scores: Scores) -> Evaluation:
-        return Evaluation(**vars(key), **vars(scores), predictions=self.file(key))
+        return Evaluation(**vars(key), **vars(scores), predictions=self.file(key), step=self.step)
 
 
 def main_evaluation(results: Results, split: str = "val") -> Evaluation:

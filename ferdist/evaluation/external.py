@@ -185,6 +185,7 @@ class ExternalModel:
     graph: Graph | None = None
     network: nn.Module | None = None
     checkpoint: str = field(default=GIVEN, init=False)
+    step: None = field(default=None, init=False)
     origin: str = field(default="card", init=False)
 
     @property
@@ -295,7 +296,7 @@ class ExternalModel:
                 return total / len(shown)
             # A model that is sure of a class that the data lack says nothing about the others.
             sums = total[:, places].sum(1, keepdim=True)
-            total[:, places] = torch.where(sums > 0, total[:, places] / sums, 1 / len(places))
+            total[:, places] = torch.where(sums == 0, 1 / len(places), total[:, places] / sums)
             return total
 
         return scorer

@@ -169,13 +169,16 @@ def score(predictions: Predictions, cluster: Integers) -> Scores:
 
     Args:
         predictions: at least one row, without cells.
-        cluster: int64 (N,), what the interval resamples: subjects where there are subjects, else copy groups.
+        cluster: int64 (N,), what the interval resamples: subjects where there are subjects, else copy groups;
+            with a single one there is no interval.
     """
     return score_all([predictions], cluster)[0]
 
 
 def score_all(predictions: Sequence[Predictions], cluster: Integers) -> list[Scores]:
     """As `score`, for several predictions of the same samples; the bootstrap's resamples are drawn once."""
+    if len(np.unique(cluster)) < 2:  # one person says nothing about others
+        return [scores_of(one, None) for one in predictions]
     intervals = accuracy_intervals(np.stack([p.correct() for p in predictions]), cluster)
     return [scores_of(p, interval) for p, interval in zip(predictions, intervals, strict=True)]
 

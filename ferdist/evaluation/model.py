@@ -100,6 +100,10 @@ class ScoredModel(Protocol):
         """What results.json calls its weights: ``best``, ``last``, ``given`` or a path."""
 
     @property
+    def step(self) -> int | None:
+        """Of its training, after which these weights were; None for a model from elsewhere."""
+
+    @property
     def config(self) -> Config:
         """How its data are read: labels, workers, precision."""
 

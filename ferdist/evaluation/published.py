@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ferdist.config import Config
+from ferdist.config import OWN_LABELS, Config
 from ferdist.data.namelists import SUBSETS
 from ferdist.evaluation.records import Evaluation
 from ferdist.table import Cells, Number, Table, count, percent, percent_interval
@@ -38,10 +38,14 @@ OWN: Final = "resnet18_cbam"
 
 
 def published_accuracy(data: str, config: Config) -> float | None:
-    """What the paper gives for what a config trains: nothing for pretrained weights, nor for its own network
-    where no face is occluded."""
+    """What the paper gives for what a config trains: nothing for pretrained weights, FER+'s labels (an easier
+    task), nor for its own network where no face is occluded."""
     occludes = config.augment.enabled and config.augment.occlusion.probability > 0
-    if config.model.pretrained or (config.model.name == OWN and not occludes):
+    if (
+        config.model.pretrained
+        or config.data.labels != OWN_LABELS
+        or (config.model.name == OWN and not occludes)
+    ):
         return None
     return PUBLISHED.get(data, {}).get(config.model.name)
 

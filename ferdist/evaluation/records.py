@@ -140,12 +140,15 @@ class Evaluation(EvaluationKey, Scores):
         folds: how many held-out folds are pooled in it; 0 where it is of one split or fold.
         seeds: over how many seeds the rates are means; the confusion matrix counts each sample once for each.
         listed: the published list that the subset is of; None for other subsets and where it is not recorded.
+        step: of the training, after which the weights were; None for models from elsewhere and where it is
+            not recorded.
     """
 
     predictions: str = ""
     folds: int = 0
     seeds: int = 1
     listed: Listed | None = None
+    step: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As in results.json."""
@@ -153,7 +156,8 @@ class Evaluation(EvaluationKey, Scores):
         occlusion = None if self.occlusion is None else vars(self.occlusion)
         listed = {} if self.listed is None else {"listed": vars(self.listed)}
         scores = Scores.to_json(self)
-        return {**key, "occlusion": occlusion, **scores, "predictions": self.predictions, **listed}
+        step = {} if self.step is None else {"step": self.step}
+        return {**key, "occlusion": occlusion, **scores, "predictions": self.predictions, **listed, **step}
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,7 @@ class _Entry:
     beton_sha256: str | None = None
     checkpoint: str = ""
     predictions: str | None = None
+    step: Count | None = None
 
 
 class _Environment(TypedDict, total=False):
@@ -282,6 +287,7 @@ def _evaluation(entry: _Entry, classes: int, trained_on: str) -> Evaluation:
         recall=entry.per_class_recall,
         confusion=np.asarray(entry.confusion, dtype=np.int64).reshape(classes, classes),
         listed=entry.listed,
+        step=entry.step,
     )
     # It follows from the key in entries that do not name the file.
     own_data = trained_on in ("", evaluation.beton_sha256) or not evaluation.beton_sha256

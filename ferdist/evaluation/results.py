@@ -11,6 +11,7 @@ from ferdist.evaluation.published import real_faces_table
 from ferdist.evaluation.records import SCHEMA, Evaluation, Results, conditions_of, read_results
 from ferdist.evaluation.robustness import benchmark_scores
 from ferdist.io import write_json, writing
+from ferdist.runtime.folder import RunFolder
 from ferdist.table import Table, count, percent, percent_interval, points, points_interval
 
 
@@ -53,6 +54,36 @@ def add_evaluations(
     with writing(path):
         write_json(path, written)
     return read_results(path)
+
+
+def drop_outdated(folder: RunFolder, checkpoint: str, step: int | None) -> None:
+    """Remove what a checkpoint scored at another step, with its predictions: training has gone on since.
+
+    Scores of a run that was evaluated before its end would else stand beside, and be pooled with, those of
+    its final weights. How often test was scored stays.
+    """
+    if step is None or not folder.results.exists():
+        return
+    results = read_results(folder.results)
+    kept, outdated = [], []
+    for one, entry in zip(results.evaluations, results.content["evaluations"], strict=True):
+        if one.checkpoint == checkpoint and one.step not in (None, step):
+            outdated.append(one)
+        else:
+            kept.append((one, entry))
+    if not outdated:
+        return
+    covered = [conditions_of(vars(one)) for one in outdated if one.occlusion is not None]
+    content = {
+        **results.content,
+        "evaluations": [entry for _, entry in kept],
+        "robustness": benchmark_scores(one for one, _ in kept),
+        "comparisons": [c for c in results.content.get("comparisons", []) if conditions_of(c) not in covered],
+    }
+    with writing(folder.results):
+        write_json(folder.results, content)
+        for name in {one.predictions for one in outdated} - {one.predictions for one, _ in kept}:
+            (folder.predictions / name).unlink(missing_ok=True)
 
 
 def as_text(results: Results, split: str | None = None) -> str:

@@ -95,6 +95,7 @@ def _covered(runs: Sequence[Run], network: Network) -> tuple[list[Evaluation], t
     complete = sum(bool(grids) for _, _, grids in found)
     if complete < len(runs):
         raise RunError(f"{complete} of {len(runs)} runs have predictions under occlusion")
+    folds = max(map(len, by_seed.values())) if network.folds else 0
     pooled = [join(grids) for grids in by_seed.values()]
     most = max(len(grid.index) for grid in pooled)
     seeds = tuple(grid for grid in pooled if len(grid.index) == most)
@@ -108,7 +109,7 @@ def _covered(runs: Sequence[Run], network: Network) -> tuple[list[Evaluation], t
         damage = replace(entry.occlusion, checksum=first.checksums[number])
         key = replace(entry.key, beton_sha256=first.beton_sha256, fold=None, occlusion=damage)
         predictions = [grid.cell(number) for grid in seeds]
-        one = _evaluation(key, predictions, intervals[number], f"{OCCLUSION}/pooled", network.folds)
+        one = _evaluation(key, predictions, intervals[number], f"{OCCLUSION}/pooled", folds)
         evaluations.append(replace(one, ece=None))
     return evaluations, seeds
 

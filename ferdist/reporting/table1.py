@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ferdist.config import OWN_LABELS
 from ferdist.errors import RunError
 from ferdist.evaluation.metrics import quick_score
 from ferdist.evaluation.model import default_checkpoint
@@ -173,6 +174,8 @@ def protocol(network: Network) -> str:
         words = f"val, which also picked the {picked}: biased upward"
     else:
         words = f"val, {picked}"
+    if network.config.data.labels != OWN_LABELS:
+        words += f"; labels {network.config.data.labels}"
     if network.config.model.pretrained:
         words += f"; started from {Path(network.config.model.pretrained).name}"
     return f"{words}; {state}" if unfinished else words

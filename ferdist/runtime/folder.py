@@ -8,7 +8,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypedDict
@@ -18,7 +18,7 @@ import yaml
 
 from ferdist.config import RECORD_KEY, Config, differences, load_config, read_yaml, to_dict
 from ferdist.errors import RunError
-from ferdist.io import LOCK, locked, read_json, write_json, write_text
+from ferdist.io import LOCK, held, locked, read_json, write_json, write_text, writing
 
 PROGRESS_KEYS: Final = ("step", "total_steps", "epoch", "world_size")
 """Of status.json: how far the run is."""
@@ -83,6 +83,18 @@ class RunFolder:
         """All that a training and its evaluations may write into the folder."""
         own = (self.config, self.status, self.metrics, self.tensorboard, self.checkpoints)
         return (*own, self.predictions, self.results, self.path / LOCK, self.path / "profile")
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Hold results.json and predictions/ against other evaluations, which wait for their turn.
+
+        Raises:
+            RunError: if the folder cannot be written.
+        """
+        with ExitStack() as stack:
+            with writing(self.results):
+                stack.enter_context(held(self.path / ".results.lock", wait=True))
+            yield
 
     def set_status(self, state: str, reason: str | None = None, **details: Any) -> None:
         """Write status.json: a state of ``running``, ``finished``, ``preempted`` or ``failed``, and why."""

@@ -102,6 +102,10 @@ def test_modes() -> None:
         (["a/x.png", "b/x.png", "c/"], r"class folder c holds no image"),
         (["train/a/x.png", "train/b/x.png", "val/a/x.png", "val/b/"], r"class folder val/b holds no image"),
         (["train/a/x.png", "train/b/x.png", "a/x.png"], r"'a' lies beside the split folder 'train'"),
+        (
+            ["train/Sad/x.png", "train/b/x.png", "val/sad/x.png"],
+            r"class folders Sad and sad differ only in case",
+        ),
         (["train/a/x.png", "train/x.png"], r"train/x\.png: not in a class folder"),
     ],
 )

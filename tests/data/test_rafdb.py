@@ -39,7 +39,9 @@ def test_every_layout_gives_the_same_faces_in_fer2013s_classes(tmp_path: Path, p
         assert np.array_equal(other.labels, first.labels)
 
 
-def test_a_share_of_each_class_of_train_is_held_out_as_val(tmp_path: Path) -> None:
+def test_a_share_of_each_class_of_train_is_held_out_as_val(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = rafdb_tree(tmp_path / "raw", 70, 14)
     beton = open_beton(prepare.rafdb(source, tmp_path / "out", size=48, val_share=0.2))
     assert beton.manifest.image == {"channels": 3, "height": 48, "width": 48}
@@ -50,6 +52,11 @@ def test_a_share_of_each_class_of_train_is_held_out_as_val(tmp_path: Path) -> No
     dataset = read_rafdb(source)
     assert np.array_equal(hold_out(dataset, 0.2, 0).split, beton.split)
     assert not np.array_equal(hold_out(dataset, 0.2, 1).split, beton.split)
+    first, *others = sorted((source / "basic/Image/aligned").glob("train_*"))
+    for path in others:
+        path.write_bytes(first.read_bytes())
+    prepare.rafdb(source, tmp_path / "copies", size=48, val_share=0.2)
+    assert "14 of val's images are in train, too: leave out --val-share" in capsys.readouterr().err
     for share, seed, message in (
         (1.0, 0, "from 0 to below 1"),
         (0.2, -1, "0 or more"),

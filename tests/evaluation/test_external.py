@@ -19,8 +19,9 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 from ferdist.cli import main
-from ferdist.data.beton import Beton, BetonLoader, open_beton
+from ferdist.data.beton import Beton, BetonLoader, open_beton, write_beton
 from ferdist.data.folds import Holdout
+from ferdist.data.record import FaceDataset
 from ferdist.errors import ConfigError, FerdistError
 from ferdist.evaluation.external import ExternalModel, load_model, read_card
 from ferdist.evaluation.records import read_results
@@ -89,7 +90,7 @@ def test_colours_become_gray_and_gray_ones_three(tmp_path: Path, beton: Beton) -
     assert torch.equal(raw.prepared(grays, raw.task(beton)), grays.expand(-1, 3, -1, -1))
 
 
-def test_classes_go_by_name(tmp_path: Path, beton: Beton) -> None:
+def test_classes_go_by_name(tmp_path: Path, beton: Beton, monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randint(0, 256, (9, 1, 48, 48), dtype=torch.uint8)
     write_onnx(tmp_path / "m.onnx", outputs=9)
     order = ["contempt", "neutral", None, "surprise", "sad", "happy", "fear", "disgust", "angry"]
@@ -107,6 +108,10 @@ def test_classes_go_by_name(tmp_path: Path, beton: Beton) -> None:
     answer = few.scorer(beton, CPU, "flip")(images)
     assert torch.equal(answer[:, [0, 1, 2, 4, 5]], torch.zeros(9, 5))  # never predicted: these count as wrong
     assert torch.allclose(answer.sum(1), torch.ones(9))
+    monkeypatch.setattr(ExternalModel, "_outputs", lambda *_: torch.full((9, 9), torch.nan))
+    broken = loaded(tmp_path / "m.onnx", classes=order).scorer(beton, CPU)(images)
+    assert broken.isnan().any(1).all(), "an answer that is no number is none"
+    monkeypatch.undo()
     for classes, message in (
         (["happiness", "sad"], "'happiness' is none of the data's"),
         (["contempt", "sad"], "fewer"),
@@ -271,6 +276,30 @@ def test_another_model_of_that_name_does_not_share_its_folder(
         assert text in (tmp_path / "runs" / "weights" / "m" / "config.yaml").read_text()
     assert main([*call, "--mean", "0.5"]) == 1
     assert "holds evaluations of weights other than these" in capsys.readouterr().err
+
+
+def test_data_with_other_classes_spoil_no_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The scores of a model from elsewhere have the classes of the data, and a results.json those of one."""
+    monkeypatch.chdir(tmp_path)
+    write_onnx(tmp_path / "m.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (12, 1, 48, 48), dtype=np.uint8)
+    call = ["evaluate", "m.onnx", "--device", "cpu", "--classes", ",".join(OWN)]
+    names, labels = [str(row) for row in range(12)], [row % 3 for row in range(12)]
+    for name, classes in (("one", OWN[:3]), ("other", OWN[3:6])):
+        write_beton(
+            FaceDataset.of(name, images, labels, classes, names, split=[row % 2 for row in range(12)]),
+            tmp_path,
+        )
+    assert main([*call, "--data", "one.beton"]) == 0
+    before = Path("runs/weights/m/results.json").read_bytes()
+    assert main([*call, "--data", "other.beton"]) == 1
+    assert (
+        "holds scores by the classes angry, disgust, fear, and these data have happy"
+        in capsys.readouterr().err
+    )
+    assert Path("runs/weights/m/results.json").read_bytes() == before
 
 
 @pytest.mark.slow

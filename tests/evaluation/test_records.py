@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 from ferdist.errors import RunError
 from ferdist.evaluation.benchmark import Cell, grid
 from ferdist.evaluation.records import Evaluation, Results, conditions_of, read_results
-from ferdist.evaluation.results import add_evaluations, as_text
+from ferdist.evaluation.results import add_evaluations, as_text, drop_outdated
 from ferdist.evaluation.robustness import compare_benchmarks
+from ferdist.runtime.folder import RunFolder
 from tests.evaluation.conftest import answers, evaluation
 
 SQUARE = Cell("square", 1, "zero")
@@ -70,6 +72,41 @@ def test_a_comparison_stays_until_its_cells_are_scored_again(path: Path) -> None
     assert add(path, square, comparison=compared).content["comparisons"] == [compared]
     assert add(path, evaluation(0.5)).content["comparisons"] == [compared]
     assert add(path, square).content["comparisons"] == []
+
+
+def test_what_weights_of_an_earlier_step_scored_goes(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.predictions.mkdir()
+    early = [evaluation(0.3, step=3), evaluation(0.2, SQUARE, step=3), evaluation(0.3, step=3, split="test")]
+    others = [evaluation(0.4, checkpoint="last", step=5), evaluation(0.5, tta="flip")]
+    named = [replace(one, predictions=f"{n}.npz") for n, one in enumerate((*early, *others))]
+    add(folder.results, *named)
+    for one in named:
+        (folder.predictions / one.predictions).touch()
+    drop_outdated(folder, "best", 3)
+    assert len(read_results(folder.results).evaluations) == 5
+    drop_outdated(folder, "best", 9)
+    results = read_results(folder.results)
+    assert results.evaluations == tuple(named[3:]), "another checkpoint, and one whose step is not recorded"
+    assert (results.content["robustness"], results.test_scorings) == ([], 1)
+    assert sorted(path.name for path in folder.predictions.iterdir()) == ["3.npz", "4.npz"]
+
+
+def test_evaluations_of_one_folder_wait_for_each_other(tmp_path: Path) -> None:
+    folder, order = RunFolder(tmp_path), list[str]()
+
+    def second() -> None:
+        with folder.updating():
+            order.append("second")
+
+    other = threading.Thread(target=second)
+    with folder.updating():
+        other.start()
+        other.join(0.2)
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_scoring_of_test_is_counted(path: Path) -> None:
