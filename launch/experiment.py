@@ -121,7 +121,13 @@ class Experiment:
         request = self.request(trials, options)
         submitted = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for trial, job in zip(trials, options.backend.submit(request), strict=True):
-            record = {"cluster": options.cluster, "id": job, "submitted": submitted, "slot": request.slot}
+            record = {
+                "cluster": options.cluster,
+                "id": job,
+                "submitted": submitted,
+                "slot": request.slot,
+                "minutes": options.minutes,
+            }
             self._jobs.setdefault(trial.name, []).append(record)
         self.write()
 
@@ -158,7 +164,8 @@ class Experiment:
             return Standing(trial, "finished", "", None, *steps)
         if job is None:
             return Standing(trial, "new")
-        state = BACKENDS[job["cluster"]].state(job["id"], self.jobs_folder) or ""
+        backend, limit = BACKENDS[job["cluster"]], job.get("minutes")
+        state = backend.state(job["id"], self.jobs_folder, limit) or ""
         return Standing(trial, "failed", state, self._reason(folder, job, state, steps), *steps)
 
     def _reason(self, folder: RunFolder, job: dict[str, Any], state: str, steps: tuple[int, int]) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from submitit.local.local import start_controller
 
 from ferdist.config import Config
 from ferdist.errors import ConfigError, RunError
@@ -125,11 +128,34 @@ def test_jobs_of_this_host_share_its_cores_and_part_its_gpus(
     options.backend.submit(Request([Config()], options, tmp_path, "name", slot=3))
     assert seen["visible_gpus"] == ("6", "7")
     assert seen["tasks_per_node"] == 2
+    assert seen["timeout_min"] > 365 * 24 * 60, "no limit, since none was asked for"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,GPU-5a,7")
     options.backend.submit(Request([Config()], options, tmp_path, "name", slot=1))
     assert seen["visible_gpus"] == ("GPU-5a", "7"), "some of those that the launcher may use"
     with pytest.raises(ConfigError, match="2,3,GPU-5a,7, and the jobs that run at the same time need 6 GPUs"):
         options.backend.submit(Request([Config()], options, tmp_path, "name", slot=2))
+
+
+def test_a_job_of_this_host_that_used_up_its_starts_names_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a training does at its limit: submitit's controller starts it again, but not for ever."""
+    seen = {}
+    options = settle(Options(cluster="local", cpu=1, minutes=90))
+    with monkeypatch.context() as patch:
+        patch.setattr(backends, "_submit", lambda executor, _: seen.update(executor.parameters) or [])
+        options.backend.submit(Request([Config()], options, tmp_path, "name"))
+    assert seen["timeout_min"] == 90
+    requeue = "from submitit.local.local import LocalJobEnvironment; LocalJobEnvironment()._requeue(0)"
+    controller = start_controller(tmp_path, shlex.join([sys.executable, "-c", requeue]))
+    assert controller.wait() == 0
+    local, job = BACKENDS["local"], str(controller.pid)
+    assert local.state(job, tmp_path, 90) == "TIMEOUT (--time 90, 6 times)"
+    assert local.state(job, tmp_path, None) is None, "signals by hand, where there was no limit"
+    log = next(tmp_path.glob("*_0_log.out"))
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    assert local.state(job, tmp_path, 90) is None, "it ended for another reason"
+    assert local.state("1", tmp_path, 90) is None, "it never began"
 
 
 def test_a_job_computes_on_what_was_asked_for() -> None:

@@ -125,6 +125,20 @@ def test_a_dry_run_shows_what_is_left_to_submit(
     assert not (finished / "jobs").exists()
 
 
+def test_a_limit_that_was_reached_too_often_is_named(finished: Path, two_folds: Path) -> None:
+    run = RunFolder(finished / "fold-01-seed-0")
+    run.set_status("preempted", "stopped by a signal at step 7; start it again to resume")
+    record = {"cluster": "local", "id": "99999999", "submitted": "2026-01-01T00:00:00Z", "slot": 0}
+    (finished / "jobs").mkdir()
+    log = finished / "jobs" / "99999999_0_log.out"
+    log.write_text("submitit INFO - Requeued job 99999999 (0 remaining timeouts)\n" * 6)
+    file = finished / "experiment.json"
+    for limit, reason in (({"minutes": 60}, "TIMEOUT (--time 60, 6 times), "), ({}, "")):
+        file.write_text(json.dumps(content(file) | {"jobs": {run.path.name: [record | limit]}}))
+        standing = Experiment(finished, {}, []).standings()[1]
+        assert standing.reason == f"{reason}stopped by a signal at step 7; start it again to resume"
+
+
 def test_inner_folds_leave_one_fold_out_of_every_run(
     place: Path, beton_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
