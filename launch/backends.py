@@ -45,6 +45,18 @@ _LOCAL_STARTS: Final = 6
 _NO_LIMIT: Final = 10 * 365 * 24 * 60
 """Minutes, where submitit wants a number."""
 
+_OWN_SBATCH: Final = {
+    **{
+        key: f"give --{key}" for key in ("partition", "account", "qos", "constraint", "time", "nodes", "gpus")
+    },
+    "mem": "give --mem-gb",
+    "cpus-per-task": "give --cpus",
+    **dict.fromkeys(("ntasks", "ntasks-per-node", "tasks-per-node"), "give --gpus or --cpu"),
+    "array": "give --array-parallelism",
+    **dict.fromkeys(("output", "error", "open-mode"), "the output goes to jobs/ in the folder of --out"),
+}
+"""What ``--sbatch`` does not take, and why: ranks, jobs and their output are counted and found by it."""
+
 
 def _cluster(text: str) -> str:
     if text != "auto" and text not in BACKENDS:
@@ -127,6 +139,7 @@ class Options:
             refuse_control_characters(f"--{name}", getattr(self, name))
         for option in self.sbatch or ():
             refuse_control_characters("--sbatch", option)
+            _check_sbatch(option, self.node_gpus)
 
     @property
     def backend(self) -> Backend:
@@ -157,6 +170,30 @@ def refuse_control_characters(option: str, value: object) -> None:
     """
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in str(value)):
         raise ConfigError(f"{option} is {str(value)!r}: remove the line break or control character")
+
+
+def _check_sbatch(option: str, gpus: int) -> None:
+    """Refuse an option of sbatch that would contradict what the launcher counts on.
+
+    Args:
+        option: ``KEY=VALUE`` or ``KEY``.
+        gpus: of each node, one for each rank.
+
+    Raises:
+        ConfigError: says what to give instead.
+    """
+    key, _, value = option.partition("=")
+    reason = None
+    if key in _OWN_SBATCH:
+        reason = f"the launcher sets this key itself: {_OWN_SBATCH[key]}"
+    elif key == "gpus-per-node" and not gpus:
+        reason = "the ranks of --cpu have no GPUs: give --gpus instead"
+    elif key == "gpus-per-node" and not re.fullmatch(rf"[^:,]+:{gpus}", value):
+        reason = f"each rank has one GPU: give --gpus N and gpus-per-node=TYPE:N (--gpus is {gpus})"
+    elif key == "signal" and not re.fullmatch(r"(R:)?USR2@\d+", value):
+        reason = "a job resumes only after USR2 to its ranks: give signal=USR2@SECONDS"
+    if reason:
+        raise ConfigError(f"--sbatch {option}: {reason}")
 
 
 def settle(options: Options, *, script: bool = False) -> Options:
@@ -290,7 +327,11 @@ class Slurm(Backend):
             "gpus_per_node": options.node_gpus or None,
             "array_parallelism": options.array_parallelism,
         }
-        more = [option.partition("=") for option in options.sbatch or ()]
+        pairs = [option.partition("=") for option in options.sbatch or ()]
+        # submitit's own keys have underscores: only the same spelling replaces them.
+        more = {key.replace("-", "_"): value if equals else True for key, equals, value in pairs}
+        if "no_requeue" not in more:
+            more.setdefault("requeue", True)  # some clusters requeue only jobs that ask for it
         return {
             "job_name": request.name,
             "time": options.minutes or 60,
@@ -300,8 +341,7 @@ class Slurm(Backend):
             "signal_delay_s": SIGNAL_SECONDS,
             # srun does not take the cores from sbatch's option, and by default a dead rank leaves the others.
             "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={options.cores}"],
-            # Some clusters requeue only jobs that ask for it.
-            "additional_parameters": {"requeue": True} | {k: value if eq else True for k, eq, value in more},
+            "additional_parameters": more,
             **{key: value for key, value in given.items() if value is not None},
         }
 

@@ -68,6 +68,54 @@ def test_the_script_says_what_the_options_say(
     assert run.endswith(f"-m submitit.core._submit {tmp_path / 'x' / 'jobs'}")
 
 
+def test_a_key_of_sbatch_replaces_what_the_launcher_would_say(tmp_path: Path) -> None:
+    more = [
+        "gpus-per-node=a100:2",
+        "no-requeue",
+        "job-name=mine",
+        "signal=R:USR2@300",
+        "comment=a",
+        "comment=b",
+    ]
+    options = Options(cluster="slurm", gpus=2, sbatch=[*more, "wckey=emo", "exclusive", "mail-type=END"])
+    text = options.backend.script(Request([Config()] * 2, options, tmp_path, "x"))
+    found = directives(text)
+    assert text.count("#SBATCH") == len(found), "each key once"
+    expected = {
+        "gpus-per-node": "a100:2",
+        "no-requeue": None,
+        "job-name": "mine",
+        "signal": "R:USR2@300",
+        "comment": "b",
+        "wckey": "emo",
+        "exclusive": None,
+        "mail-type": "END",
+    }
+    assert {key: found.get(key, "missing") for key in expected} == expected
+    assert "requeue" not in found
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"sbatch": ["cpus-per-task=8"]}, "cpus-per-task=8: the launcher sets this key itself: give --cpus"),
+        ({"sbatch": ["time=5"]}, "give --time"),
+        ({"sbatch": ["mem=5G"]}, "give --mem-gb"),
+        ({"sbatch": ["ntasks-per-node=2"]}, "give --gpus or --cpu"),
+        ({"sbatch": ["array=0-3"]}, "give --array-parallelism"),
+        ({"sbatch": ["open-mode=truncate"]}, "the output goes to jobs/ in the folder of --out"),
+        ({"sbatch": ["gpus-per-node=a100:4"]}, r"give --gpus N and gpus-per-node=TYPE:N \(--gpus is 1\)"),
+        ({"sbatch": ["gpus-per-node=2"], "gpus": 2}, r"gpus-per-node=TYPE:N \(--gpus is 2\)"),
+        ({"sbatch": ["gpus-per-node=a100:1"], "cpu": 1}, "the ranks of --cpu have no GPUs"),
+        ({"sbatch": ["signal=TERM@60"]}, "give signal=USR2@SECONDS"),
+        ({"sbatch": ["signal=B:USR2@60"]}, "a job resumes only after USR2 to its ranks"),
+    ],
+)
+def test_a_key_of_sbatch_that_breaks_the_job_is_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Options(**options)
+
+
 def test_by_default_a_job_asks_for_one_gpu_and_with_cpu_for_none(tmp_path: Path) -> None:
     default, cpu = Options(cluster="slurm"), Options(cluster="slurm", cpu=3)
     first, second = (
