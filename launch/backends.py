@@ -24,7 +24,7 @@ from typing import Annotated, Any, ClassVar, Final
 
 import typer
 from submitit.core.core import Executor
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 from submitit.local.debug import DebugExecutor
 from submitit.local.local import LocalExecutor
 from submitit.slurm.slurm import SlurmExecutor, SlurmJob, _make_sbatch_string
@@ -40,6 +40,22 @@ _PYTHON: Final = shlex.join(["sh", "-c", 'trap "" USR2; exec "$0" "$@"', sys.exe
 """This interpreter, ignoring SIGUSR2 until submitit's handler is installed: by default the signal kills."""
 _STARTING_TIMEOUTS: Final = 10
 """How often submitit may requeue a job that reaches its time limit before training has begun."""
+_LOCAL_STARTS: Final = 6
+"""How often submitit starts a job of this host at most: nothing can set it."""
+_NO_LIMIT: Final = 10 * 365 * 24 * 60
+"""Minutes, where submitit wants a number."""
+
+_OWN_SBATCH: Final = {
+    **{
+        key: f"give --{key}" for key in ("partition", "account", "qos", "constraint", "time", "nodes", "gpus")
+    },
+    "mem": "give --mem-gb",
+    "cpus-per-task": "give --cpus",
+    **dict.fromkeys(("ntasks", "ntasks-per-node", "tasks-per-node"), "give --gpus or --cpu"),
+    "array": "give --array-parallelism",
+    **dict.fromkeys(("output", "error", "open-mode"), "the output goes to jobs/ in the folder of --out"),
+}
+"""What ``--sbatch`` does not take, and why: ranks, jobs and their output are counted and found by it."""
 
 
 def _cluster(text: str) -> str:
@@ -48,9 +64,9 @@ def _cluster(text: str) -> str:
     return text
 
 
-def _minutes(text: str | int) -> int:
+def _minutes(text: str) -> int:
     """Minutes, rounded up, from minutes or H:MM:SS."""
-    found = re.fullmatch(r"(\d+)|(\d+):([0-5]\d):([0-5]\d)", str(text))
+    found = re.fullmatch(r"(\d+)|(\d+):([0-5]\d):([0-5]\d)", text)
     if not found:
         raise typer.BadParameter(f"{text!r} is neither minutes nor H:MM:SS")
     minutes, hours, rest, seconds = (int(part or 0) for part in found.groups())
@@ -97,8 +113,14 @@ class Options:
     qos: _SbatchName = None
     constraint: _SbatchName = None
     minutes: Annotated[
-        int, typer.Option("--time", parser=_minutes, metavar="TIME", help="Limit: minutes or H:MM:SS.")
-    ] = 60
+        int | None,
+        typer.Option(
+            "--time",
+            parser=_minutes,
+            metavar="TIME",
+            help="Limit: minutes or H:MM:SS (default: 60; local: none).",
+        ),
+    ] = None
     mem_gb: Annotated[float | None, typer.Option(metavar="GB", help="Memory of each node.")] = None
     cpus: Annotated[int | None, _count("Cores of each rank (default 4).")] = None
     gpus: Annotated[int | None, _count("GPUs of each node, a rank each.", "--gpus", "--gpus-per-node")] = None
@@ -117,6 +139,7 @@ class Options:
             refuse_control_characters(f"--{name}", getattr(self, name))
         for option in self.sbatch or ():
             refuse_control_characters("--sbatch", option)
+            _check_sbatch(option, self.node_gpus)
 
     @property
     def backend(self) -> Backend:
@@ -147,6 +170,30 @@ def refuse_control_characters(option: str, value: object) -> None:
     """
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in str(value)):
         raise ConfigError(f"{option} is {str(value)!r}: remove the line break or control character")
+
+
+def _check_sbatch(option: str, gpus: int) -> None:
+    """Refuse an option of sbatch that would contradict what the launcher counts on.
+
+    Args:
+        option: ``KEY=VALUE`` or ``KEY``.
+        gpus: of each node, one for each rank.
+
+    Raises:
+        ConfigError: says what to give instead.
+    """
+    key, _, value = option.partition("=")
+    reason = None
+    if key in _OWN_SBATCH:
+        reason = f"the launcher sets this key itself: {_OWN_SBATCH[key]}"
+    elif key == "gpus-per-node" and not gpus:
+        reason = "the ranks of --cpu have no GPUs: give --gpus instead"
+    elif key == "gpus-per-node" and not re.fullmatch(rf"[^:,]+:{gpus}", value):
+        reason = f"each rank has one GPU: give --gpus N and gpus-per-node=TYPE:N (--gpus is {gpus})"
+    elif key == "signal" and not re.fullmatch(r"(R:)?USR2@\d+", value):
+        reason = "a job resumes only after USR2 to its ranks: give signal=USR2@SECONDS"
+    if reason:
+        raise ConfigError(f"--sbatch {option}: {reason}")
 
 
 def settle(options: Options, *, script: bool = False) -> Options:
@@ -240,8 +287,8 @@ class Backend(ABC):
     def alive(self, jobs: Collection[str], folder: Path) -> dict[str, str]:
         """Those of the jobs that wait or run, with their state; UNKNOWN for all while it cannot be asked."""
 
-    def state(self, job: str, folder: Path) -> str | None:
-        """How a job ended, such as TIMEOUT; None where that is not known (yet)."""
+    def state(self, job: str, folder: Path, minutes: int | None) -> str | None:
+        """How a job with that limit ended, such as TIMEOUT; None where that is not known (yet)."""
         return None
 
     @abstractmethod
@@ -280,18 +327,21 @@ class Slurm(Backend):
             "gpus_per_node": options.node_gpus or None,
             "array_parallelism": options.array_parallelism,
         }
-        more = [option.partition("=") for option in options.sbatch or ()]
+        pairs = [option.partition("=") for option in options.sbatch or ()]
+        # submitit's own keys have underscores: only the same spelling replaces them.
+        more = {key.replace("-", "_"): value if equals else True for key, equals, value in pairs}
+        if "no_requeue" not in more:
+            more.setdefault("requeue", True)  # some clusters requeue only jobs that ask for it
         return {
             "job_name": request.name,
-            "time": options.minutes,
+            "time": options.minutes or 60,
             "nodes": options.nodes,
             "ntasks_per_node": options.ranks,
             "cpus_per_task": options.cores,
             "signal_delay_s": SIGNAL_SECONDS,
             # srun does not take the cores from sbatch's option, and by default a dead rank leaves the others.
             "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={options.cores}"],
-            # Some clusters requeue only jobs that ask for it.
-            "additional_parameters": {"requeue": True} | {k: value if eq else True for k, eq, value in more},
+            "additional_parameters": more,
             **{key: value for key, value in given.items() if value is not None},
         }
 
@@ -320,7 +370,7 @@ class Slurm(Backend):
         states = dict(line.strip().split("|", 1) for line in answer.splitlines() if "|" in line)
         return {job: states[job] for job in jobs if job in states}
 
-    def state(self, job: str, folder: Path) -> str | None:
+    def state(self, job: str, folder: Path, minutes: int | None) -> str | None:
         if shutil.which("sacct") is None:
             return None
         state: str = SlurmJob(folder, job).state
@@ -345,7 +395,7 @@ class Local(Backend):
         executor, options, slot = LocalExecutor(request.folder), request.options, request.slot
         gpus = options.node_gpus
         executor.update_parameters(
-            timeout_min=options.minutes,
+            timeout_min=options.minutes or _NO_LIMIT,
             tasks_per_node=options.ranks,
             gpus_per_node=gpus,
             signal_delay_s=SIGNAL_SECONDS,
@@ -366,6 +416,17 @@ class Local(Backend):
             return False
         starting = not command and state not in "ZX"  # for a moment a new process has no command line
         return starting or (b"submitit.local._local" in command and os.fsencode(folder) in command)
+
+    def state(self, job: str, folder: Path, minutes: int | None) -> str | None:
+        if minutes is None:
+            return None
+        try:
+            log = JobPaths(folder, job, 0).stdout.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        if log.count(f"Requeued job {job} ") < _LOCAL_STARTS:
+            return None
+        return f"TIMEOUT (--time {minutes}, {_LOCAL_STARTS} times)"
 
     def cancel(self, jobs: Collection[str], folder: Path) -> None:
         for job in self.alive(jobs, folder):

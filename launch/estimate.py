@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -25,8 +25,6 @@ from ferdist.runtime.folder import RunFolder
 from ferdist.table import Number, Table, count
 from launch.backends import Options, training_job
 from launch.experiment import Experiment
-
-MEASURED: Final = "measured here"
 
 
 class Cost(NamedTuple):
@@ -42,6 +40,8 @@ def estimate(
 ) -> str:
     """A table of what is left to run: for each config the cost of a run, and of all.
 
+    If one of them would have to be measured on a GPU that only the jobs will have, a line that says so.
+
     Args:
         experiment: the experiment.
         finished: its finished runs; a config that has some is not measured.
@@ -51,11 +51,16 @@ def estimate(
     Raises:
         RunError: if a run cannot be measured here.
     """
+    parts = dict.fromkeys(trial.part for trial in trials)
+    done = {part: [experiment.run_dir(one) for one in finished if one.part == part] for part in parts}
+    if options.backend.queues and not torch.cuda.is_available():
+        jobs = [training_job(experiment.parts[part].config, options) for part in parts if not done[part]]
+        if any(job.config["device"] == "cuda" for job in jobs):
+            return "this host has no GPU, but the jobs will: measure on a node like theirs (srun --pty)"
     costs: dict[str, Cost] = {}
-    for part in dict.fromkeys(trial.part for trial in trials):
-        done = [experiment.run_dir(trial) for trial in finished if trial.part == part]
-        if done:
-            costs[part] = cost_of_finished(done, _start_seconds())
+    for part in parts:
+        if done[part]:
+            costs[part] = cost_of_finished(done[part], _start_seconds())
             continue
         tell(f"ferdist: measuring {part or 'the config'} on this host")
         first = next(trial for trial in trials if trial.part == part)
@@ -109,7 +114,7 @@ def measure(config: Config, options: Options) -> Cost:
         costs = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
     parts = ("open", "train", "validate", "save", "finish")
     start = wall - costs["inside"]
-    return Cost(start + sum(costs[part] for part in parts), costs["images_per_second"], MEASURED)
+    return Cost(start + sum(costs[part] for part in parts), costs["images_per_second"], "measured here")
 
 
 def _start_seconds() -> float:
@@ -133,15 +138,11 @@ def _as_text(costs: Mapping[str, Cost], trials: Sequence[Trial], options: Option
     rows.append({"config": "together", "runs": count(len(trials)), **_hours(total, cores, gpus)})
     longest = max(costs[trial.part].seconds for trial in trials)
     parallel = min(options.array_parallelism or len(trials), len(trials))
-    lines = [
-        Table.of("Cost", rows).text(),
+    return (
+        f"{Table.of('Cost', rows).text()}\n"
         f"about {_clock(max(longest, total / parallel))} with {parallel} at a time, without waiting in a "
-        f"queue; {count(cores, 'core')} per run",
-    ]
-    measured = any(cost.source == MEASURED for cost in costs.values())
-    if measured and options.backend.queues and gpus and not torch.cuda.is_available():
-        lines.append("this host has no GPU, but the jobs will: measure on a node like theirs (srun --pty)")
-    return "\n".join(lines)
+        f"queue; {count(cores, 'core')} per run"
+    )
 
 
 def _hours(seconds: float, cores: int, gpus: int) -> dict[str, str | None]:

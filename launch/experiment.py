@@ -84,6 +84,7 @@ class Experiment:
     def __init__(self, folder: Path, parts: Mapping[str, Part], trials: Sequence[Trial]) -> None:
         self.folder, self.asked = folder.absolute(), frozenset(trials)
         self._file, self.jobs_folder = self.folder / FILE, self.folder / "jobs"
+        self._cancelled = self.folder / ".cancelled"
         refuse_control_characters("--out", self.folder)
         self._jobs: dict[str, list[dict[str, Any]]] = {}
         self.parts = dict(parts)
@@ -121,12 +122,37 @@ class Experiment:
         request = self.request(trials, options)
         submitted = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         for trial, job in zip(trials, options.backend.submit(request), strict=True):
-            record = {"cluster": options.cluster, "id": job, "submitted": submitted, "slot": request.slot}
+            record = {
+                "cluster": options.cluster,
+                "id": job,
+                "submitted": submitted,
+                "slot": request.slot,
+                "minutes": options.minutes,
+            }
             self._jobs.setdefault(trial.name, []).append(record)
         self.write()
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether `cancel` was called since `begin`, in any process."""
+        return self._cancelled.exists()
+
+    def begin(self) -> None:
+        """Write experiment.json, and forget that it was cancelled before."""
+        self._cancelled.unlink(missing_ok=True)
+        self.write()
+
     def cancel(self) -> int:
-        """End the jobs that wait or run; their number."""
+        """End the jobs that wait or run, whose number it returns, and tell the launcher to submit no more.
+
+        Raises:
+            RunError: if the folder holds no experiment.
+        """
+        if not self._file.exists():
+            raise RunError(f"{self.folder}: this folder holds no experiment to cancel: give its --out")
+        self._cancelled.touch()
+        # After that: the launcher may just have noted a job, and looks whether it is cancelled when it has.
+        self._jobs = read_experiment(self.folder).jobs
         jobs = [(backend, backend.alive(ids, self.jobs_folder)) for backend, ids in self._newest()]
         for backend, alive in jobs:
             if alive:
@@ -158,7 +184,8 @@ class Experiment:
             return Standing(trial, "finished", "", None, *steps)
         if job is None:
             return Standing(trial, "new")
-        state = BACKENDS[job["cluster"]].state(job["id"], self.jobs_folder) or ""
+        backend, limit = BACKENDS[job["cluster"]], job.get("minutes")
+        state = backend.state(job["id"], self.jobs_folder, limit) or ""
         return Standing(trial, "failed", state, self._reason(folder, job, state, steps), *steps)
 
     def _reason(self, folder: RunFolder, job: dict[str, Any], state: str, steps: tuple[int, int]) -> str:
@@ -257,11 +284,11 @@ def launch(
         estimate: says with ``--dry-run`` what the runs to come (last) cost, from those that are finished.
 
     Returns:
-        The exit code: 1 if a run has failed.
+        The exit code: 1 if a run has failed, or the experiment was cancelled.
     """
     if options.cancel:
-        cancelled = count(Experiment(folder, parts, trials).cancel(), "job")
-        tell(f"ferdist: cancelled {cancelled}; --retry resumes the runs")
+        jobs = count(Experiment(folder, parts, trials).cancel(), "job")
+        tell(f"ferdist: cancelled {jobs}; --retry resumes the runs")
         return 0
     if options.dry_run:
         experiment = Experiment(folder, parts, trials)
@@ -279,6 +306,11 @@ def launch(
         experiment = Experiment(folder, parts, trials)
         standings = carry_out(experiment, options)
         report(experiment, standings)
+        cancelled = experiment.is_cancelled
+    unfinished = sum(standing.state != "finished" for standing in standings)
+    if cancelled and unfinished:
+        tell(f"ferdist: cancelled, {unfinished} of {len(standings)} runs not finished; --retry resumes them")
+        return 1
     failed = sum(standing.state == "failed" for standing in standings)
     if failed:
         tell(f"ferdist: {failed} of {len(standings)} runs failed; --retry submits them again")
@@ -288,18 +320,22 @@ def launch(
 def carry_out(experiment: Experiment, options: Options) -> list[Standing]:
     """Submit what is wanted and, if asked to, wait until no job waits or runs; how the trials stand then.
 
-    A backend without a queue is given a job when another ends, so its jobs are always waited for.
+    A backend without a queue is given a job when another ends, so its jobs are always waited for. Once the
+    experiment is cancelled, it is given no more.
     """
     backend = options.backend
     queue = wanted(experiment, experiment.standings(), retry=options.retry)
-    experiment.write()
+    experiment.begin()
     if backend.queues and queue:
         experiment.submit(queue, options)
         tell(f"ferdist: submitted {count(len(queue), 'job')}")
         queue = []
-    begun = time.monotonic()
+    begun, cancelled = time.monotonic(), False
     with _display() as show:
         while True:
+            if experiment.is_cancelled and not cancelled:
+                cancelled, queue = True, []
+                experiment.cancel()  # a job whose id was not noted yet when --cancel looked
             standings = experiment.standings()
             show(standings)
             active = sum(standing.state == "active" for standing in standings)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from submitit.local.local import start_controller
 
 from ferdist.config import Config
 from ferdist.errors import ConfigError, RunError
@@ -63,6 +66,54 @@ def test_the_script_says_what_the_options_say(
     assert "--kill-on-bad-exit=1" in run
     assert "--cpus-per-task=6" in run
     assert run.endswith(f"-m submitit.core._submit {tmp_path / 'x' / 'jobs'}")
+
+
+def test_a_key_of_sbatch_replaces_what_the_launcher_would_say(tmp_path: Path) -> None:
+    more = [
+        "gpus-per-node=a100:2",
+        "no-requeue",
+        "job-name=mine",
+        "signal=R:USR2@300",
+        "comment=a",
+        "comment=b",
+    ]
+    options = Options(cluster="slurm", gpus=2, sbatch=[*more, "wckey=emo", "exclusive", "mail-type=END"])
+    text = options.backend.script(Request([Config()] * 2, options, tmp_path, "x"))
+    found = directives(text)
+    assert text.count("#SBATCH") == len(found), "each key once"
+    expected = {
+        "gpus-per-node": "a100:2",
+        "no-requeue": None,
+        "job-name": "mine",
+        "signal": "R:USR2@300",
+        "comment": "b",
+        "wckey": "emo",
+        "exclusive": None,
+        "mail-type": "END",
+    }
+    assert {key: found.get(key, "missing") for key in expected} == expected
+    assert "requeue" not in found
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"sbatch": ["cpus-per-task=8"]}, "cpus-per-task=8: the launcher sets this key itself: give --cpus"),
+        ({"sbatch": ["time=5"]}, "give --time"),
+        ({"sbatch": ["mem=5G"]}, "give --mem-gb"),
+        ({"sbatch": ["ntasks-per-node=2"]}, "give --gpus or --cpu"),
+        ({"sbatch": ["array=0-3"]}, "give --array-parallelism"),
+        ({"sbatch": ["open-mode=truncate"]}, "the output goes to jobs/ in the folder of --out"),
+        ({"sbatch": ["gpus-per-node=a100:4"]}, r"give --gpus N and gpus-per-node=TYPE:N \(--gpus is 1\)"),
+        ({"sbatch": ["gpus-per-node=2"], "gpus": 2}, r"gpus-per-node=TYPE:N \(--gpus is 2\)"),
+        ({"sbatch": ["gpus-per-node=a100:1"], "cpu": 1}, "the ranks of --cpu have no GPUs"),
+        ({"sbatch": ["signal=TERM@60"]}, "give signal=USR2@SECONDS"),
+        ({"sbatch": ["signal=B:USR2@60"]}, "a job resumes only after USR2 to its ranks"),
+    ],
+)
+def test_a_key_of_sbatch_that_breaks_the_job_is_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Options(**options)
 
 
 def test_by_default_a_job_asks_for_one_gpu_and_with_cpu_for_none(tmp_path: Path) -> None:
@@ -125,11 +176,34 @@ def test_jobs_of_this_host_share_its_cores_and_part_its_gpus(
     options.backend.submit(Request([Config()], options, tmp_path, "name", slot=3))
     assert seen["visible_gpus"] == ("6", "7")
     assert seen["tasks_per_node"] == 2
+    assert seen["timeout_min"] > 365 * 24 * 60, "no limit, since none was asked for"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,GPU-5a,7")
     options.backend.submit(Request([Config()], options, tmp_path, "name", slot=1))
     assert seen["visible_gpus"] == ("GPU-5a", "7"), "some of those that the launcher may use"
     with pytest.raises(ConfigError, match="2,3,GPU-5a,7, and the jobs that run at the same time need 6 GPUs"):
         options.backend.submit(Request([Config()], options, tmp_path, "name", slot=2))
+
+
+def test_a_job_of_this_host_that_used_up_its_starts_names_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a training does at its limit: submitit's controller starts it again, but not for ever."""
+    seen = {}
+    options = settle(Options(cluster="local", cpu=1, minutes=90))
+    with monkeypatch.context() as patch:
+        patch.setattr(backends, "_submit", lambda executor, _: seen.update(executor.parameters) or [])
+        options.backend.submit(Request([Config()], options, tmp_path, "name"))
+    assert seen["timeout_min"] == 90
+    requeue = "from submitit.local.local import LocalJobEnvironment; LocalJobEnvironment()._requeue(0)"
+    controller = start_controller(tmp_path, shlex.join([sys.executable, "-c", requeue]))
+    assert controller.wait() == 0
+    local, job = BACKENDS["local"], str(controller.pid)
+    assert local.state(job, tmp_path, 90) == "TIMEOUT (--time 90, 6 times)"
+    assert local.state(job, tmp_path, None) is None, "signals by hand, where there was no limit"
+    log = next(tmp_path.glob("*_0_log.out"))
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    assert local.state(job, tmp_path, 90) is None, "it ended for another reason"
+    assert local.state("1", tmp_path, 90) is None, "it never began"
 
 
 def test_a_job_computes_on_what_was_asked_for() -> None:

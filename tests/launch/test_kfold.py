@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ferdist.evaluation.pool import shared_config
 from ferdist.runtime.experiment import Part, Trial
 from ferdist.runtime.folder import RunFolder
 from launch import kfold as launcher
+from launch.backends import BACKENDS, Backend, Request
 from launch.experiment import Experiment, claim, default_folder
 from tests.conftest import ROOT, start
 from tests.faults.processes import small_config, status_of
@@ -123,6 +125,76 @@ def test_a_dry_run_shows_what_is_left_to_submit(
     assert "--array" not in script
     assert f"--job-name=ferdist-{finished.name}" in script
     assert not (finished / "jobs").exists()
+
+
+class Meanwhile(Backend):
+    """Jobs that end after some looks; while the first one is submitted, another shell does something."""
+
+    name = "meanwhile"
+
+    def __init__(self, other_shell: Callable[[], object]) -> None:
+        self.other_shell, self.running, self.number, self.looks = other_shell, set[str](), 0, 0
+        self.cancelled: set[str] = set()
+
+    def submit(self, request: Request) -> list[str]:
+        self.number += 1
+        if self.number == 1:
+            self.other_shell()
+        self.running.add(str(self.number))
+        return [str(self.number)]
+
+    def alive(self, jobs: Collection[str], folder: Path) -> dict[str, str]:
+        self.looks += 1
+        if self.looks % 9 == 0:
+            self.running.clear()
+        return dict.fromkeys(self.running.intersection(jobs), "RUNNING")
+
+    def cancel(self, jobs: Collection[str], folder: Path) -> None:
+        self.cancelled = set(jobs)
+        self.running.difference_update(jobs)
+
+
+def test_cancelling_ends_a_launcher_that_is_submitting(
+    two_folds: Path, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = arguments_of(two_folds, place / "x", "--cluster", Meanwhile.name)
+    backend = Meanwhile(lambda: launcher.main([*line, "--cancel"]))
+    monkeypatch.setitem(BACKENDS, backend.name, backend)
+    assert launcher.main(line) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert "ferdist: cancelled 0 jobs; --retry resumes the runs" in told
+    assert told[-1] == "ferdist: cancelled, 2 of 2 runs not finished; --retry resumes them"
+    assert attempts(place / "x") == {"fold-00-seed-0": 1}
+    assert backend.cancelled == {"1"}, "also the job that had no number yet"
+
+    monkeypatch.setattr(Meanwhile, "alive", lambda *_: {})
+    assert launcher.main([*line, "--retry"]) == 1
+    assert "ferdist: 2 of 2 runs failed; --retry" in capsys.readouterr().err
+    assert attempts(place / "x") == {"fold-00-seed-0": 2, "fold-01-seed-0": 1}
+
+
+def test_a_folder_without_an_experiment_is_not_cancelled(
+    two_folds: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launcher.main(arguments_of(two_folds, place / "none", "--cancel")) == 1
+    assert capsys.readouterr().err == (
+        f"ferdist: {place}/none: this folder holds no experiment to cancel: give its --out\n"
+    )
+    assert not (place / "none").exists()
+
+
+def test_a_limit_that_was_reached_too_often_is_named(finished: Path, two_folds: Path) -> None:
+    run = RunFolder(finished / "fold-01-seed-0")
+    run.set_status("preempted", "stopped by a signal at step 7; start it again to resume")
+    record = {"cluster": "local", "id": "99999999", "submitted": "2026-01-01T00:00:00Z", "slot": 0}
+    (finished / "jobs").mkdir()
+    log = finished / "jobs" / "99999999_0_log.out"
+    log.write_text("submitit INFO - Requeued job 99999999 (0 remaining timeouts)\n" * 6)
+    file = finished / "experiment.json"
+    for limit, reason in (({"minutes": 60}, "TIMEOUT (--time 60, 6 times), "), ({}, "")):
+        file.write_text(json.dumps(content(file) | {"jobs": {run.path.name: [record | limit]}}))
+        standing = Experiment(finished, {}, []).standings()[1]
+        assert standing.reason == f"{reason}stopped by a signal at step 7; start it again to resume"
 
 
 def test_inner_folds_leave_one_fold_out_of_every_run(

@@ -1,4 +1,4 @@
-"""Two ranks as a job of this host: stopped and started again, or one of them killed."""
+"""Two ranks as a job of this host: stopped and started again, one of them killed, or all cancelled."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PATIENCE
+from launch import kfold
+from tests.conftest import PATIENCE, start
 from tests.faults.processes import finish, newest_step, small_config, status_of, unequal
 from tests.launch.conftest import begin, command
 
@@ -75,3 +76,22 @@ def test_a_killed_rank_ends_the_job(two_folds: Path, place: Path) -> None:
     assert "seed-0 failed" in errors
     assert status_of(folder)["state"] == "failed"
     assert rank_of(place / "x" / "jobs", 0) is None
+
+
+def test_a_cancelled_experiment_submits_no_more_until_it_is_retried(
+    two_folds: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = place / "x"
+    line = command("kfold", two_folds, folder, "--cluster", "local", "--cpu", "1", "train.epochs=6")
+    launcher = begin(*line)
+    wait_until(launcher, lambda: newest_step(folder / "fold-00-seed-0") >= 2)
+    assert kfold.main([*line[1:], "--cancel"]) == 0
+    assert capsys.readouterr().err == "ferdist: cancelled 1 job; --retry resumes the runs\n"
+    _, errors = launcher.communicate(timeout=PATIENCE)
+    assert launcher.returncode == 1
+    assert errors.endswith("ferdist: cancelled, 2 of 2 runs not finished; --retry resumes them\n")
+    assert status_of(folder / "fold-00-seed-0")["state"] == "preempted"
+    assert not (folder / "fold-01-seed-0").exists()
+    retried = start(*line, "--retry")
+    assert retried.returncode == 0, retried.stderr
+    assert [status_of(folder / f"fold-0{fold}-seed-0")["state"] for fold in (0, 1)] == ["finished"] * 2

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ferdist.config import load_config
 from ferdist.data.beton import open_beton
@@ -78,6 +79,24 @@ def test_a_grid_is_estimated_run_once_and_reported(configs: Path, tmp_path: Path
     report = start("ferdist.cli", "report", str(out), "--out", str(tmp_path / "report"))
     assert report.returncode == 0, report.stderr
     assert (tmp_path / "report" / "figures" / "ckplus-confusion.svg").is_file()
+
+
+def test_what_only_a_node_can_measure_costs_no_script(
+    configs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a login node without a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    places = ("--configs", str(configs), "--out", str(tmp_path / "x"), "--models", "resnet18")
+    assert launcher.main([*places, "--cluster", "slurm", "--dry-run", "device=auto"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    first, shebang, *script = said.out.splitlines()
+    assert (first, shebang) == (
+        "this host has no GPU, but the jobs will: measure on a node like theirs (srun --pty)",
+        "#!/bin/bash",
+    )
+    assert "#SBATCH --array=0-2%3" in script
+    assert "#SBATCH --gpus-per-node=1" in script
 
 
 @pytest.mark.parametrize(
