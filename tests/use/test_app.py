@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import urljoin, urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -111,6 +114,21 @@ def test_pictures(tmp_path: Path, photograph: Callable[[int], Image.Image], blan
         app.open_picture(tmp_path / "text.png", detect)
 
 
+def test_only_uploads_are_opened(tmp_path: Path, blank: Image.Image) -> None:
+    pytest.importorskip("gradio", reason="needs Gradio: pip install '.[app]'")
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    for path in (uploads / "own.png", tmp_path / "private.png"):
+        blank.save(path)
+    (uploads / "link.png").symlink_to(tmp_path / "private.png")
+    (uploads / "loop.png").symlink_to("loop.png")
+    page = app.Page({}, choose_detector("haar"), uploads)
+    assert page.open(str(uploads / "own.png"), True)[-1] == ""
+    for elsewhere in ("../private.png", "../missing.png", "link.png", "loop.png", "null\0.png", "/dev/zero"):
+        opened, picture, *_, note = page.open(str(uploads / elsewhere), True)
+        assert (opened, picture, note) == (None, None, app.REFUSED), elsewhere
+
+
 def test_drawings_show_every_expression() -> None:
     drawings = [app.drawn_picture(number) for number in range(app.DRAWINGS)]
     assert len({one.picture.image.tobytes() for one in drawings}) == app.DRAWINGS
@@ -145,8 +163,9 @@ def served(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         env={**os.environ, "TMPDIR": str(place), "OMP_NUM_THREADS": "1"},
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == f"http://127.0.0.1:{port}/ (end with Ctrl-C)\n"
-    yield f"http://127.0.0.1:{port}/", place
+    line = process.stdout.readline()
+    assert re.fullmatch(rf"http://127\.0\.0\.1:{port}/[\w-]{{22}}/ \(end with Ctrl-C\)\n", line)
+    yield line.split()[0], place
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 0
     assert list(place.iterdir()) == []
@@ -266,7 +285,7 @@ def test_the_page_in_a_browser(
                 timeout=1000 * PATIENCE,
             )
         assert {url.partition("//")[2].partition("/")[0] for url in requests if url.startswith("http")} == {
-            address.removeprefix("http://").rstrip("/")
+            urlsplit(address).netloc
         }
         assert errors == []
     assert len(list(place.iterdir())) == 1
@@ -277,7 +296,7 @@ def test_another_host_name_or_port_is_refused(served: tuple[str, Path]) -> None:
     address, _ = served
     with pytest.raises(HTTPError, match="400"):
         urlopen(Request(address, headers={"Host": "elsewhere.example"}))
-    port = address.rstrip("/").rpartition(":")[2]
+    port = str(urlsplit(address).port)
     done = subprocess.run(
         [sys.executable, "-m", "ferdist", "app", "--no-browser", "--port", port],
         capture_output=True,
@@ -287,3 +306,40 @@ def test_another_host_name_or_port_is_refused(served: tuple[str, Path]) -> None:
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"ferdist: port {port} of 127.0.0.1 is in use: give another with --port\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["", "config", "gradio_api/info", "gradio_api/queue/join", "theme.css"])
+@pytest.mark.parametrize("secret", ["", "x" * 22 + "/"])
+def test_others_who_do_not_know_the_address_get_nothing(
+    served: tuple[str, Path], secret: str, path: str
+) -> None:
+    with pytest.raises(HTTPError, match="401") as caught:
+        urlopen(urljoin(served[0], f"/{secret}{path}"))
+    assert caught.value.read() == b"Open the whole address that `ferdist app` printed."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["private.png", "missing.png"])
+def test_a_request_for_a_file_that_was_not_uploaded_is_refused(
+    served: tuple[str, Path], name: str, tmp_path: Path, blank: Image.Image
+) -> None:
+    """Without the key ``meta``, at which Gradio would check it."""
+    address, _ = served
+    blank.save(tmp_path / "private.png")
+
+    def asked(path: str, body: object = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        return urlopen(Request(address + path, data, {"Content-Type": "application/json"}), timeout=PATIENCE)
+
+    config = json.load(asked("config"))
+    source = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "source")
+    opens = next(one["id"] for one in config["dependencies"] if [source, "input"] in one["targets"])
+    data = [{"path": str(tmp_path / name)}, False]
+    asked("gradio_api/queue/join", {"data": data, "fn_index": opens, "session_hash": name})
+    for line in asked(f"gradio_api/queue/data?session_hash={name}"):
+        message = json.loads(line.removeprefix(b"data: ")) if line.startswith(b"data: ") else {}
+        if message.get("msg") == "process_completed":
+            break
+    _, picture, _, face, note = message["output"]["data"]
+    assert (picture, face, note) == (None, None, app.REFUSED)
