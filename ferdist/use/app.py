@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -358,7 +359,7 @@ class Page:
 def serve(
     models: Mapping[str, TrainedModel], port: int, *, detector: str = "auto", browser: bool = True
 ) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C, SIGTERM or SIGHUP.
 
     Args:
         models: by the names that the page shows.
@@ -377,8 +378,10 @@ def serve(
         if task.height != task.width or task.channels not in (1, 3):
             raise ConfigError(f"{name}: takes {task.channels}x{task.height}x{task.width} images: not square")
     detect = choose_detector(detector)
-    with tempfile.TemporaryDirectory(prefix="ferdist-app-") as place:
+    with _signals_as_ctrl_c(), tempfile.TemporaryDirectory(prefix="ferdist-app-") as place:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": place, "HF_HUB_OFFLINE": "1"}
+        direct = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), HOST]
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, direct))
         try:
             import gradio as gr
         except ImportError as error:
@@ -414,6 +417,27 @@ def serve(
                 way.write_text(f'<meta http-equiv="refresh" content="0; url={address}">', "utf-8")
                 webbrowser.open(way.as_uri())
             threading.Event().wait()
+
+
+@contextmanager
+def _signals_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that no upload is left."""
+    stops = [signal.SIGTERM, signal.SIGHUP]
+    old = {stop: signal.getsignal(stop) for stop in stops}
+
+    def end(*_: object) -> None:
+        for stop in stops:  # a terminal that closes may send SIGHUP twice
+            signal.signal(stop, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for stop in stops:
+        if old[stop] is not signal.SIG_IGN:  # as of nohup
+            signal.signal(stop, end)
+    try:
+        yield
+    finally:
+        for stop in stops:
+            signal.signal(stop, old[stop])
 
 
 def _middleware(secret: str) -> list[Any]:

@@ -200,6 +200,55 @@ def test_ctrl_c_in_the_instant_in_which_the_address_appears(trained_run: Path) -
     assert done.returncode == 0, done.stderr
 
 
+def uploaded(address: str, path: Path) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="face.png"\r\n\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    request = Request(f"{address}gradio_api/upload", body + path.read_bytes() + b"\r\n--x--\r\n", headers)
+    assert len(json.load(urlopen(request, timeout=PATIENCE))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]])
+def test_other_signals_end_it_as_ctrl_c_does_behind_a_proxy(
+    signals: list[signal.Signals], trained_run: Path, tmp_path: Path, blank: Image.Image
+) -> None:
+    """No upload is left, and the browser that was opened got the address without showing it to others."""
+    pytest.importorskip("gradio", reason="needs Gradio: pip install '.[app]'")
+    place, opener = tmp_path / "place", tmp_path / "browser"
+    place.mkdir()
+    opener.write_text(
+        f'#!/bin/sh\necho "$*" > {tmp_path}/arguments\ncat "${{1#file://}}" > {tmp_path}/page\n'
+    )
+    opener.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    environment |= {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    environment |= {"TMPDIR": str(place), "BROWSER": f"{opener} %s", "OMP_NUM_THREADS": "1"}
+    blank.save(tmp_path / "blank.png")
+    with subprocess.Popen(
+        [sys.executable, "-m", "ferdist", "app", str(trained_run), "--port", str(free_port())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        address = line.split()[0]
+        uploaded(address, tmp_path / "blank.png")
+        [folder] = place.iterdir()
+        assert folder.stat().st_mode & 0o077 == 0
+        assert list(folder.rglob("face.png"))
+        assert (tmp_path / "arguments").read_text() == f"file://{folder}/open.html\n"
+        assert f"url={address}" in (tmp_path / "page").read_text()
+        for one in signals:
+            process.send_signal(one)
+        assert process.wait(PATIENCE) == 0, process.stderr.read()
+    assert list(place.iterdir()) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
