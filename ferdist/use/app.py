@@ -31,7 +31,7 @@ from ferdist.errors import ConfigError, FerdistError, RunError, printable
 from ferdist.evaluation.attention import enlarge, heat, look
 from ferdist.evaluation.benchmark import Benchmark, Cell
 from ferdist.evaluation.model import TrainedModel
-from ferdist.use.detect import Detector, Found, choose_detector, planes_of
+from ferdist.use.detect import Detector, Found, choose_detector, find_faces, planes_of
 from ferdist.use.pictures import Picture, read_picture
 
 HOST: Final = "127.0.0.1"
@@ -128,12 +128,12 @@ def open_picture(path: Path, detect: Detector | None) -> Opened:
     """Read a picture and find its faces; without a detector all of it is one.
 
     Raises:
-        DataError: if it cannot be read.
+        DataError: if it cannot be read, or the detector fails.
     """
     picture = read_picture(path)
     if detect is None:
         return Opened(picture, (Found((0, 0, *picture.image.size)),))
-    return Opened(picture, tuple(detect(np.asarray(picture.image))))
+    return Opened(picture, tuple(find_faces(detect, picture.image, path)))
 
 
 def drawn_picture(number: int) -> Opened:

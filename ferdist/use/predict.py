@@ -23,7 +23,7 @@ from ferdist.errors import ConfigError, DataError, RunError, printable, reason_o
 from ferdist.evaluation.model import TrainedModel
 from ferdist.io import MIB, atomic_path, open_untrusted, writing
 from ferdist.table import Number, Table
-from ferdist.use.detect import Box, Detector, choose_detector, planes_of
+from ferdist.use.detect import Box, Detector, choose_detector, find_faces, planes_of
 from ferdist.use.pictures import Picture, find_pictures, read_picture
 
 SMALLEST_ANNOTATED: Final = 240
@@ -250,7 +250,7 @@ def _rows(result: Result, classes: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 
 def _look(trained: TrainedModel, path: Path, target: Path | None, detect: Detector | None) -> _Seen:
-    """Read a picture and cut out its faces, uint8 (C, H, W) each; a DataError if it cannot be read.
+    """Read a picture and cut out its faces, uint8 (C, H, W) each; a DataError if that fails.
 
     Without a detector all of it is a face.
     """
@@ -262,7 +262,7 @@ def _look(trained: TrainedModel, path: Path, target: Path | None, detect: Detect
         whole = picture.image.resize(size, Image.Resampling.BILINEAR)
         crop = planes_of(whole, task.channels)
         return _Seen(path, annotated, [(0, 0, *picture.size)], [crop])
-    found = detect(np.asarray(picture.image))
+    found = find_faces(detect, picture.image, path)
     boxes = [face.clipped(*picture.image.size) for face in found]
     scaled = [tuple(round(edge * picture.scale) for edge in box) for box in boxes]
     crops = [face.crop(picture.image, task.channels, task.width) for face in found]

@@ -23,7 +23,7 @@ from ferdist.evaluation.model import TrainedModel
 from ferdist.io import atomic_path, open_untrusted, scratch_folder, sync, writing
 from ferdist.table import Number, Table
 from ferdist.use import decode
-from ferdist.use.detect import Box, choose_detector
+from ferdist.use.detect import Box, choose_detector, find_faces
 from ferdist.use.pictures import LONGEST, MOST_PIXELS
 from ferdist.use.predict import Face, answer, draw_faces, progress_bar
 
@@ -149,7 +149,7 @@ def predict_video(
         bar = progress.add_task(path.name, total=video.count or None)
         number = -1
         for number, (seconds, frame) in enumerate(video):
-            found = detect(np.asarray(frame))
+            found = find_faces(detect, frame, path)
             crops = [face.crop(frame, task.channels, task.width) for face in found]
             answers = answer(trained, np.stack(crops)) if crops else ()
             seen = [Face(face.clipped(*frame.size), row) for face, row in zip(found, answers, strict=True)]
