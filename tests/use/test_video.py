@@ -152,27 +152,3 @@ def test_a_decoder_that_dies_or_hangs_is_an_error(
     with process, pytest.raises(DataError) as caught:
         video.Video(Path("clip.mp4"), process)
     assert str(caught.value) == f"clip.mp4: not a readable video: {reason}"
-
-
-def test_a_table_of_pictures_goes_on_where_it_stopped(
-    trained_run: Path,
-    photograph: Photograph,
-    blank: Image.Image,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    folder, table = tmp_path / "in", tmp_path / "faces.csv"
-    folder.mkdir()
-    for number in range(3):
-        photograph(number).save(folder / f"{number}.png")
-    blank.save(folder / "blank, with a comma.png")
-    arguments = ["predict", str(trained_run), str(folder), "--csv", str(table)]
-    assert main(arguments) == 0
-    whole = table.read_text()
-    assert len(whole.splitlines()) == 5
-    table.write_text(whole[:-30])
-    (folder / "0.png").write_bytes(b"not read again")
-    assert main(arguments) == 0
-    assert table.read_text() == whole
-    assert main(["predict", "fer2013_resnet18_cbam", str(folder), "--csv", str(table)]) == 1
-    assert "not a table of fer2013_resnet18_cbam" in capsys.readouterr().err
