@@ -258,7 +258,8 @@ def predict(
         Path | None,
         typer.Option(
             "--csv",
-            help="Write a row for each face (and frame); pictures that it has already are passed over.",
+            help="Write a row for each face (and frame); pictures that it has already are passed over, "
+            "unless they failed.",
             metavar="FILE",
         ),
     ] = None,
@@ -286,7 +287,10 @@ def predict(
         print(video.predict_video(trained, videos[0], out=out, table=table, detector=detector).text())
         return
     classes = trained.card.classes
-    rows = None if table is None else predict.FaceTable(table, model, classes)
+    rows = None
+    if table is not None:
+        made_with = predict.made_with(model, trained, detector, whole_image)
+        rows = predict.FaceTable(table, made_with, classes)
     found = predict.predict_pictures(
         trained,
         pictures,

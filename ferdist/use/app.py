@@ -1,17 +1,20 @@
 """`ferdist app`: a page on one's own machine, to show models faces and to cover parts of them.
 
-Gradio serves it on 127.0.0.1 alone. The page asks nobody else for anything: its content security policy
-forbids that to the browser, and Gradio's own analytics are off. Pictures lie in a temporary folder until the
-command ends.
+Gradio serves it on 127.0.0.1 alone, below a random path, since other users of the machine reach that address,
+too. The page asks nobody else for anything: its content security policy forbids that to the browser, and
+Gradio's own analytics are off. Pictures lie in a temporary folder until the command ends.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
+import signal
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import webbrowser
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +31,7 @@ from ferdist.errors import ConfigError, FerdistError, RunError, printable
 from ferdist.evaluation.attention import enlarge, heat, look
 from ferdist.evaluation.benchmark import Benchmark, Cell
 from ferdist.evaluation.model import TrainedModel
-from ferdist.use.detect import Detector, Found, choose_detector, planes_of
+from ferdist.use.detect import Detector, Found, choose_detector, find_faces, planes_of
 from ferdist.use.pictures import Picture, read_picture
 
 HOST: Final = "127.0.0.1"
@@ -43,6 +46,11 @@ NOTHING: Final = "nothing"
 COVERS: Final = {kind.label: kind for kind in KINDS.values() if kind.name != "patch"}  # it needs other faces
 DRAWINGS: Final = 21
 """Drawn examples: three of each expression."""
+REFUSED: Final = "**That picture was not uploaded here: choose it once more.**"
+"""Whatever lies at a path elsewhere, or does not."""
+
+OPEN: Final = ("/gradio_api/startup-events", "/favicon.ico", "/manifest.json")
+"""What needs no secret: Gradio asks itself to start, and browsers ask for an icon and the page's name."""
 
 _POLICY: Final = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -120,12 +128,12 @@ def open_picture(path: Path, detect: Detector | None) -> Opened:
     """Read a picture and find its faces; without a detector all of it is one.
 
     Raises:
-        DataError: if it cannot be read.
+        DataError: if it cannot be read, or the detector fails.
     """
     picture = read_picture(path)
     if detect is None:
         return Opened(picture, (Found((0, 0, *picture.image.size)),))
-    return Opened(picture, tuple(detect(np.asarray(picture.image))))
+    return Opened(picture, tuple(find_faces(detect, picture.image, path)))
 
 
 def drawn_picture(number: int) -> Opened:
@@ -189,24 +197,34 @@ class Page:
     Args:
         models: by the names that the page shows.
         detect: finds the faces in an upload.
+        uploads: folder outside of which no picture is opened.
     """
 
-    def __init__(self, models: Mapping[str, TrainedModel], detect: Detector) -> None:
+    def __init__(self, models: Mapping[str, TrainedModel], detect: Detector, uploads: Path) -> None:
         import gradio
 
-        self.models, self._detect = models, detect
+        self.models, self._detect, self._uploads = models, detect, uploads.resolve()
         self._update: Callable[..., Any] = gradio.update
 
     def open(self, path: str | None, crop: bool) -> tuple[Any, ...]:
         """What was uploaded: see `_shown`."""
         if path is None:
             return self._shown(None)
+        if not self._was_uploaded(path):
+            return self._shown(None, REFUSED)
         try:
             opened = open_picture(Path(path), None if crop else self._detect)
         except FerdistError as error:  # the folder is one of Gradio's own
             return self._shown(None, f"**{str(error).replace(f'{Path(path).parent}{os.sep}', '')}**")
         nobody = "" if opened.faces else "No face found. If the picture is a face and nothing else, say so."
         return self._shown(opened, nobody)
+
+    def _was_uploaded(self, path: str) -> bool:
+        """Gradio asks that only of values that say they are files, and takes any path from others."""
+        try:
+            return Path(path).resolve().is_relative_to(self._uploads)
+        except (OSError, RuntimeError, ValueError):  # a loop of links, a null byte
+            return False
 
     def draw(self, number: int) -> tuple[Any, ...]:
         """The number of the next drawing, no upload, and this drawing."""
@@ -341,7 +359,7 @@ class Page:
 def serve(
     models: Mapping[str, TrainedModel], port: int, *, detector: str = "auto", browser: bool = True
 ) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C, SIGTERM or SIGHUP.
 
     Args:
         models: by the names that the page shows.
@@ -360,18 +378,21 @@ def serve(
         if task.height != task.width or task.channels not in (1, 3):
             raise ConfigError(f"{name}: takes {task.channels}x{task.height}x{task.width} images: not square")
     detect = choose_detector(detector)
-    with tempfile.TemporaryDirectory(prefix="ferdist-app-") as place:
+    with _signals_as_ctrl_c(), tempfile.TemporaryDirectory(prefix="ferdist-app-") as place:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": place, "HF_HUB_OFFLINE": "1"}
+        direct = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), HOST]
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, direct))
         try:
             import gradio as gr
         except ImportError as error:
             raise ConfigError(f"ferdist app needs Gradio ({error}): pip install 'ferdist[app]'") from None
         try:
-            blocks = Page(models, detect).blocks()
-            _, address, _ = blocks.launch(
+            blocks, secret = Page(models, detect, Path(place)).blocks(), f"/{secrets.token_urlsafe(16)}"
+            blocks.launch(
                 server_name=HOST,
                 server_port=port,
-                inbrowser=browser,
+                root_path=secret,
+                inbrowser=False,  # it does not know the whole address
                 share=False,
                 quiet=True,
                 prevent_thread_lock=True,
@@ -384,24 +405,70 @@ def serve(
                 theme=gr.themes.Default(
                     font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
                 ),
-                app_kwargs={"middleware": _middleware()},
+                app_kwargs={"middleware": _middleware(secret)},
             )
         except OSError:
             raise RunError(f"port {port} of {HOST} is in use: give another with --port") from None
+        address = f"http://{HOST}:{port}{secret}/"
         with suppress(KeyboardInterrupt):  # from the line that names Ctrl-C on
             print(f"{address} (end with Ctrl-C)", flush=True)
+            if browser:  # by way of a file: others can see what a program is called with
+                way = Path(place) / "open.html"
+                way.write_text(f'<meta http-equiv="refresh" content="0; url={address}">', "utf-8")
+                webbrowser.open(way.as_uri())
             threading.Event().wait()
 
 
-def _middleware() -> list[Any]:
+@contextmanager
+def _signals_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that no upload is left."""
+    stops = [signal.SIGTERM, signal.SIGHUP]
+    old = {stop: signal.getsignal(stop) for stop in stops}
+
+    def end(*_: object) -> None:
+        for stop in stops:  # a terminal that closes may send SIGHUP twice
+            signal.signal(stop, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for stop in stops:
+        if old[stop] is not signal.SIG_IGN:  # as of nohup
+            signal.signal(stop, end)
+    try:
+        yield
+    finally:
+        for stop in stops:
+            signal.signal(stop, old[stop])
+
+
+def _middleware(secret: str) -> list[Any]:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     # A page from elsewhere that has itself resolved to 127.0.0.1 still has its own name in Host.
     return [
         Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
+        Middleware(_Secret, secret),
         Middleware(_Policy),
     ]
+
+
+class _Secret:
+    """ASGI middleware: only who knows the path below which the page lies gets an answer."""
+
+    def __init__(self, app: Any, secret: str) -> None:
+        self.app, self._secret = app, f"{secret}/".encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        from starlette.responses import PlainTextResponse
+
+        path = scope.get("path", "")
+        if scope["type"] == "lifespan" or path in OPEN:
+            await self.app(scope, receive, send)
+        elif secrets.compare_digest(path.encode()[: len(self._secret)], self._secret):
+            await self.app({**scope, "root_path": self._secret[:-1].decode()}, receive, send)
+        else:
+            answer = PlainTextResponse("Open the whole address that `ferdist app` printed.", 401)
+            await answer(scope, receive, send)
 
 
 class _Policy:

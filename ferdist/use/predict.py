@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
+import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +25,7 @@ from ferdist.errors import ConfigError, DataError, RunError, printable, reason_o
 from ferdist.evaluation.model import TrainedModel
 from ferdist.io import MIB, atomic_path, open_untrusted, writing
 from ferdist.table import Number, Table
-from ferdist.use.detect import Box, Detector, choose_detector, planes_of
+from ferdist.use.detect import Box, Detector, choose_detector, detector_name, find_faces, planes_of
 from ferdist.use.pictures import Picture, find_pictures, read_picture
 
 SMALLEST_ANNOTATED: Final = 240
@@ -35,6 +37,10 @@ EDGES: Final = ("left", "top", "right", "bottom")
 TABLE_LIMIT: Final = 1024 * MIB
 """Largest csv file that is continued: of some five million faces."""
 NO_FACE: Final = "no face found"
+WHOLE_IMAGE: Final = "whole-image"
+"""In a csv file: the detector, where there was none."""
+DIGITS: Final = 16
+"""Of the weights' checksum in a csv file."""
 
 
 @dataclass(frozen=True)
@@ -154,29 +160,50 @@ def to_json(result: Result, classes: Sequence[str]) -> list[dict[str, Any]]:
     return entries or [none]
 
 
+def made_with(model: str, trained: TrainedModel, detector: str, whole_image: bool) -> dict[str, str]:
+    """What the rows of a table depend on, by column.
+
+    Args:
+        model: as it is given on the command line.
+        trained: the model.
+        detector, whole_image: see `predict_pictures`.
+
+    Returns:
+        ``model``; ``weights``: the beginning of a SHA-256 of them; ``detector``: ``whole-image`` without one.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(trained.network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().numpy().tobytes())
+    found_by = WHOLE_IMAGE if whole_image else detector_name(detector)
+    return {"model": model, "weights": digest.hexdigest()[:DIGITS], "detector": found_by}
+
+
 class FaceTable:
     """A csv file with a row for each face, or for a picture without one, that grows with the results.
 
-    It goes on where an earlier one stopped: what it has of the last file may not be all, and is made again.
+    It goes on where an earlier one stopped: pictures that failed are tried again, and so is the last one, as
+    the file may not have all of it.
 
     Args:
-        path: of the csv file, new or of the same model.
-        model: as it is given on the command line; a column holds it.
+        path: of the csv file, new or made with the same.
+        made_with: what its rows depend on (see `made_with`); columns hold it.
         classes: of the model.
 
     Attributes:
         done: files, by their paths, that it holds.
 
     Raises:
-        RunError: if there is a file that is not such a table of this model.
+        RunError: if there is a file that is not such a table, or was made with something else.
     """
 
-    def __init__(self, path: Path, model: str, classes: Sequence[str]) -> None:
-        self.path, self._model, self._classes = path, model, classes
-        self._head = ["file", *EDGES, "expression", *classes, "note", "model"]
+    def __init__(self, path: Path, made_with: Mapping[str, str], classes: Sequence[str]) -> None:
+        self.path, self._made_with, self._classes = path, made_with, classes
+        self._head = ["file", *EDGES, "expression", *classes, "note", "failed", *made_with]
         rows = self._read() if path.exists() else []
-        last = rows[-1][0] if rows else ""
-        kept = [row for row in rows if row[0] != last]
+        again = {row[0] for row in rows if row[self._head.index("failed")] == str(True)}
+        again |= {row[0] for row in rows[-1:]}
+        kept = [row for row in rows if row[0] not in again]
         self.done = {row[0] for row in kept}
         with writing(path), atomic_path(path) as temporary:
             self._write(temporary, [self._head, *kept])
@@ -187,21 +214,37 @@ class FaceTable:
             self._write(self.path, list(self._rows(result)))
 
     def _rows(self, result: Result) -> Iterator[list[Any]]:
+        ends = [result.note or "", result.failed, *self._made_with.values()]
         for face in result.faces:
             best = self._classes[int(face.probabilities.argmax())]
             shares = (f"{share:.4f}" for share in face.probabilities)
-            yield [result.path, *face.box, best, *shares, "", self._model]
+            yield [result.path, *face.box, best, *shares, *ends]
         if not result.faces:
-            yield [result.path, *[""] * (len(self._head) - 3), result.note, self._model]
+            yield [result.path, *[""] * (len(self._head) - 1 - len(ends)), *ends]
 
     def _read(self) -> list[list[str]]:
+        """The whole rows, without the head."""
         try:
             with open_untrusted(self.path, TABLE_LIMIT) as file:
-                rows = list(csv.reader(io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")))
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                whole = file.read(1) == b"\n"
+                file.seek(0)
+                lines = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
+                rows = [row for row in csv.reader(lines) if row]
         except (OSError, csv.Error) as error:
             raise RunError(f"{self.path}: cannot be read: {reason_of(error)}; give another --csv") from None
-        if not rows or rows[0] != self._head or any(row[-1] != self._model for row in rows[1:-1]):
-            raise RunError(f"{self.path}: not a table of {self._model}: give another --csv, or remove it")
+        if rows and not (whole and len(rows[-1]) == len(self._head)):  # it was cut
+            rows.pop()
+        if not rows or rows[0] != self._head or any(len(row) != len(self._head) for row in rows):
+            raise RunError(
+                f"{self.path}: not a table of {self._made_with['model']}: give another --csv, or remove it"
+            )
+        for row in rows[1:]:
+            for (name, own), other in zip(self._made_with.items(), row[-len(self._made_with) :], strict=True):
+                if other != own:
+                    raise RunError(
+                        f"{self.path}: made with {name} {other}, not {own}: give another --csv, or remove it"
+                    )
         return rows[1:]
 
     @staticmethod
@@ -250,7 +293,7 @@ def _rows(result: Result, classes: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 
 def _look(trained: TrainedModel, path: Path, target: Path | None, detect: Detector | None) -> _Seen:
-    """Read a picture and cut out its faces, uint8 (C, H, W) each; a DataError if it cannot be read.
+    """Read a picture and cut out its faces, uint8 (C, H, W) each; a DataError if that fails.
 
     Without a detector all of it is a face.
     """
@@ -262,7 +305,7 @@ def _look(trained: TrainedModel, path: Path, target: Path | None, detect: Detect
         whole = picture.image.resize(size, Image.Resampling.BILINEAR)
         crop = planes_of(whole, task.channels)
         return _Seen(path, annotated, [(0, 0, *picture.size)], [crop])
-    found = detect(np.asarray(picture.image))
+    found = find_faces(detect, picture.image, path)
     boxes = [face.clipped(*picture.image.size) for face in found]
     scaled = [tuple(round(edge * picture.scale) for edge in box) for box in boxes]
     crops = [face.crop(picture.image, task.channels, task.width) for face in found]

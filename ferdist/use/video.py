@@ -7,8 +7,8 @@ import math
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from ferdist.evaluation.model import TrainedModel
 from ferdist.io import atomic_path, open_untrusted, scratch_folder, sync, writing
 from ferdist.table import Number, Table
 from ferdist.use import decode
-from ferdist.use.detect import Box, choose_detector
+from ferdist.use.detect import Box, choose_detector, find_faces
 from ferdist.use.pictures import LONGEST, MOST_PIXELS
 from ferdist.use.predict import Face, answer, draw_faces, progress_bar
 
@@ -133,12 +133,15 @@ def predict_video(
         A row for each face: when it is seen, and the class of its mean probabilities.
 
     Raises:
-        ConfigError: if ``out`` does not end in .mp4.
+        ConfigError: if ``out`` does not end in .mp4, or a result would replace the video.
         DataError: if the video cannot be read, or has no frames.
         RunError: if a result cannot be written.
     """
     if out is not None and out.suffix.lower() != ".mp4":
         raise ConfigError(f"--out is {out}: the copy of a video must be named .mp4")
+    for option, result in (("--out", out), ("--csv", table)):
+        if result is not None and result.exists() and result.samefile(path):
+            raise ConfigError(f"{option} is {result}: that is the video itself: give another file")
     detect, follower, task = choose_detector(detector), Follower(), trained.card.task
     classes = trained.card.classes
     with ExitStack() as stack:
@@ -149,7 +152,7 @@ def predict_video(
         bar = progress.add_task(path.name, total=video.count or None)
         number = -1
         for number, (seconds, frame) in enumerate(video):
-            found = detect(np.asarray(frame))
+            found = find_faces(detect, frame, path)
             crops = [face.crop(frame, task.channels, task.width) for face in found]
             answers = answer(trained, np.stack(crops)) if crops else ()
             seen = [Face(face.clipped(*frame.size), row) for face, row in zip(found, answers, strict=True)]
@@ -162,7 +165,7 @@ def predict_video(
                     rows.writerow([number, f"{seconds:.3f}", face.number, *edges, best, *shares])
             if copy is not None:
                 shown = [Face(face.box, face.probabilities.astype(np.float32)) for face in faces]
-                copy.write(np.asarray(draw_faces(frame, shown, classes))[..., ::-1])
+                copy(np.asarray(draw_faces(frame, shown, classes))[..., ::-1])
             progress.update(bar, completed=number + 1)
         if number < 0:
             raise DataError(f"{path}: no frame in it could be decoded")
@@ -273,8 +276,11 @@ def _rows_into(path: Path, classes: Sequence[str]) -> Iterator[Any]:
 
 
 @contextmanager
-def _copy_into(path: Path, video: Video) -> Iterator[Any]:
-    """An OpenCV writer whose file becomes ``path`` when the block ends well."""
+def _copy_into(path: Path, video: Video) -> Iterator[Callable[[Images], None]]:
+    """What takes the frames, BGR, of a file that becomes ``path`` when the block ends well.
+
+    All of them are read back first, since OpenCV does not say when it cannot write.
+    """
     import cv2
 
     with writing(path), scratch_folder(path) as folder:
@@ -282,10 +288,31 @@ def _copy_into(path: Path, video: Video) -> Iterator[Any]:
         code = cv2.VideoWriter.fourcc(*"mp4v")
         copy = cv2.VideoWriter(str(temporary), cv2.CAP_FFMPEG, code, video.rate, (video.width, video.height))
         if not copy.isOpened():
-            raise RunError(f"{path}: OpenCV cannot write a video of {video.width} x {video.height} pixels")
+            raise _no_copy(path, f"OpenCV takes no video of {video.width} x {video.height} pixels there")
+        given = 0
+
+        def write(frame: Images) -> None:
+            nonlocal given
+            copy.write(frame)
+            given += 1
+
         try:
-            yield copy
+            yield write
         finally:
             copy.release()
         sync(temporary)
+        written = _count(temporary)
+        if written != given:
+            raise _no_copy(path, f"{written} of its {given} frames can be read back")
         temporary.replace(path)
+
+
+def _no_copy(path: Path, reason: str) -> RunError:
+    return RunError(f"{path}: cannot be written ({reason}): free space there or choose another place")
+
+
+def _count(path: Path) -> int:
+    """The number of frames that can be decoded; 0 if one of them cannot."""
+    with suppress(DataError), open_video(path) as video:
+        return sum(1 for _ in video)
+    return 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import urljoin, urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -111,6 +114,21 @@ def test_pictures(tmp_path: Path, photograph: Callable[[int], Image.Image], blan
         app.open_picture(tmp_path / "text.png", detect)
 
 
+def test_only_uploads_are_opened(tmp_path: Path, blank: Image.Image) -> None:
+    pytest.importorskip("gradio", reason="needs Gradio: pip install '.[app]'")
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    for path in (uploads / "own.png", tmp_path / "private.png"):
+        blank.save(path)
+    (uploads / "link.png").symlink_to(tmp_path / "private.png")
+    (uploads / "loop.png").symlink_to("loop.png")
+    page = app.Page({}, choose_detector("haar"), uploads)
+    assert page.open(str(uploads / "own.png"), True)[-1] == ""
+    for elsewhere in ("../private.png", "../missing.png", "link.png", "loop.png", "null\0.png", "/dev/zero"):
+        opened, picture, *_, note = page.open(str(uploads / elsewhere), True)
+        assert (opened, picture, note) == (None, None, app.REFUSED), elsewhere
+
+
 def test_drawings_show_every_expression() -> None:
     drawings = [app.drawn_picture(number) for number in range(app.DRAWINGS)]
     assert len({one.picture.image.tobytes() for one in drawings}) == app.DRAWINGS
@@ -145,8 +163,9 @@ def served(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         env={**os.environ, "TMPDIR": str(place), "OMP_NUM_THREADS": "1"},
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == f"http://127.0.0.1:{port}/ (end with Ctrl-C)\n"
-    yield f"http://127.0.0.1:{port}/", place
+    line = process.stdout.readline()
+    assert re.fullmatch(rf"http://127\.0\.0\.1:{port}/[\w-]{{22}}/ \(end with Ctrl-C\)\n", line)
+    yield line.split()[0], place
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 0
     assert list(place.iterdir()) == []
@@ -179,6 +198,55 @@ def test_ctrl_c_in_the_instant_in_which_the_address_appears(trained_run: Path) -
     )
     assert done.stdout.endswith("(end with Ctrl-C)\n")
     assert done.returncode == 0, done.stderr
+
+
+def uploaded(address: str, path: Path) -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="face.png"\r\n\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    request = Request(f"{address}gradio_api/upload", body + path.read_bytes() + b"\r\n--x--\r\n", headers)
+    assert len(json.load(urlopen(request, timeout=PATIENCE))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]])
+def test_other_signals_end_it_as_ctrl_c_does_behind_a_proxy(
+    signals: list[signal.Signals], trained_run: Path, tmp_path: Path, blank: Image.Image
+) -> None:
+    """No upload is left, and the browser that was opened got the address without showing it to others."""
+    pytest.importorskip("gradio", reason="needs Gradio: pip install '.[app]'")
+    place, opener = tmp_path / "place", tmp_path / "browser"
+    place.mkdir()
+    opener.write_text(
+        f'#!/bin/sh\necho "$*" > {tmp_path}/arguments\ncat "${{1#file://}}" > {tmp_path}/page\n'
+    )
+    opener.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
+    environment |= {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    environment |= {"TMPDIR": str(place), "BROWSER": f"{opener} %s", "OMP_NUM_THREADS": "1"}
+    blank.save(tmp_path / "blank.png")
+    with subprocess.Popen(
+        [sys.executable, "-m", "ferdist", "app", str(trained_run), "--port", str(free_port())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        address = line.split()[0]
+        uploaded(address, tmp_path / "blank.png")
+        [folder] = place.iterdir()
+        assert folder.stat().st_mode & 0o077 == 0
+        assert list(folder.rglob("face.png"))
+        assert (tmp_path / "arguments").read_text() == f"file://{folder}/open.html\n"
+        assert f"url={address}" in (tmp_path / "page").read_text()
+        for one in signals:
+            process.send_signal(one)
+        assert process.wait(PATIENCE) == 0, process.stderr.read()
+    assert list(place.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -266,7 +334,7 @@ def test_the_page_in_a_browser(
                 timeout=1000 * PATIENCE,
             )
         assert {url.partition("//")[2].partition("/")[0] for url in requests if url.startswith("http")} == {
-            address.removeprefix("http://").rstrip("/")
+            urlsplit(address).netloc
         }
         assert errors == []
     assert len(list(place.iterdir())) == 1
@@ -277,7 +345,7 @@ def test_another_host_name_or_port_is_refused(served: tuple[str, Path]) -> None:
     address, _ = served
     with pytest.raises(HTTPError, match="400"):
         urlopen(Request(address, headers={"Host": "elsewhere.example"}))
-    port = address.rstrip("/").rpartition(":")[2]
+    port = str(urlsplit(address).port)
     done = subprocess.run(
         [sys.executable, "-m", "ferdist", "app", "--no-browser", "--port", port],
         capture_output=True,
@@ -287,3 +355,40 @@ def test_another_host_name_or_port_is_refused(served: tuple[str, Path]) -> None:
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"ferdist: port {port} of 127.0.0.1 is in use: give another with --port\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["", "config", "gradio_api/info", "gradio_api/queue/join", "theme.css"])
+@pytest.mark.parametrize("secret", ["", "x" * 22 + "/"])
+def test_others_who_do_not_know_the_address_get_nothing(
+    served: tuple[str, Path], secret: str, path: str
+) -> None:
+    with pytest.raises(HTTPError, match="401") as caught:
+        urlopen(urljoin(served[0], f"/{secret}{path}"))
+    assert caught.value.read() == b"Open the whole address that `ferdist app` printed."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["private.png", "missing.png"])
+def test_a_request_for_a_file_that_was_not_uploaded_is_refused(
+    served: tuple[str, Path], name: str, tmp_path: Path, blank: Image.Image
+) -> None:
+    """Without the key ``meta``, at which Gradio would check it."""
+    address, _ = served
+    blank.save(tmp_path / "private.png")
+
+    def asked(path: str, body: object = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        return urlopen(Request(address + path, data, {"Content-Type": "application/json"}), timeout=PATIENCE)
+
+    config = json.load(asked("config"))
+    source = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "source")
+    opens = next(one["id"] for one in config["dependencies"] if [source, "input"] in one["targets"])
+    data = [{"path": str(tmp_path / name)}, False]
+    asked("gradio_api/queue/join", {"data": data, "fn_index": opens, "session_hash": name})
+    for line in asked(f"gradio_api/queue/data?session_hash={name}"):
+        message = json.loads(line.removeprefix(b"data: ")) if line.startswith(b"data: ") else {}
+        if message.get("msg") == "process_completed":
+            break
+    _, picture, _, face, note = message["output"]["data"]
+    assert (picture, face, note) == (None, None, app.REFUSED)

@@ -55,6 +55,11 @@ def test_a_face_and_no_face(name: str, photograph: Photograph, blank: Image.Imag
     assert find(np.zeros((1, 1, 3), np.uint8)) == []
 
 
+@pytest.mark.parametrize("size", [(1000, 1), (1, 1000), (1600, 2), (1599, 1), (641, 1)])
+def test_a_thin_picture_has_no_face(size: tuple[int, int], centerface: Detector) -> None:
+    assert centerface(pixels(Image.new("L", size, 128))) == []
+
+
 def test_pictures_of_many_sizes_do_not_disturb_each_other(
     centerface: Detector, photograph: Photograph
 ) -> None:

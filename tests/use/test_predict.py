@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,10 +18,11 @@ from PIL.PngImagePlugin import PngImageFile
 
 from ferdist.cli import main
 from ferdist.data.beton import open_beton
+from ferdist.data.record import Images
 from ferdist.data.synthetic import synthesize
 from ferdist.errors import DataError
 from ferdist.evaluation.predictions import Predictions
-from ferdist.use import detect
+from ferdist.use import detect, predict
 from ferdist.use.pictures import LONGEST, read_picture
 
 Photograph = Callable[[int], Image.Image]
@@ -261,6 +263,40 @@ def test_what_is_no_picture_is_named_and_the_others_are_done(
         assert name in line
         assert reason in line
     assert lines[-1] == "ferdist: 13 of 14 could not be read"
+
+
+def test_thin_pictures_are_done_as_others(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for size in ((1000, 1), (20, 16_000)):
+        Image.new("L", size, 128).save(tmp_path / f"{size[0]}.png")
+    entries = predicted(capsys, trained_run, tmp_path)
+    assert [entry["box"] for entry in entries] == [None, None]
+    assert all("no face found" in entry["note"] for entry in entries)
+
+
+def test_a_detector_that_fails_costs_its_picture_a_line_and_the_others_are_done(
+    trained_run: Path,
+    photograph: Photograph,
+    blank: Image.Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def find(image: Images) -> list[detect.Found]:
+        if image.shape[:2] == (300, 400):
+            cv2.resize(image, (0, 0))
+        return [detect.Found(BOX)]
+
+    monkeypatch.setattr(predict, "choose_detector", lambda _: find)
+    blank.save(tmp_path / "a.png")
+    photograph(2).save(tmp_path / "b.png")
+    assert main(["predict", str(trained_run), str(tmp_path), "--json", "--device", "cpu"]) == 1
+    captured = capsys.readouterr()
+    assert [entry["failed"] for entry in json.loads(captured.out)] == [True, False]
+    first, last = captured.err.splitlines()
+    assert f"{tmp_path}/a.png: faces could not be looked for (OpenCV" in first
+    assert last == "ferdist: 1 of 2 could not be read"
 
 
 def test_a_name_that_could_steer_a_terminal_is_escaped_and_its_folder_is_done(

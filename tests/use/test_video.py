@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import resource
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -53,6 +55,51 @@ def test_a_face_is_followed(
     yellow = [int((frame[..., 2].astype(int) - frame[..., 0] > 80).sum()) for frame in frames]
     assert min(yellow) > 300, "the frame at the face"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["faces.csv", "marked.mp4"]
+
+
+@pytest.mark.parametrize("room", [0, 100, 20_000])
+def test_a_copy_that_finds_no_space_leaves_the_old_one(
+    trained_run: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], room: int
+) -> None:
+    """A limit on the size of files stands for a full disk."""
+    marked = tmp_path / "marked.mp4"
+    marked.write_bytes(b"the old one")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        code = main(["predict", str(trained_run), str(clip), "--out", str(marked), "--device", "cpu"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    printed = capsys.readouterr()
+    assert code == 1
+    [line] = [one for one in printed.err.splitlines() if one.startswith("ferdist:")]
+    assert line.startswith(f"ferdist: {marked}: cannot be written (")
+    assert line.endswith("): free space there or choose another place")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("marked.mp4", b"the old one")]
+
+
+@pytest.mark.parametrize("option", ["--out", "--csv"])
+def test_a_result_never_replaces_the_video(
+    trained_run: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    content = clip.read_bytes()
+    (tmp_path / "link.mp4").symlink_to(clip)
+    for same in (clip, clip.parent / ".." / clip.parent.name / clip.name, tmp_path / "link.mp4"):
+        assert main(["predict", str(trained_run), str(clip), option, str(same)]) == 1
+        said = f"ferdist: {option} is {same}: that is the video itself: give another file\n"
+        assert capsys.readouterr().err == said
+        assert clip.read_bytes() == content
+
+
+@pytest.mark.parametrize("rate", [1.0, 23.976, 29.97, 59.94, 240.0])
+def test_copies_of_any_rate_are_whole(rate: float, tmp_path: Path) -> None:
+    path = tmp_path / "copy.mp4"
+    shape = SimpleNamespace(rate=rate, width=61, height=49)
+    with video._copy_into(path, shape) as copy:  # type: ignore[arg-type]
+        for level in range(5):
+            copy(np.full((49, 61, 3), 50 * level, np.uint8))
+    with video.open_video(path) as opened:
+        assert len(list(opened)) == 5
 
 
 def test_faces_keep_their_numbers_and_probabilities_are_smoothed() -> None:
@@ -105,27 +152,3 @@ def test_a_decoder_that_dies_or_hangs_is_an_error(
     with process, pytest.raises(DataError) as caught:
         video.Video(Path("clip.mp4"), process)
     assert str(caught.value) == f"clip.mp4: not a readable video: {reason}"
-
-
-def test_a_table_of_pictures_goes_on_where_it_stopped(
-    trained_run: Path,
-    photograph: Photograph,
-    blank: Image.Image,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    folder, table = tmp_path / "in", tmp_path / "faces.csv"
-    folder.mkdir()
-    for number in range(3):
-        photograph(number).save(folder / f"{number}.png")
-    blank.save(folder / "blank, with a comma.png")
-    arguments = ["predict", str(trained_run), str(folder), "--csv", str(table)]
-    assert main(arguments) == 0
-    whole = table.read_text()
-    assert len(whole.splitlines()) == 5
-    table.write_text(whole[:-30])
-    (folder / "0.png").write_bytes(b"not read again")
-    assert main(arguments) == 0
-    assert table.read_text() == whole
-    assert main(["predict", "fer2013_resnet18_cbam", str(folder), "--csv", str(table)]) == 1
-    assert "not a table of fer2013_resnet18_cbam" in capsys.readouterr().err
