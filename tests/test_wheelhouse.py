@@ -103,6 +103,17 @@ def test_a_wheel_that_was_changed_is_not_installed(tmp_path: Path) -> None:
     assert not (tmp_path / "changed").exists()
 
 
+def test_the_configs_are_built_in(tmp_path: Path) -> None:
+    """ferdist/configs is a link in a checkout."""
+    script = (ROOT / "scripts" / "wheelhouse").read_text().splitlines()
+    (copy,) = [line for line in script if line.startswith("cp ")]
+    (tmp_path / "source").mkdir()
+    subprocess.run(["sh", "-c", copy], cwd=ROOT, env={**os.environ, "work": str(tmp_path)}, check=True)
+    configs = tmp_path / "source" / "ferdist" / "configs"
+    assert not configs.is_symlink()
+    assert (configs / "fer2013" / "resnet18_cbam.yaml").is_file()
+
+
 def test_a_build_that_fails_leaves_the_old_wheelhouse(tmp_path: Path) -> None:
     for name in ("scripts", "launch", "ferdist"):
         shutil.copytree(ROOT / name, tmp_path / name)

@@ -81,16 +81,21 @@ def _look(network: nn.Module, images: Images, mean: Sequence[float], std: Sequen
     device = next(network.parameters()).device
     height, width = images.shape[2:]
     gates: dict[tuple[int, int], Floats] = {}
-    features: list[Tensor] = []
+    fine: dict[str, Tensor] = {}
+    coarse: set[str] = set()
+    names = {module: name for name, module in network.named_modules()}
 
     def watch(module: nn.Module, _: Any, output: Any) -> None:
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            return
-        fine = COARSEST * output.shape[2] >= height and COARSEST * output.shape[3] >= width
+        name = names[module]
         if isinstance(module, SpatialAttention):
             gates[(output.shape[2], output.shape[3])] = output.detach()[:, 0].float().cpu().numpy()
-        elif fine and output.requires_grad and output.shape[1] > 1:  # a gate of one channel does not count
-            features[:] = [output]
+        elif not isinstance(output, Tensor) or output.ndim < 3:
+            return
+        elif output.requires_grad and _is_fine(output, height, width):
+            fine.pop(name, None)  # where it is used twice, it stands where it was last
+            fine[name] = output
+        elif not isinstance(module, nn.Sequential):  # it has one branch
+            coarse.add(name)
 
     # What CAM explains is the network's use of the pixels: they carry the gradient, frozen weights or not.
     pixels = normalise(torch.from_numpy(images).to(device), mean, std).requires_grad_()
@@ -99,6 +104,8 @@ def _look(network: nn.Module, images: Images, mean: Sequence[float], std: Sequen
         with torch.enable_grad():
             scores = network(pixels)
             predicted = scores.argmax(1)
+            # A part of a block with coarser features, or with tokens, leaves out its other branches.
+            features = [output for name, output in fine.items() if coarse.isdisjoint(_around(name))][-1:]
             if not features:
                 raise RunError(
                     f"no Grad-CAM: the network has no features with a pixel for every {COARSEST} of the image"
@@ -114,6 +121,20 @@ def _look(network: nn.Module, images: Images, mean: Sequence[float], std: Sequen
         gates,
         (evidence / peak.clamp(min=torch.finfo(peak.dtype).tiny)).cpu().numpy(),
     )
+
+
+def _is_fine(output: Tensor, height: int, width: int) -> bool:
+    """Whether an output has places of the image, and enough of them; a gate of one channel does not count."""
+    if output.ndim != 4 or output.shape[1] == 1:
+        return False
+    down, across = height / output.shape[2], width / output.shape[3]  # pixels that a place stands for
+    return max(down, across) <= COARSEST and max(down, across) <= 1.25 * min(down, across)
+
+
+def _around(name: str) -> set[str]:
+    """The names of the modules around one, without the whole network's."""
+    parts = name.split(".")
+    return {".".join(parts[:depth]) for depth in range(1, len(parts))}
 
 
 def choose_faces(index: Integers, label: Integers, rounds: int) -> list[Integers]:

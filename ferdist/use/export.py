@@ -115,6 +115,7 @@ def _val_evaluations(path: Path, trained: TrainedModel) -> list[Evaluation]:
         one
         for one in read_results(path).evaluations
         if (one.split, one.tta, one.occlusion, one.checkpoint, one.beton_sha256) == wanted
+        and one.step in (None, trained.step)
     ]
 
 

@@ -68,6 +68,36 @@ def test_cbam_gates_are_those_of_the_last_block_of_each_size(stem: str) -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("aprnet50", "layer2"),
+        ("vgg16", None),
+        ("mianet", None),
+        ("timm:resnet50", "layer1"),
+        ("timm:vit_tiny_patch16_224", ""),
+        ("timm:swin_tiny_patch4_window7_224", ""),
+    ],
+)
+def test_evidence_is_of_whole_blocks(name: str, layer: str | None) -> None:
+    """A branch of a block that then grows coarser says nothing about the other; tokens are no picture."""
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = build_model(ModelConfig(name=name), Task(1, 48, 48, 7)).eval()
+    images = np.random.default_rng(0).integers(0, 256, (2, 1, 48, 48), dtype=np.uint8)
+    if layer == "":
+        with pytest.raises(RunError, match="no features"):
+            look(network, images, [0.5], [0.25])
+        return
+    seen = []
+    if layer:
+        network.get_submodule(layer).register_forward_hook(lambda *parts: seen.append(parts[2].shape[2:]))
+    evidence = look(network, images, [0.5], [0.25]).evidence
+    assert evidence.max() == 1
+    assert not seen or evidence.shape[1:] == seen[0]
+
+
 def benchmark(samples: int) -> Benchmark:
     none = np.empty(0, np.int64)
     return Benchmark((128,), np.arange(samples), none, np.empty((0, 1, 48, 48), np.uint8))

@@ -60,6 +60,15 @@ def test_the_table_of_costs_has_every_network() -> None:
     assert [name for name in model_names() if ":" not in name] == sorted(COSTS)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(COSTS))
+def test_a_graph_of_it_takes_any_number_of_images(name: str) -> None:
+    network = build(name).eval()
+    images = torch.rand(3, 1, 48, 48)
+    graph = torch.export.export(network, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.testing.assert_close(graph.module()(images), network(images))
+
+
 @pytest.mark.parametrize("name", COSTS)
 def test_parameters_and_multiply_adds(name: str) -> None:
     network = build(name)
