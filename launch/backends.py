@@ -30,7 +30,8 @@ from submitit.local.local import LocalExecutor
 from submitit.slurm.slurm import SlurmExecutor, SlurmJob, _make_sbatch_string
 
 from ferdist.config import Config, to_dict
-from ferdist.errors import ConfigError, RunError
+from ferdist.errors import ConfigError, RunError, tell
+from ferdist.table import count
 from ferdist.training.job import TrainingJob
 
 SIGNAL_SECONDS: Final = 90
@@ -141,6 +142,12 @@ class Options:
             refuse_control_characters("--sbatch", option)
             _check_sbatch(option, self.node_gpus)
 
+    def described(self, runs: int) -> str:
+        """What so many runs would take of this host, in words."""
+        at_once = min(self.array_parallelism or 1, runs)
+        ranks = f"{count(self.ranks, 'rank')} with {count(self.cores, 'core')}"
+        return f"{count(runs, 'run')} on this host, {at_once} at a time: {ranks} each"
+
     @property
     def backend(self) -> Backend:
         """The backend, once `settle` has chosen one."""
@@ -201,12 +208,14 @@ def settle(options: Options, *, script: bool = False) -> Options:
 
     Args:
         options: as given.
-        script: they are for an sbatch script that is only shown, whatever this host has.
+        script: ``auto`` is an sbatch script that is only shown, whatever this host has.
 
     Raises:
         ConfigError: if the backend cannot do what is asked for.
     """
-    if script:
+    if script and options.cluster == "auto":
+        if not BACKENDS[Slurm.name].is_here():
+            tell("ferdist: no SLURM answers here: this is what --cluster slurm would submit")
         options = replace(options, cluster=Slurm.name)
     if options.cluster == "auto":
         name = next(name for name, backend in BACKENDS.items() if backend.is_here())

@@ -300,7 +300,8 @@ def launch(
         if estimate is not None:
             print(estimate(experiment, [s.trial for s in standings if s.state == "finished"], todo))
         script = options.backend.script(experiment.request(todo, options))
-        print(script, end="\n" if script else "")
+        if script or estimate is None:
+            print(script or options.described(len(todo)))
         return 0
     with claim(folder):
         experiment = Experiment(folder, parts, trials)

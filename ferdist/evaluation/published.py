@@ -9,6 +9,7 @@ from typing import Final
 from ferdist.config import OWN_LABELS, Config
 from ferdist.data.namelists import SUBSETS
 from ferdist.evaluation.records import Evaluation
+from ferdist.models.config import ModelConfig
 from ferdist.table import Cells, Number, Table, count, percent, percent_interval
 
 PUBLISHED: Final[dict[str, dict[str, float]]] = {
@@ -39,13 +40,12 @@ OWN: Final = "resnet18_cbam"
 
 def published_accuracy(data: str, config: Config) -> float | None:
     """What the paper gives for what a config trains: nothing for pretrained weights, FER+'s labels (an easier
-    task), nor for its own network where no face is occluded."""
+    task), nor for its own network of another width or where no face is occluded."""
     occludes = config.augment.enabled and config.augment.occlusion.probability > 0
-    if (
-        config.model.pretrained
-        or config.data.labels != OWN_LABELS
-        or (config.model.name == OWN and not occludes)
-    ):
+    whole = config.model.width == ModelConfig().width
+    if config.model.pretrained or config.data.labels != OWN_LABELS:
+        return None
+    if config.model.name == OWN and not (occludes and whole):
         return None
     return PUBLISHED.get(data, {}).get(config.model.name)
 

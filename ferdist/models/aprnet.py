@@ -52,7 +52,7 @@ class PyramidAttention(Attention):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H / stride, W / stride)."""
         scales = torch.cat([conv(x) for conv in self.convs], dim=1)
-        means = scales.mean((2, 3)).unflatten(1, (len(_KERNELS), -1))  # len(x) would fix the batch in ONNX
+        means = scales.mean((2, 3)).view(x.shape[0], len(_KERNELS), -1)  # len(x) would fix the batch in ONNX
         gates = self.gate(self.excite(F.relu(self.squeeze(means))))
         weights = gates.softmax(dim=1).flatten(1)
         out: Tensor = scales * weights[:, :, None, None]

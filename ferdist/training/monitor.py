@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from torch.utils.tensorboard import SummaryWriter
 
 from ferdist.config import Config, flatten, to_dict
@@ -80,11 +81,10 @@ class Monitor:
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=step + 1)
         self.console = Console(stderr=True, highlight=False)
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[metrics]}"),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(total_steps)) + 1)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=len("0:00:00"))),
+            TextColumn("{task.fields[metrics]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=self.console,
             disable=not self.console.is_terminal,
         )

@@ -229,6 +229,9 @@ def test_slurm_that_is_not_here_is_refused_and_its_jobs_count_as_alive(
     monkeypatch.setenv("PATH", str(tmp_path))
     slurm = BACKENDS["slurm"]
     assert settle(Options()).cluster == "local", "no sinfo answers"
+    assert settle(Options(), script=True).cluster == "slurm", "a script to look at"
+    local = settle(Options(cluster="local", cpu=1, cpus=2, array_parallelism=3), script=True)
+    assert local.described(5) == "5 runs on this host, 3 at a time: 1 rank with 2 cores each"
     with pytest.raises(RunError, match="sbatch not found"):
         slurm.submit(Request([Config()], Options(cluster="slurm"), tmp_path, "name"))
     with pytest.raises(RunError, match="scancel failed"):

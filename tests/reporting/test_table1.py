@@ -200,6 +200,7 @@ def test_networks_of_one_name_are_told_apart_by_their_paths(
         (["model.name=mianet", "augment.occlusion.probability=0"], 0.9576),
         (["model.name=resnet18"], None),
         (["data.labels=ferplus-majority"], None),
+        (["model.width=32"], None),
     ],
 )
 def test_what_is_published_stands_beside_what_the_paper_trains_only(
