@@ -114,13 +114,16 @@ def test_what_a_finished_experiment_does_not_let_happen(
 def test_a_dry_run_shows_what_is_left_to_submit(
     finished: Path, two_folds: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert launcher.main(arguments_of(two_folds, finished, "--seeds", "2", "--dry-run")) == 0
+    queued = ("--cluster", "slurm", "--dry-run")
+    assert launcher.main(arguments_of(two_folds, finished, "--seeds", "2", *queued)) == 0
     assert "#SBATCH --array=0-1%" in capsys.readouterr().out, "the two folds of the second seed"
     assert launcher.main(arguments_of(two_folds, finished, "--retry", "--dry-run")) == 0
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "ferdist: there is nothing to submit\n")
     (finished / "fold-01-seed-0" / "results.json").unlink()
     assert launcher.main(arguments_of(two_folds, finished, "--dry-run")) == 0
+    assert capsys.readouterr().out == "1 run on this host, 1 at a time: 1 rank with 1 core each\n"
+    assert launcher.main(arguments_of(two_folds, finished, *queued)) == 0
     script = capsys.readouterr().out
     assert "--array" not in script
     assert f"--job-name=ferdist-{finished.name}" in script
@@ -201,7 +204,7 @@ def test_inner_folds_leave_one_fold_out_of_every_run(
     place: Path, beton_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = arguments_of(beton_path, place / "x", "--inner-of", "3")
-    assert launcher.main([*arguments, "--dry-run"]) == 0
+    assert launcher.main([*arguments, "--cluster", "slurm", "--dry-run"]) == 0
     assert "#SBATCH --array=0-8%" in capsys.readouterr().out, "ten folds but that one"
     config = shared_config(small_config(beton_path, place, "data.fold=3", "data.inner_fold=0"))
     assert (config.data.fold, config.data.inner_fold) == (3, None)
