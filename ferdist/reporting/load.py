@@ -40,6 +40,7 @@ class Run(Results):
     Attributes:
         folder: the run's folder.
         name: what the report calls it; unique among the runs of one report.
+        pooled: how many runs of a network it stands for; folder, config.yaml and status are the first one's.
         config_text: config.yaml as it stands; where it is missing, the copy in results.json.
         history: the lines of metrics.jsonl, in their order; empty where there are none.
         status: status.json; empty where there is none.
@@ -52,6 +53,7 @@ class Run(Results):
     folder: Path
     name: str
     config_text: str
+    pooled: int = 1
     history: tuple[Mapping[str, Any], ...] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
     predictions: Mapping[str, tuple[Predictions, ...]] = field(default_factory=dict)

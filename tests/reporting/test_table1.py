@@ -22,10 +22,12 @@ from ferdist.evaluation.predictions import Predictions
 from ferdist.evaluation.published import PUBLISHED, published_accuracy
 from ferdist.evaluation.records import Damage
 from ferdist.reporting import write_report
+from ferdist.reporting.album import Album
 from ferdist.reporting.kfold import kfold_markdown
 from ferdist.reporting.load import grids_of, occluded_entries, robustness_of
 from ferdist.reporting.networks import compare_pairs, load_networks
 from ferdist.reporting.pooled import pooled_run
+from ferdist.reporting.sections.protocol import protocol
 from ferdist.reporting.table1 import group_by_data, networks_markdown, p_value
 from ferdist.runtime.experiment import Part, Trial
 from ferdist.runtime.folder import RunFolder
@@ -226,6 +228,27 @@ def test_a_network_becomes_one_run_with_mean_curves(kfold: Path) -> None:
     assert epochs.tolist() == [1.0, 2.0]
     assert loss.tolist() == [2.5, 2.5]
     assert run.curve("val/accuracy")[1] == pytest.approx([0.1, 0.2])
+
+
+def test_a_pooled_network_says_where_its_runs_differ(seeds: Path) -> None:
+    trained = {"ferdist": "0.1.0", "git_revision": "d82daffb1e56", "date": "2026-11-29"}
+    for number, revision in enumerate(("d82daffb1e56", "69c1f6edfc41")):
+        folder = seeds / "synthetic" / "resnet18" / f"seed-{number}"
+        training = {**trained, "git_revision": revision, "date": f"2026-11-2{number}"}
+        edit_results(
+            folder, lambda results, training=training: results["environment"].update(training=training)
+        )
+    run = pooled_run(load_networks([seeds])[1])
+    assert run is not None
+    revisions = "d82daffb1e56 (1 run), 69c1f6edfc41 (1)"
+    assert run.environment["training"] == {
+        "ferdist": "0.1.0",
+        "git_revision": revisions,
+        "date": "2026-11-20 to 2026-11-21",
+    }
+    assert f"The runs were trained at different git revisions: {revisions}." in run.remarks
+    titles = [title for title, _ in protocol([run], Album()).folded_texts]
+    assert titles == ["Configuration of the first run of resnet18, seed-0: config.yaml"]
 
 
 @pytest.mark.slow

@@ -22,9 +22,13 @@ def protocol(runs: Sequence[Run], album: Album) -> Section:
             key_table(f"Protocol{of_each}", runs, [*map(_protocol, runs)]),
             key_table(f"Environment{of_each}", runs, [flatten(run.environment) for run in runs]),
         ),
-        folded_texts=[(f"Configuration of {run.name}: config.yaml", run.config_text) for run in runs],
+        folded_texts=[(f"Configuration of {_named(run)}: config.yaml", run.config_text) for run in runs],
         points=DEFINITIONS,
     )
+
+
+def _named(run: Run) -> str:
+    return run.name if run.pooled == 1 else f"the first run of {run.name}, {run.folder.name}"
 
 
 def _protocol(run: Run) -> dict[str, Any]:
