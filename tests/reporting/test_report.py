@@ -152,7 +152,7 @@ def test_missing_pieces_are_said_to_be_missing(make_run: MakeRun, tmp_path: Path
         "metrics.jsonl is empty, so there are no learning curves.",
         "results.json has no evaluation under occlusion: run `ferdist evaluate RUN --occlusion`.",
         "The predictions of the main evaluation are missing.",
-        "metrics.jsonl has no line: there are no curves.",
+        "No learning curves: metrics.jsonl is missing or empty.",
         "No manifest of the data can be read here.",
         "the checkpoint was chosen on this same split, so its scores are biased upward",
         "test has never been scored",

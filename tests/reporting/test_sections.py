@@ -10,7 +10,7 @@ from ferdist.evaluation.metrics import expected_calibration_error
 from ferdist.evaluation.predictions import Predictions
 from ferdist.evaluation.records import Listed
 from ferdist.reporting.album import Album, Tile, tile_chart
-from ferdist.reporting.load import load_run, load_runs
+from ferdist.reporting.load import Run, load_run, load_runs
 from ferdist.reporting.report import table1_markdown
 from ferdist.reporting.sections.calibration import EDGES, calibrate, reliability_chart
 from ferdist.reporting.sections.classes import recall_chart, recall_table, worst_confusions
@@ -19,7 +19,7 @@ from ferdist.reporting.sections.evaluations import comparison, evaluation_table
 from ferdist.reporting.sections.mistakes import most_confused
 from ferdist.reporting.sections.protocol import protocol
 from ferdist.reporting.sections.realfaces import real_faces
-from ferdist.reporting.sections.training import history_table
+from ferdist.reporting.sections.training import history_table, training
 from ferdist.reporting.words import scorings, value_text
 from ferdist.table import MISSING
 from tests.reporting.conftest import MakeRun
@@ -118,6 +118,24 @@ def test_history_has_a_row_per_epoch(make_run: MakeRun) -> None:
     )
     assert len(history_table(run).rows) == 3
     assert history_table(replace(run, history=())).rows == ()
+
+
+def test_curves_name_the_views_and_how_many_runs_they_are_means_of(make_run: MakeRun) -> None:
+    plain, other = load_runs([make_run("a"), make_run("b")])
+    flip = replace(other, config={**other.config, "train": {**other.config["train"], "tta": "flip"}})
+
+    def said(*runs: Run) -> str:
+        (text,) = training(runs, Album()).text
+        return text.partition("; ")[2].removeprefix("val scores are measured at the end of the epoch ")
+
+    assert said(plain) == "on unchanged images."
+    assert said(flip) == "on the average over image and mirror image."
+    assert said(plain, flip) == "on unchanged images (a); on the average over image and mirror image (b)."
+    ten = replace(plain, pooled=10)
+    assert said(ten) == "on unchanged images. Curves are means over 10 runs."
+    assert said(ten, replace(other, pooled=10)).endswith("Curves are means over 10 runs each.")
+    assert said(ten, replace(other, pooled=3)).endswith("Means over runs: a 10, b 3.")
+    assert history_table(ten).caption == "a: means of each epoch over 10 runs"
 
 
 def test_differences_name_only_keys_that_differ(make_run: MakeRun) -> None:
