@@ -154,6 +154,21 @@ def test_environment_and_protocol(make_run: MakeRun) -> None:
     assert (own["Fold held out"], own["Epochs"]) == ("2", "8")
 
 
+def test_runs_share_what_is_equal_in_one_table(make_run: MakeRun) -> None:
+    runs = load_runs([make_run("a"), make_run("b", seed=1)])
+    environments = [
+        {"beton_sha256": "ab" * 32, "training": {"git_revision": revision}} for revision in ("05d845e", "1c")
+    ]
+    runs = [replace(run, environment=own) for run, own in zip(runs, environments, strict=True)]
+    _, own, shared, differing = protocol(runs, Album()).tables
+    assert (own.head, own.rows) == (("Run", "Seed"), (("a", "0"), ("b", "1")))
+    assert (shared.head, shared.rows) == (("Key", "All runs"), (("beton_sha256", "ab" * 6),))
+    assert differing.head == ("Run", "training.git_revision")
+    assert differing.rows == (("a", "05d845e"), ("b", "1c"))
+    same = protocol([runs[0], replace(runs[0], name="b")], Album()).tables
+    assert [len(table.rows) > 0 for table in same] == [True, False, True, False]
+
+
 def test_manifests_are_laid_open(make_run: MakeRun) -> None:
     run = load_run(make_run(manifest=True))
     assert run.manifest is not None
