@@ -33,9 +33,6 @@ def pooled_run(network: Network) -> Run | None:
     if not runs:
         return None
     remarks = dict.fromkeys(remark for run in runs for remark in run.remarks)
-    if network.open_runs:
-        total = len(runs) + len(network.open_runs)
-        remarks[f"{len(network.open_runs)} of {total} runs are unfinished and left out."] = None
     if len(runs) == 1 and not network.folds:
         return replace(runs[0], name=network.name, remarks=tuple(remarks))
     plain = [_plain(network, number, runs) for number in range(len(network.measured))]

@@ -100,17 +100,20 @@ def of_networks(folders: Sequence[Path], album: Album) -> Content:
     several = len(groups) > 1
     runs: list[Run] = []
     headlines: list[Markup] = []
+    remarks: list[str] = []
     sections: list[Section] = []
     for group in groups:
         pooled = [run for run in map(pooled_run, group.networks) if run is not None]
         sections.append(table1.table1_section(group))
+        if unfinished := table1.unfinished_remark(group):
+            remarks.append(f"{group.data}: {unfinished}" if several else unfinished)
         if pooled:
             headlines.append(_group_headline(group.data, pooled))
             sections += build_sections(pooled, album, group.data if several else "")
         runs += [replace(run, name=f"{group.data}/{run.name}") if several else run for run in pooled]
     title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
     text = table1.networks_markdown(groups) + _real_faces_markdown(runs)
-    return Content(title, headlines, remarks_on(runs), sections, text)
+    return Content(title, headlines, remarks + remarks_on(runs), sections, text)
 
 
 def table1_markdown(runs: Sequence[Run]) -> str:
