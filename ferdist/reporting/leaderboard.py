@@ -315,7 +315,7 @@ def _content(board: Board, device: torch.device) -> Content:
     rows, clean = board.rows, board.rows[0].clean
     kinds = list(rows[0].scores["kinds"]) if rows[0].scores else []
     measure = "under occlusion" if board.common else "on uncovered faces"
-    best = Markup("{} is first of {} models {}, on {} of {}: <strong>{} %</strong>.").format(
+    best = Markup("{} is first of {} models {}, on {} of {}: accuracy <strong>{} %</strong>.").format(
         rows[0].name, len(rows), measure, clean.split, clean.data, percent(rows[0].score)
     )
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()

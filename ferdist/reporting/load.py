@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from ferdist.runtime.folder import RunFolder
 
 Floats = npt.NDArray[np.float64]
 
+_SEED: Final = re.compile(r"(fold-\d+-)?seed-\d+")
 _FIRST: Final = {"test": 0, "val": 1, "none": 0, "all": 0, "image": 0}
 
 
@@ -220,8 +222,12 @@ def grids_of(run: Run, covered: Sequence[Evaluation]) -> tuple[Predictions, ...]
 
 
 def telling_ends(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of distinct paths that tell them apart, all of as many parts."""
-    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
+    """The shortest ends of distinct paths that tell them apart, all of as many parts.
+
+    The folder of a seed says nothing without the one that it is in.
+    """
+    first = 2 if any(_SEED.fullmatch(folder.name) for folder in folders) else 1
+    for depth in range(first, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
         if len(set(names)) == len(names):
             return names

@@ -88,8 +88,8 @@ def test_a_full_report(make_run: MakeRun, tmp_path: Path) -> None:
     val, test = evaluations_of(run)[:2]
     low, high = (f"{100 * bound:.1f}" for bound in test["accuracy_ci95"])
     assert (
-        f"resnet18_cbam recognises {100 * test['accuracy']:.1f} % (95 % interval {low} to {high} %) of the "
-        "1,200 images in the test split of fer2013; the checkpoint was chosen on val, "
+        f"resnet18_cbam has an accuracy of {100 * test['accuracy']:.1f} % (95 % interval {low} to {high} %) "
+        "on the 1,200 images in the test split of fer2013; the checkpoint was chosen on val, "
         "and test has been scored once."
     ) in page.text
     sections = " ".join(attributes["id"] for attributes in page.find("section"))
@@ -242,7 +242,7 @@ def test_data_that_the_run_was_not_trained_on_are_named(
     edit_results(folder, lambda results: results["environment"].update(training={"beton_sha256": BETON}))
     run = load_run(folder)
     sentence = headline(run)
-    assert "resnet18_cbam, trained on fer2013, recognises" in sentence
+    assert "resnet18_cbam, trained on fer2013, has an accuracy of" in sentence
     assert f"in the val split of {named}; the checkpoint was chosen on val of fer2013" in sentence
     assert "biased upward" not in sentence
     table = evaluation_table([run], occluded=False)

@@ -286,7 +286,8 @@ def test_the_benchmark_is_pooled_over_folds_and_seeds(beton: Beton, tmp_path: Pa
 def test_the_report_of_an_experiment(kfold: Path, tmp_path: Path) -> None:
     page = write_report([kfold], tmp_path / "report").read_text()
     assert "Table 1: synthetic" in page
-    assert "resnet18_cbam <strong>85.0\u00a0%</strong> (10 folds pooled, mean of 2 seeds)" in page
+    assert "<b>synthetic</b>, accuracy: resnet18_cbam <strong>85.0\u00a0%</strong> (10 folds pooled" in page
+    assert "(10 folds pooled, mean of 2 seeds), resnet18 <strong>70.0\u00a0%</strong>" in page
     assert "<li>1 of 40 runs is unfinished and left out: resnet18 (1 of 20).</li>" in page
     assert "and the count over all seeds below it" in page
     figures = {path.name for path in (tmp_path / "report" / "figures").glob("*.svg")}
@@ -333,6 +334,7 @@ def test_an_experiment_without_a_finished_run_has_a_table_too(beton: Beton, tmp_
     none = write_experiment(beton, tmp_path / "x", {"vgg16": (0,)}, folds=[0, 1], missing=names, prefix="")
     page = write_report([none], tmp_path / "report").read_text()
     assert "missing: 0 of 2 runs finished" in page
+    assert "<title>x · ferdist report</title>" in page
     assert "<li>2 of 2 runs are unfinished and left out: x.</li>" in page
     assert '<pre tabindex="0">fold-00-seed-0: not started\nfold-01-seed-0: not started</pre>' in page
 
