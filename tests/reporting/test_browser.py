@@ -39,6 +39,8 @@ def test_the_report_in_a_browser(
         # Nothing but tables in their own boxes may be wider than the window.
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(wide) <= 0
+        ends = "c => c.filter(c => c.checkVisibility()).map(c => c.getBoundingClientRect().right)"
+        assert max(page.locator("caption").evaluate_all(ends)) <= size["width"], "captions name the unit"
         charts = page.locator("figure svg")
         assert charts.count() == len(page.query_selector_all("figcaption")) >= 12
         for number in range(charts.count()):
