@@ -366,7 +366,7 @@ def _cells_text(board: Board, kinds: Sequence[str]) -> list[str]:
     if not board.common:
         return []
     text = (
-        f"Under occlusion: the mean over {count(len(kinds), 'kind')} of cover "
+        f"Under occlusion: the mean accuracy on covered or noisy faces, over {count(len(kinds), 'kind')} "
         f"({', '.join(map(kind_label, kinds))}), {count(len(board.common), 'cell')} of the benchmark."
     )
     if board.left_out:

@@ -114,6 +114,8 @@ def test_a_full_report(make_run: MakeRun, tmp_path: Path) -> None:
     for text, n in (("Recall and precision", 7), ("Counts: true class", 7), ("Accuracy by covered part", 12)):
         assert text in page.text
         assert len(table_rows(page, text)) == n
+    assert "Relative: the accuracy divided by that on the same images uncovered." in page.text
+    assert "Corruption error" not in page.text, "which several runs have"
     # The curves take the conditions that were scored under occlusion.
     assert "measured on val of fer2013 (1,200 images, one view)" in page.text
     first = table_rows(page, "Accuracy by covered part")[0]
@@ -205,6 +207,8 @@ def test_occlusion_is_compared_in_pairs_and_means_have_intervals(make_run: MakeR
     page = Page(write_report(runs, out))
     assert "Accuracy by kind of occlusion (means over the fills), in percent" in page.text
     assert "different cells" not in page.text
+    for term in ("Relative", "Area under curve", "Corruption error"):
+        assert f"<li>{term}: " in page.source
     first = table_rows(page, "Accuracy under occlusion minus that of cbam, in points")[0]
     own, other = (np.mean([entry["accuracy"] for entry in evaluations_of(run)[1:11]]) for run in runs)
     assert first[:3] == ["plain", "square", f"{100 * (other - own):+.1f}"]

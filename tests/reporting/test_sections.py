@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ferdist.augment.kinds import kind_label
 from ferdist.charts import WIDTH
 from ferdist.evaluation.metrics import expected_calibration_error
 from ferdist.evaluation.predictions import Predictions
@@ -187,6 +188,7 @@ def test_values_in_words() -> None:
     shown = ["0, 1, 2, 3, 4, 5, 6, 7, … (20 in all)", "–", "yes", "34,034", "2026"]
     assert [value_text(value) for value in ([*range(20)], None, True, 34034, 2026)] == shown
     assert scorings(3).endswith("3 times")
+    assert [*map(kind_label, ("gaussian_noise", "eye_band"))] == ["Gaussian noise", "eye band"]
 
 
 def test_a_recall_chart_places_each_run_and_class() -> None:
