@@ -189,6 +189,8 @@ def test_several_runs_are_compared(make_run: MakeRun, tmp_path: Path) -> None:
     assert "Configuration keys in which the runs differ" in page.text
     for name in ("confusion-1", "confusion-2", "confusion-3", "recall-1", "recall-2", "loss"):
         assert f"{name}.svg" in figure_names(tmp_path / "report")
+    assert "Recall of each class on test; val: cbam, plain." in page.text
+    assert "Recall of each class on val, fold 0: fold." in page.text
     for number, kind in ((1, "square"), (2, "circle")):
         legend = (tmp_path / "report" / "figures" / f"occlusion-{number}.svg").read_text()
         assert all(f">{name}</text>" in legend for name in ("cbam", "plain"))
