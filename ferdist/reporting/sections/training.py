@@ -62,7 +62,7 @@ def _measured_on(runs: Sequence[Run]) -> str:
     """The views of val's images, with the names of the runs where they differ."""
     views: dict[str, list[str]] = {}
     for run in runs:
-        tta = run.option("train.tta") or "none"
+        tta = str(run.option("train.tta") or "none")
         views.setdefault(VIEWS.get(tta, f"with {tta}"), []).append(run.name)
     if len(views) == 1:
         return next(iter(views))
