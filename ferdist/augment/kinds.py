@@ -161,7 +161,7 @@ class Occlusion(ABC):
     @property
     def label(self) -> str:
         """The name for people, short enough for a table's column."""
-        return self.name.removesuffix("_noise").replace("_", " ")
+        return self.name.replace("_", " ")
 
     def cover(self, images: Images, fill: Fill, stream: Stream, faces: Faces) -> Images:
         """Damaged copies of images, uint8 (B, C, H, W)."""
@@ -481,6 +481,10 @@ class GaussianNoise(Noise):
 
     name, number = "gaussian_noise", 10
     amounts = (0.08, 0.12, 0.18, 0.26, 0.38)
+
+    @property
+    def label(self) -> str:
+        return "Gaussian noise"
 
     def cover(self, images: Images, fill: Fill, stream: Stream, faces: Faces) -> Images:
         from ferdist.augment.noise import normal_quantiles

@@ -252,7 +252,7 @@ def _row(entry: Entry, clean: Evaluation, key: EvaluationKey, beton: Beton, devi
 
 
 def _rate(scorer: Scorer, beton: Beton, device: torch.device) -> float:
-    """Images a second, from uint8 to probabilities."""
+    """Images per second, from uint8 to probabilities."""
     shape = (BATCH, *beton.manifest.image_shape)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = images.to(device)
@@ -315,7 +315,7 @@ def _content(board: Board, device: torch.device) -> Content:
     rows, clean = board.rows, board.rows[0].clean
     kinds = list(rows[0].scores["kinds"]) if rows[0].scores else []
     measure = "under occlusion" if board.common else "on uncovered faces"
-    best = Markup("{} is first of {} models {}, on {} of {}: <strong>{} %</strong>.").format(
+    best = Markup("{} is first of {} models {}, on {} of {}: accuracy <strong>{} %</strong>.").format(
         rows[0].name, len(rows), measure, clean.split, clean.data, percent(rows[0].score)
     )
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
@@ -323,14 +323,14 @@ def _content(board: Board, device: torch.device) -> Content:
     table, costs, by_kind = _main_table(board), _cost_table(board), _kind_table(board, kinds)
     notes = [
         f"All were scored on the same {count(clean.samples, 'image')}: {clean.data}, {clean.split}, "
-        f"beton sha256 {clean.beton_sha256[:16]}; {TTA.get(clean.tta, clean.tta)} an image.",
+        f"beton sha256 {clean.beton_sha256[:16]}; {TTA.get(clean.tta, clean.tta)} per image.",
         "Covered images are made at the data's size, the same bytes for every model (by checksum), and only "
         "then resized to what a model takes.",
         *_cells_text(board, kinds),
         "95 % intervals are a bootstrap over subjects, or over groups of copies where subjects are unknown. "
-        "'To the first' is the paired difference in points; one whose interval includes 0 may be none. "
+        "A difference to the first is paired by image; one whose interval includes 0 may be none. "
         "Neither includes what another seed of the training would change.",
-        f"Images a second: measured for this page on {where}, {threads}, {BATCH} images at once, resizing "
+        f"Images per second: measured for this page on {where}, {threads}, {BATCH} images at once, resizing "
         f"included, the fastest of {ROUNDS}. Other work on the machine slows it.",
         "Parameters and multiply-adds (for one image) are counted in the network or its graph; those of an "
         "ONNX file include the statistics of its batch norms.",
@@ -366,7 +366,7 @@ def _cells_text(board: Board, kinds: Sequence[str]) -> list[str]:
     if not board.common:
         return []
     text = (
-        f"Under occlusion: the mean over {count(len(kinds), 'kind')} of cover "
+        f"Under occlusion: the mean accuracy on covered or noisy faces, over {count(len(kinds), 'kind')} "
         f"({', '.join(map(kind_label, kinds))}), {count(len(board.common), 'cell')} of the benchmark."
     )
     if board.left_out:
@@ -385,10 +385,10 @@ def _main_table(board: Board) -> Table:
         cells: dict[str, Any] = {
             "Model": f"{number}. {row.name}",
             "Under occlusion": percent(row.scores["accuracy"]) if row.scores else None,
-            "To the first": points(difference["difference"]) if difference else None,
-            "(95 %)": points_interval(difference["difference_ci95"]) if difference else None,
+            "Difference to first, points": points(difference["difference"]) if difference else None,
+            "95 % interval": points_interval(difference["difference_ci95"]) if difference else None,
             "Clean": percent(row.clean.accuracy),
-            "95 % interval": percent_interval(row.clean.interval),
+            "95 % interval of clean": percent_interval(row.clean.interval),
         }
         for name in lists:
             one = row.real.get(name)
@@ -411,7 +411,7 @@ def _cost_table(board: Board) -> Table:
                     name: None if number is None else short_count(number)
                     for name, number in zip(names, row.cost, strict=True)
                 },
-                "Images/s": Number(f"{row.rate:,.0f}"),
+                "Images per second": Number(f"{row.rate:,.0f}"),
             }
             for row in board.rows
         ),
@@ -444,7 +444,12 @@ def _curves(board: Board, kinds: Sequence[str]) -> list[Chart]:
         lines.append(Line(row.name, np.array(shares, float), np.array(values, float), colour=number))
     falls = "; ".join(f"{one.label} from {percent(one.y[0])} to {percent(one.y[-1])} %" for one in lines)
     chart = line_chart(
-        lines, x_label="covered by a square", y_label="accuracy", x_percent=True, y_percent=True
+        lines,
+        x_label="covered by a square",
+        y_label="accuracy",
+        x_percent=True,
+        y_percent=True,
+        y_from_zero=True,
     )
     caption = "Accuracy as a square at a random place covers more of the face."
     return [Chart("squares", caption, f"Line chart: {falls}.", chart)]

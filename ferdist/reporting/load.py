@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from ferdist.runtime.folder import RunFolder
 
 Floats = npt.NDArray[np.float64]
 
+_SEED: Final = re.compile(r"(fold-\d+-)?seed-\d+")
 _FIRST: Final = {"test": 0, "val": 1, "none": 0, "all": 0, "image": 0}
 
 
@@ -40,6 +42,7 @@ class Run(Results):
     Attributes:
         folder: the run's folder.
         name: what the report calls it; unique among the runs of one report.
+        pooled: how many runs of a network it stands for; folder, config.yaml and status are the first one's.
         config_text: config.yaml as it stands; where it is missing, the copy in results.json.
         history: the lines of metrics.jsonl, in their order; empty where there are none.
         status: status.json; empty where there is none.
@@ -52,6 +55,7 @@ class Run(Results):
     folder: Path
     name: str
     config_text: str
+    pooled: int = 1
     history: tuple[Mapping[str, Any], ...] = ()
     status: Mapping[str, Any] = field(default_factory=dict)
     predictions: Mapping[str, tuple[Predictions, ...]] = field(default_factory=dict)
@@ -218,8 +222,12 @@ def grids_of(run: Run, covered: Sequence[Evaluation]) -> tuple[Predictions, ...]
 
 
 def telling_ends(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of distinct paths that tell them apart, all of as many parts."""
-    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
+    """The shortest ends of distinct paths that tell them apart, all of as many parts.
+
+    The folder of a seed says nothing without the one that it is in.
+    """
+    first = 2 if any(_SEED.fullmatch(folder.name) for folder in folders) else 1
+    for depth in range(first, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
         if len(set(names)) == len(names):
             return names

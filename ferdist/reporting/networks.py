@@ -163,7 +163,7 @@ def _network(
             raise RunError(f"{run.folder.path}: a run on an inner fold is only for choosing settings")
     if not name:
         seeds = len({run.config.seed for run in read})
-        name = runs[0].name if len(runs) == 1 else f"{config.model.name}, {count(seeds, 'seed')}"
+        name = telling_ends(runs)[0] if len(runs) == 1 else f"{config.model.name}, {count(seeds, 'seed')}"
     return Network(
         name=name,
         config=config,

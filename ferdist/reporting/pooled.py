@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,8 @@ from ferdist.evaluation.records import OCCLUSION, Evaluation, EvaluationKey
 from ferdist.evaluation.robustness import correct_share
 from ferdist.reporting.load import Run, grids_of, load_run, occluded_entries
 from ferdist.reporting.networks import Network
+from ferdist.reporting.words import value_text
+from ferdist.table import count
 
 _CURVES = ("train/loss", "train/accuracy", "train/lr", "val/loss", "val/accuracy", "val/balanced_accuracy")
 
@@ -23,15 +26,13 @@ def pooled_run(network: Network) -> Run | None:
     """The finished runs of a network as one; None where there is none.
 
     Predictions are pooled over the folds and put side by side over the seeds, so a confusion matrix counts
-    each sample once per seed. Learning curves are means over the runs, by epoch.
+    each sample once per seed. Learning curves are means over the runs, by epoch. What the runs do not share
+    of their environments stands with the number of runs that have it.
     """
     runs = [load_run(run.folder.path) for run in network.runs]
     if not runs:
         return None
     remarks = dict.fromkeys(remark for run in runs for remark in run.remarks)
-    if network.open_runs:
-        total = len(runs) + len(network.open_runs)
-        remarks[f"{len(network.open_runs)} of {total} runs are unfinished and left out."] = None
     if len(runs) == 1 and not network.folds:
         return replace(runs[0], name=network.name, remarks=tuple(remarks))
     plain = [_plain(network, number, runs) for number in range(len(network.measured))]
@@ -42,10 +43,16 @@ def pooled_run(network: Network) -> Run | None:
         predictions |= {one.predictions: seeds for one in covered}
     except RunError as error:
         remarks[f"The runs' scores under occlusion are not pooled: {error}."] = None
+    environment = _joined([run.environment for run in runs])
+    trained = _revision(environment)
+    if any(_revision(run.environment) != trained for run in runs):
+        remarks[f"The runs were trained at different git revisions: {trained}."] = None
     return replace(
         runs[0],
         name=network.name,
+        pooled=len(runs),
         config=_shared(runs),
+        environment=environment,
         evaluations=(*(one for one, _ in plain), *covered),
         predictions=predictions,
         history=tuple(_mean_history(runs)),
@@ -123,6 +130,31 @@ def _shared(runs: Sequence[Run]) -> Mapping[str, Any]:
     if folds:
         config["data"] = {**config["data"], "fold": f"each of {len(folds)} in turn"}
     return config
+
+
+def _joined(environments: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One environment of several: a value that is not all runs' names the number of runs that have it."""
+    joined: dict[str, Any] = {}
+    for key in dict.fromkeys(key for one in environments for key in one):
+        values = [one.get(key) for one in environments]
+        counts = Counter(map(value_text, values)).most_common()
+        if any(isinstance(value, Mapping) for value in values):
+            joined[key] = _joined([value if isinstance(value, Mapping) else {} for value in values])
+        elif len(counts) == 1:
+            joined[key] = values[0]
+        elif key == "date":
+            first, *_, last = sorted(text for text, _ in counts)
+            joined[key] = f"{first} to {last}"
+        else:
+            (text, number), *others = counts
+            shown = [f"{text} ({count(number, 'run')})", *(f"{text} ({number})" for text, number in others)]
+            joined[key] = ", ".join(shown)
+    return joined
+
+
+def _revision(environment: Mapping[str, Any]) -> Any:
+    """Of the training, where it is noted."""
+    return (environment.get("training") or {}).get("git_revision")
 
 
 def _mean_history(runs: Sequence[Run]) -> Iterator[dict[str, float]]:

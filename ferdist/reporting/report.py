@@ -15,7 +15,7 @@ from ferdist.charts import inline_svg, png_bytes, svg_bytes
 from ferdist.io import read_untrusted, scratch_folder, writing
 from ferdist.reporting import table1
 from ferdist.reporting.album import Album
-from ferdist.reporting.load import Run, load_runs
+from ferdist.reporting.load import Run, load_runs, telling_ends
 from ferdist.reporting.networks import compare_runs, is_experiment, load_networks
 from ferdist.reporting.page import Content, Section, render
 from ferdist.reporting.pooled import pooled_run
@@ -100,17 +100,20 @@ def of_networks(folders: Sequence[Path], album: Album) -> Content:
     several = len(groups) > 1
     runs: list[Run] = []
     headlines: list[Markup] = []
+    remarks: list[str] = []
     sections: list[Section] = []
     for group in groups:
         pooled = [run for run in map(pooled_run, group.networks) if run is not None]
         sections.append(table1.table1_section(group))
+        if unfinished := table1.unfinished_remark(group):
+            remarks.append(f"{group.data}: {unfinished}" if several else unfinished)
         if pooled:
             headlines.append(_group_headline(group.data, pooled))
             sections += build_sections(pooled, album, group.data if several else "")
         runs += [replace(run, name=f"{group.data}/{run.name}") if several else run for run in pooled]
-    title = ", ".join(dict.fromkeys(folder.resolve().name for folder in folders))
+    title = ", ".join(telling_ends([*dict.fromkeys(folder.resolve() for folder in folders)]))
     text = table1.networks_markdown(groups) + _real_faces_markdown(runs)
-    return Content(title, headlines, remarks_on(runs), sections, text)
+    return Content(title, headlines, remarks + remarks_on(runs), sections, text)
 
 
 def table1_markdown(runs: Sequence[Run]) -> str:
@@ -132,13 +135,13 @@ def _real_faces_markdown(runs: Sequence[Run]) -> str:
 
 
 def _group_headline(data: str, runs: Sequence[Run]) -> Markup:
-    """The networks on one data set and what each recognises, in the order of the table."""
-    recognised = [
+    """The networks on one data set and the accuracy of each, in the order of the table."""
+    scored = [
         Markup("{} <strong>{} %</strong> ({})").format(run.name, percent(main.accuracy), place(main))
         for run in runs
         if (main := run.main) is not None
     ]
-    return Markup("<b>{}</b>: {}.").format(data, Markup(", ").join(recognised))
+    return Markup("<b>{}</b>, accuracy: {}.").format(data, Markup(", ").join(scored))
 
 
 def headline(run: Run, *, named: bool = False) -> Markup:
@@ -149,9 +152,10 @@ def headline(run: Run, *, named: bool = False) -> Markup:
         sentence = Markup("{} on {} has no evaluation of uncovered faces in results.json yet.")
         return start + sentence.format(run.model, run.data)
     tested = main.fold is None or run.test_scorings > 0
-    return start + Markup("{} recognises <strong>{}</strong> ({}) of the {} in {} of {}{}; {}{}.").format(
+    accuracy = Markup("an accuracy of <strong>{} %</strong>").format(percent(main.accuracy))
+    return start + Markup("{} has {} ({}) on the {} in {} of {}{}; {}{}.").format(
         run.model if run.is_own(main) else f"{run.model}, trained on {run.data},",
-        "an unknown share" if main.accuracy is None else f"{percent(main.accuracy)} %",
+        "an unknown accuracy" if main.accuracy is None else accuracy,
         f"95 % interval {percent(main.interval[0])} to {percent(main.interval[1])} %"
         if main.interval
         else "without an interval",

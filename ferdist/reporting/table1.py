@@ -92,17 +92,31 @@ def pairs_markdown(level: str, pairs: Sequence[Pair], refused: Sequence[str]) ->
 
 def table1_section(group: DataGroup) -> Section:
     """The networks on one data set beside what was published, compared in pairs."""
+    unfinished = [run for network in group.networks for run in network.open_runs]
     return Section(
         f"table1-{group.data}",
         f"Table 1: {group.data}",
         tables=(published_table(group), pair_table(group.pairs)),
         folded_tables=(scores_table(group.networks),),
-        points=(
-            *protocol_sentences(group),
-            *pair_sentences(group.pairs),
-            *group.refused,
-            *(run for network in group.networks for run in network.open_runs),
-        ),
+        folded_texts=[("Unfinished runs", "\n".join(unfinished))] if unfinished else (),
+        points=(*protocol_sentences(group), *pair_sentences(group.pairs), *group.refused),
+    )
+
+
+def unfinished_remark(group: DataGroup) -> str:
+    """How many runs of which networks are not finished; empty where all are."""
+    totals = {one.name: len(one.runs) + len(one.open_runs) for one in group.networks}
+    unfinished = {one.name: len(one.open_runs) for one in group.networks if one.open_runs}
+    if not unfinished:
+        return ""
+    names = [
+        name if number == totals[name] else f"{name} ({number} of {totals[name]})"
+        for name, number in unfinished.items()
+    ]
+    number = sum(unfinished.values())
+    return (
+        f"{number} of {count(sum(totals.values()), 'run')} {'is' if number == 1 else 'are'} unfinished and "
+        f"left out: {', '.join(names)}."
     )
 
 

@@ -85,6 +85,20 @@ def key_table(caption: str, runs: Sequence[Run], values: Sequence[Mapping[str, A
     )
 
 
+def key_tables(caption: str, runs: Sequence[Run], values: Sequence[Mapping[str, Any]]) -> tuple[Table, ...]:
+    """What a run has at each key; of several, what all share, and a row per run for what they do not."""
+    if len(runs) == 1:
+        return (key_table(caption, runs, values),)
+    rows = key_table(caption, runs, values).rows
+    shared = tuple(row[:2] for row in rows if len({*row[1:]}) == 1)
+    differing = [row for row in rows if len({*row[1:]}) > 1]
+    head, *of_each = zip(("Run", *(run.name for run in runs)), *differing, strict=True)
+    return (
+        Table(f"{caption}: the same for all runs", ("Key", "All runs"), shared),
+        Table(f"{caption}: where the runs differ", head, tuple(of_each) if differing else ()),
+    )
+
+
 def value_text(value: Any) -> str:
     """A value of a configuration or a manifest in a cell."""
     if value is None or value == "":

@@ -39,6 +39,8 @@ def test_the_report_in_a_browser(
         # Nothing but tables in their own boxes may be wider than the window.
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert page.evaluate(wide) <= 0
+        ends = "c => c.filter(c => c.checkVisibility()).map(c => c.getBoundingClientRect().right)"
+        assert max(page.locator("caption").evaluate_all(ends)) <= size["width"], "captions name the unit"
         charts = page.locator("figure svg")
         assert charts.count() == len(page.query_selector_all("figcaption")) >= 12
         for number in range(charts.count()):
@@ -77,5 +79,8 @@ def test_the_report_on_paper(browser: playwright.Browser, page_url: str) -> None
         pages = paper.count(b"/Type /Page\n") + paper.count(b"/Type /Page ")
         assert 2 <= pages <= 20
         page.emulate_media(media="print")
+        page.set_viewport_size({"width": 672, "height": 950})  # A4 within its margins
+        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert page.evaluate(wide) <= 0, "a browser would shrink every page for it"
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert page.locator("details:not([open]) table").first.is_visible() is False

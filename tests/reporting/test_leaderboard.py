@@ -40,7 +40,9 @@ def test_a_leaderboard_of_a_run_and_a_model_from_elsewhere(
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
     tables = [dict(zip(cells[at], row, strict=True)) for at in (0, 4, 8) for row in cells[at + 2 : at + 4]]
     assert float(tables[0]["Under occlusion"]) >= float(tables[1]["Under occlusion"])
-    assert tables[0]["To the first"] == "–"
+    assert tables[0]["Difference to first, points"] == tables[0]["95 % interval"] == "–"
+    assert float(tables[1]["Difference to first, points"]) <= 0
+    assert "–" in tables[1]["95 % interval of clean"]
     used = {row["Model"].partition(". ")[2]: row["Used these images"] for row in tables[:2]}
     assert used == {"drawn": "to choose the epoch", "theirs": "yes"}
     assert tables[2].keys() == {"Model", "square", "eye band"}

@@ -11,7 +11,14 @@ import yaml
 
 from ferdist.errors import RunError
 from ferdist.evaluation.records import Damage
-from ferdist.reporting.load import load_run, load_runs, occluded_entries, predictions_of, robustness_of
+from ferdist.reporting.load import (
+    load_run,
+    load_runs,
+    occluded_entries,
+    predictions_of,
+    robustness_of,
+    telling_ends,
+)
 from tests.reporting.conftest import BETON, MakeRun, edit_results, evaluations_of
 
 
@@ -125,6 +132,8 @@ def test_names_tell_runs_apart(make_run: MakeRun, tmp_path: Path) -> None:
     assert [run.name for run in runs] == ["a/run", "b/run"]
     with pytest.raises(RunError, match="at least one"):
         load_runs([])
+    assert [run.name for run in load_runs([make_run("resnet18/seed-0")])] == ["resnet18/seed-0"]
+    assert telling_ends([tmp_path / "x" / "fold-03-seed-1"]) == ["x/fold-03-seed-1"]
 
 
 def test_a_half_written_last_line_is_left_out_and_said(make_run: MakeRun) -> None:

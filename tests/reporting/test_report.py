@@ -88,8 +88,8 @@ def test_a_full_report(make_run: MakeRun, tmp_path: Path) -> None:
     val, test = evaluations_of(run)[:2]
     low, high = (f"{100 * bound:.1f}" for bound in test["accuracy_ci95"])
     assert (
-        f"resnet18_cbam recognises {100 * test['accuracy']:.1f} % (95 % interval {low} to {high} %) of the "
-        "1,200 images in the test split of fer2013; the checkpoint was chosen on val, "
+        f"resnet18_cbam has an accuracy of {100 * test['accuracy']:.1f} % (95 % interval {low} to {high} %) "
+        "on the 1,200 images in the test split of fer2013; the checkpoint was chosen on val, "
         "and test has been scored once."
     ) in page.text
     sections = " ".join(attributes["id"] for attributes in page.find("section"))
@@ -114,6 +114,8 @@ def test_a_full_report(make_run: MakeRun, tmp_path: Path) -> None:
     for text, n in (("Recall and precision", 7), ("Counts: true class", 7), ("Accuracy by covered part", 12)):
         assert text in page.text
         assert len(table_rows(page, text)) == n
+    assert "Relative: the accuracy divided by that on the same images uncovered." in page.text
+    assert "Corruption error" not in page.text, "which several runs have"
     # The curves take the conditions that were scored under occlusion.
     assert "measured on val of fer2013 (1,200 images, one view)" in page.text
     first = table_rows(page, "Accuracy by covered part")[0]
@@ -152,7 +154,7 @@ def test_missing_pieces_are_said_to_be_missing(make_run: MakeRun, tmp_path: Path
         "metrics.jsonl is empty, so there are no learning curves.",
         "results.json has no evaluation under occlusion: run `ferdist evaluate RUN --occlusion`.",
         "The predictions of the main evaluation are missing.",
-        "metrics.jsonl has no line: there are no curves.",
+        "No learning curves: metrics.jsonl is missing or empty.",
         "No manifest of the data can be read here.",
         "the checkpoint was chosen on this same split, so its scores are biased upward",
         "test has never been scored",
@@ -187,6 +189,8 @@ def test_several_runs_are_compared(make_run: MakeRun, tmp_path: Path) -> None:
     assert "Configuration keys in which the runs differ" in page.text
     for name in ("confusion-1", "confusion-2", "confusion-3", "recall-1", "recall-2", "loss"):
         assert f"{name}.svg" in figure_names(tmp_path / "report")
+    assert "Recall of each class on test; val: cbam, plain." in page.text
+    assert "Recall of each class on val, fold 0: fold." in page.text
     for number, kind in ((1, "square"), (2, "circle")):
         legend = (tmp_path / "report" / "figures" / f"occlusion-{number}.svg").read_text()
         assert all(f">{name}</text>" in legend for name in ("cbam", "plain"))
@@ -205,6 +209,8 @@ def test_occlusion_is_compared_in_pairs_and_means_have_intervals(make_run: MakeR
     page = Page(write_report(runs, out))
     assert "Accuracy by kind of occlusion (means over the fills), in percent" in page.text
     assert "different cells" not in page.text
+    for term in ("Relative", "Area under curve", "Corruption error"):
+        assert f"<li>{term}: " in page.source
     first = table_rows(page, "Accuracy under occlusion minus that of cbam, in points")[0]
     own, other = (np.mean([entry["accuracy"] for entry in evaluations_of(run)[1:11]]) for run in runs)
     assert first[:3] == ["plain", "square", f"{100 * (other - own):+.1f}"]
@@ -242,7 +248,7 @@ def test_data_that_the_run_was_not_trained_on_are_named(
     edit_results(folder, lambda results: results["environment"].update(training={"beton_sha256": BETON}))
     run = load_run(folder)
     sentence = headline(run)
-    assert "resnet18_cbam, trained on fer2013, recognises" in sentence
+    assert "resnet18_cbam, trained on fer2013, has an accuracy of" in sentence
     assert f"in the val split of {named}; the checkpoint was chosen on val of fer2013" in sentence
     assert "biased upward" not in sentence
     table = evaluation_table([run], occluded=False)

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ferdist.augment.kinds import kind_label
 from ferdist.charts import WIDTH
 from ferdist.evaluation.metrics import expected_calibration_error
 from ferdist.evaluation.predictions import Predictions
 from ferdist.evaluation.records import Listed
 from ferdist.reporting.album import Album, Tile, tile_chart
-from ferdist.reporting.load import load_run, load_runs
+from ferdist.reporting.load import Run, load_run, load_runs
 from ferdist.reporting.report import table1_markdown
 from ferdist.reporting.sections.calibration import EDGES, calibrate, reliability_chart
 from ferdist.reporting.sections.classes import recall_chart, recall_table, worst_confusions
@@ -19,7 +20,7 @@ from ferdist.reporting.sections.evaluations import comparison, evaluation_table
 from ferdist.reporting.sections.mistakes import most_confused
 from ferdist.reporting.sections.protocol import protocol
 from ferdist.reporting.sections.realfaces import real_faces
-from ferdist.reporting.sections.training import history_table
+from ferdist.reporting.sections.training import history_table, training
 from ferdist.reporting.words import scorings, value_text
 from ferdist.table import MISSING
 from tests.reporting.conftest import MakeRun
@@ -120,6 +121,24 @@ def test_history_has_a_row_per_epoch(make_run: MakeRun) -> None:
     assert history_table(replace(run, history=())).rows == ()
 
 
+def test_curves_name_the_views_and_how_many_runs_they_are_means_of(make_run: MakeRun) -> None:
+    plain, other = load_runs([make_run("a"), make_run("b")])
+    flip = replace(other, config={**other.config, "train": {**other.config["train"], "tta": "flip"}})
+
+    def said(*runs: Run) -> str:
+        (text,) = training(runs, Album()).text
+        return text.partition("; ")[2].removeprefix("val scores are measured at the end of the epoch ")
+
+    assert said(plain) == "on unchanged images."
+    assert said(flip) == "on the average over image and mirror image."
+    assert said(plain, flip) == "on unchanged images (a); on the average over image and mirror image (b)."
+    ten = replace(plain, pooled=10)
+    assert said(ten) == "on unchanged images. Curves are means over 10 runs."
+    assert said(ten, replace(other, pooled=10)).endswith("Curves are means over 10 runs each.")
+    assert said(ten, replace(other, pooled=3)).endswith("Means over runs: a 10, b 3.")
+    assert history_table(ten).caption == "a: means of each epoch over 10 runs"
+
+
 def test_differences_name_only_keys_that_differ(make_run: MakeRun) -> None:
     runs = load_runs([make_run("a"), make_run("b", seed=3, model="resnet18")])
     section = comparison(runs, Album())
@@ -134,6 +153,21 @@ def test_environment_and_protocol(make_run: MakeRun) -> None:
     own, environment = (dict(table.rows) for table in protocol([run], Album()).tables)
     assert (environment["git_revision"], environment["world_size"]) == ("05d845e", "2")
     assert (own["Fold held out"], own["Epochs"]) == ("2", "8")
+
+
+def test_runs_share_what_is_equal_in_one_table(make_run: MakeRun) -> None:
+    runs = load_runs([make_run("a"), make_run("b", seed=1)])
+    environments = [
+        {"beton_sha256": "ab" * 32, "training": {"git_revision": revision}} for revision in ("05d845e", "1c")
+    ]
+    runs = [replace(run, environment=own) for run, own in zip(runs, environments, strict=True)]
+    _, own, shared, differing = protocol(runs, Album()).tables
+    assert (own.head, own.rows) == (("Run", "Seed"), (("a", "0"), ("b", "1")))
+    assert (shared.head, shared.rows) == (("Key", "All runs"), (("beton_sha256", "ab" * 6),))
+    assert differing.head == ("Run", "training.git_revision")
+    assert differing.rows == (("a", "05d845e"), ("b", "1c"))
+    same = protocol([runs[0], replace(runs[0], name="b")], Album()).tables
+    assert [len(table.rows) > 0 for table in same] == [True, False, True, False]
 
 
 def test_manifests_are_laid_open(make_run: MakeRun) -> None:
@@ -154,6 +188,7 @@ def test_values_in_words() -> None:
     shown = ["0, 1, 2, 3, 4, 5, 6, 7, … (20 in all)", "–", "yes", "34,034", "2026"]
     assert [value_text(value) for value in ([*range(20)], None, True, 34034, 2026)] == shown
     assert scorings(3).endswith("3 times")
+    assert [*map(kind_label, ("gaussian_noise", "eye_band"))] == ["Gaussian noise", "eye band"]
 
 
 def test_a_recall_chart_places_each_run_and_class() -> None:

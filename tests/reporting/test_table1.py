@@ -25,10 +25,12 @@ from ferdist.evaluation.published import PUBLISHED, published_accuracy
 from ferdist.evaluation.records import Damage
 from ferdist.models.config import ModelConfig
 from ferdist.reporting import write_report
+from ferdist.reporting.album import Album
 from ferdist.reporting.kfold import kfold_markdown
 from ferdist.reporting.load import grids_of, occluded_entries, robustness_of
 from ferdist.reporting.networks import compare_pairs, load_networks
 from ferdist.reporting.pooled import pooled_run
+from ferdist.reporting.sections.protocol import protocol
 from ferdist.reporting.table1 import group_by_data, networks_markdown, p_value
 from ferdist.runtime.experiment import Part, Trial
 from ferdist.runtime.folder import RunFolder
@@ -233,6 +235,27 @@ def test_a_network_becomes_one_run_with_mean_curves(kfold: Path) -> None:
     assert run.curve("val/accuracy")[1] == pytest.approx([0.1, 0.2])
 
 
+def test_a_pooled_network_says_where_its_runs_differ(seeds: Path) -> None:
+    trained = {"ferdist": "0.1.0", "git_revision": "d82daffb1e56", "date": "2026-11-29"}
+    for number, revision in enumerate(("d82daffb1e56", "69c1f6edfc41")):
+        folder = seeds / "synthetic" / "resnet18" / f"seed-{number}"
+        training = {**trained, "git_revision": revision, "date": f"2026-11-2{number}"}
+        edit_results(
+            folder, lambda results, training=training: results["environment"].update(training=training)
+        )
+    run = pooled_run(load_networks([seeds])[1])
+    assert run is not None
+    revisions = "d82daffb1e56 (1 run), 69c1f6edfc41 (1)"
+    assert run.environment["training"] == {
+        "ferdist": "0.1.0",
+        "git_revision": revisions,
+        "date": "2026-11-20 to 2026-11-21",
+    }
+    assert f"The runs were trained at different git revisions: {revisions}." in run.remarks
+    titles = [title for title, _ in protocol([run], Album()).folded_texts]
+    assert titles == ["Configuration of the first run of resnet18, seed-0: config.yaml"]
+
+
 @pytest.mark.slow
 def test_the_benchmark_is_pooled_over_folds_and_seeds(beton: Beton, tmp_path: Path) -> None:
     """Where each fold has images of its own, and so checksums of its own."""
@@ -268,8 +291,9 @@ def test_the_benchmark_is_pooled_over_folds_and_seeds(beton: Beton, tmp_path: Pa
 def test_the_report_of_an_experiment(kfold: Path, tmp_path: Path) -> None:
     page = write_report([kfold], tmp_path / "report").read_text()
     assert "Table 1: synthetic" in page
-    assert "resnet18_cbam <strong>85.0\u00a0%</strong> (10 folds pooled, mean of 2 seeds)" in page
-    assert "1 of 20 runs are unfinished and left out." in page
+    assert "<b>synthetic</b>, accuracy: resnet18_cbam <strong>85.0\u00a0%</strong> (10 folds pooled" in page
+    assert "(10 folds pooled, mean of 2 seeds), resnet18 <strong>70.0\u00a0%</strong>" in page
+    assert "<li>1 of 40 runs is unfinished and left out: resnet18 (1 of 20).</li>" in page
     assert "and the count over all seeds below it" in page
     figures = {path.name for path in (tmp_path / "report" / "figures").glob("*.svg")}
     assert {"recall.svg", "confusion-1.svg", "confusion-2.svg", "calibration.svg", "loss.svg"} <= figures
@@ -315,7 +339,9 @@ def test_an_experiment_without_a_finished_run_has_a_table_too(beton: Beton, tmp_
     none = write_experiment(beton, tmp_path / "x", {"vgg16": (0,)}, folds=[0, 1], missing=names, prefix="")
     page = write_report([none], tmp_path / "report").read_text()
     assert "missing: 0 of 2 runs finished" in page
-    assert "fold-01-seed-0: not started" in page
+    assert "<title>x · ferdist report</title>" in page
+    assert "<li>2 of 2 runs are unfinished and left out: x.</li>" in page
+    assert '<pre tabindex="0">fold-00-seed-0: not started\nfold-01-seed-0: not started</pre>' in page
 
 
 def test_runs_are_compared_by_config_and_seeds_are_averaged(

@@ -28,11 +28,13 @@ def classes(runs: Sequence[Run], album: Album) -> Section:
     groups: dict[tuple[str, ...], list[tuple[Run, Evaluation]]] = {}
     for run, main in evaluated:
         groups.setdefault(run.classes, []).append((run, main))
-    charts = [*map(_recall, groups.values()), *(_confusion(run, main) for run, main in evaluated)]
+    recalls = [_recall(group, named=len(groups) > 1) for group in groups.values()]
+    charts = [*recalls, *(_confusion(run, main) for run, main in evaluated)]
     return Section("classes", "Classes", charts=charts)
 
 
-def _recall(evaluated: Evaluated) -> Chart:
+def _recall(evaluated: Evaluated, *, named: bool) -> Chart:
+    """Recall of runs with the same classes; their names are in the caption where other runs have others."""
     names = evaluated[0][0].classes
     totals = [main.confusion.sum(axis=1) for _, main in evaluated]
     same = all(np.array_equal(total, totals[0]) for total in totals)
@@ -41,10 +43,11 @@ def _recall(evaluated: Evaluated) -> Chart:
         for run, main in evaluated
     )
     where = "; ".join(dict.fromkeys(place(main) for _, main in evaluated))
+    of_runs = f": {', '.join(run.name for run, _ in evaluated)}" if named else ""
     per_seed = ", counted once for each seed," if any(main.seeds > 1 for _, main in evaluated) else ""
     return Chart(
         "recall",
-        caption=f"Recall of each class on {where}."
+        caption=f"Recall of each class on {where}{of_runs}."
         + f" The number of samples{per_seed} is in brackets." * same,
         alt=f"Dot chart of the recall of each class. {spoken}.",
         figure=recall_chart(

@@ -102,7 +102,7 @@ def most_confused(evaluated: Sequence[tuple[Run, Evaluation]], *, several: bool)
                     "True class": run.classes[true],
                     "Mistaken for": run.classes[predicted],
                     "Samples": count(number),
-                    "Of the class %": percent(number / main.confusion[true].sum()),
+                    "% of the class": percent(number / main.confusion[true].sum()),
                 }
 
 
@@ -116,7 +116,7 @@ def _mistakes_table(run: Run, mistakes: Predictions) -> Table:
                 "True class": run.classes[true],
                 "Mistaken for": run.classes[row.argmax()],
                 "Probability %": percent(row.max()),
-                "Of the true class %": percent(row[true]),
+                "Probability of the true class, %": percent(row[true]),
             }
             for sample, true, row in rows
         ),

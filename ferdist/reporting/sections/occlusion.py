@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -33,6 +33,17 @@ from ferdist.table import (
 Covered = Sequence[tuple[Run, Sequence[Evaluation]]]
 """Runs with their evaluations under occlusion."""
 
+OF_KINDS: Final = (
+    "Relative: the accuracy divided by that on the same images uncovered.",
+    "Area under curve: the mean accuracy as the covered part grows from nothing to its largest, of the kinds "
+    "whose severities are covered areas.",
+    "Rows of the kind mean: means over the kinds, each kind once.",
+)
+CORRUPTION_ERROR: Final = (
+    "Corruption error: the errors at all severities and fills of a kind, divided by those of the first run "
+    "(Hendrycks and Dietterich, ICLR 2019, where the first is AlexNet); below 100 % is better."
+)
+
 
 def occlusion(runs: Sequence[Run], album: Album) -> Section:
     """Curves, the scores of each kind, paired differences of several runs, and all evaluations."""
@@ -49,6 +60,7 @@ def occlusion(runs: Sequence[Run], album: Album) -> Section:
         else "The shading is the 95 % interval of each point."
     )
     unknown = "No curve: the covered fraction is missing from every occlusion evaluation."
+    by_kind = [*_by_kind(covered, several)]
     differences, not_compared = _differences(covered)
     return Section(
         "occlusion",
@@ -56,13 +68,12 @@ def occlusion(runs: Sequence[Run], album: Album) -> Section:
         text=(text,) if charts else (),
         charts=charts,
         tables=(
-            Table.of(
-                "Accuracy by kind of occlusion (means over the fills), in percent", _by_kind(covered, several)
-            ),
+            Table.of("Accuracy by kind of occlusion (means over the fills), in percent", by_kind),
             Table.of(f"Accuracy under occlusion minus that of {covered[0][0].name}, in points", differences),
         ),
         missing=(*([] if charts else [unknown]), *_unlike_cells(covered), *not_compared),
         folded_tables=(evaluation_table(runs, occluded=True),),
+        points=(*(OF_KINDS if by_kind else ()), *([CORRUPTION_ERROR] if differences else [])),
     )
 
 

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from ferdist.config import flatten
 from ferdist.reporting.album import Album
 from ferdist.reporting.load import Run
 from ferdist.reporting.page import Section
-from ferdist.reporting.words import DEFINITIONS, TTA, key_table, scorings, selection
+from ferdist.reporting.words import DEFINITIONS, TTA, key_tables, scorings, selection
+
+HASH: Final = re.compile("[0-9a-f]{40,}")
 
 
 def protocol(runs: Sequence[Run], album: Album) -> Section:
     """How each run was trained and its checkpoint chosen, on what, and what the scores mean."""
-    of_each = " of each run" if len(runs) > 1 else ""
     return Section(
         "protocol",
         "Protocol and environment",
         tables=(
-            key_table(f"Protocol{of_each}", runs, [*map(_protocol, runs)]),
-            key_table(f"Environment{of_each}", runs, [flatten(run.environment) for run in runs]),
+            *key_tables("Protocol", runs, [*map(_protocol, runs)]),
+            *key_tables("Environment", runs, [*map(_environment, runs)]),
         ),
-        folded_texts=[(f"Configuration of {run.name}: config.yaml", run.config_text) for run in runs],
+        folded_texts=[(f"Configuration of {_named(run)}: config.yaml", run.config_text) for run in runs],
         points=DEFINITIONS,
     )
+
+
+def _named(run: Run) -> str:
+    return run.name if run.pooled == 1 else f"the first run of {run.name}, {run.folder.name}"
+
+
+def _environment(run: Run) -> dict[str, Any]:
+    """By dotted key; a checksum is cut to as many digits as a revision has."""
+    return {
+        key: value[:12] if isinstance(value, str) and HASH.fullmatch(value) else value
+        for key, value in flatten(run.environment).items()
+    }
 
 
 def _protocol(run: Run) -> dict[str, Any]:

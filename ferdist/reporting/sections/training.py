@@ -11,17 +11,25 @@ from ferdist.charts import Floats, Line, line_chart
 from ferdist.reporting.album import Album
 from ferdist.reporting.load import Run
 from ferdist.reporting.page import Chart, Section
-from ferdist.table import MISSING, Number, Table, percent
+from ferdist.table import MISSING, Number, Table, count, percent
 
 TRAIN_POINTS: Final = 150
 """Points that a curve of training has at most; more lines of metrics.jsonl are averaged."""
+VIEWS: Final = {
+    "none": "on unchanged images",
+    "flip": "on the average over image and mirror image",
+    "ten-crop": "on the average over ten crops",
+}
+"""What val scores are measured on in training, by ``train.tta``."""
 
 
 def training(runs: Sequence[Run], album: Album) -> Section:
     """Loss, accuracy and learning rate by epoch, from metrics.jsonl."""
     trained = [run for run in runs if run.history]
     if not trained:
-        return Section("training", "Training", missing=("metrics.jsonl has no line: there are no curves.",))
+        return Section(
+            "training", "Training", missing=("No learning curves: metrics.jsonl is missing or empty.",)
+        )
     charts = []
     for name, keys, in_percent in (
         ("loss", ("val/loss", "train/loss"), False),  # val first, so that it lies on top
@@ -44,10 +52,31 @@ def training(runs: Sequence[Run], album: Album) -> Section:
         )
     text = (
         "Training scores are means over the augmented batches in the course of the epoch; "
-        "val scores are measured on unchanged images at the end of the epoch.",
+        f"val scores are measured at the end of the epoch {_measured_on(trained)}.{_means_of(trained)}",
     )
     folded = [history_table(run) for run in trained]
     return Section("training", "Training", text=text, charts=charts, folded_tables=folded)
+
+
+def _measured_on(runs: Sequence[Run]) -> str:
+    """The views of val's images, with the names of the runs where they differ."""
+    views: dict[str, list[str]] = {}
+    for run in runs:
+        tta = str(run.option("train.tta") or "none")
+        views.setdefault(VIEWS.get(tta, f"with {tta}"), []).append(run.name)
+    if len(views) == 1:
+        return next(iter(views))
+    return "; ".join(f"{view} ({', '.join(names)})" for view, names in views.items())
+
+
+def _means_of(runs: Sequence[Run]) -> str:
+    """Over how many runs the curves are means, if they are, as a sentence."""
+    numbers = {run.name: run.pooled for run in runs if run.pooled > 1}
+    if not numbers:
+        return ""
+    if len(numbers) == len(runs) and len({*numbers.values()}) == 1:
+        return f" Curves are means over {count(runs[0].pooled, 'run')}{' each' if len(runs) > 1 else ''}."
+    return f" Means over runs: {', '.join(f'{name} {number}' for name, number in numbers.items())}."
 
 
 def _lines(runs: Sequence[Run], key: str, *, several_keys: bool) -> list[Line]:
@@ -91,8 +120,9 @@ def history_table(run: Run) -> Table:
     last = max((line["epoch"] for line in run.history), default=0)
     names = ("train/loss", "val/loss", "train/accuracy", "val/accuracy", "val/balanced_accuracy", "train/lr")
     train_loss, val_loss, train_accuracy, val_accuracy, val_balanced, rate = map(run.epoch_means, names)
+    over = f" over {count(run.pooled, 'run')}" if run.pooled > 1 else ""
     return Table.of(
-        f"{run.name}: means of each epoch",
+        f"{run.name}: means of each epoch{over}",
         (
             {
                 "Epoch": Number(epoch),
