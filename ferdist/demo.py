@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def run_demo(out: Path, images: int) -> tuple[Path, Path]:
     for path in RunFolder(out).contents():
         _claim(out, path.name)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
-    _start([*launcher, "-m", "ferdist.train", str(CONFIG), *settings])
+    threads = max(1, len(os.sched_getaffinity(0)) // PROCESSES)  # torchrun would set 1, and say so at length
+    _start([*launcher, "-m", "ferdist.train", str(CONFIG), *settings], OMP_NUM_THREADS=str(threads))
     _say("evaluate on subjects that it never saw, clean and covered")
     few = ["--kinds", "square,circle", "--fills", "zero"]
     _start(["-m", "ferdist", "evaluate", str(out), "--occlusion", *few])
@@ -92,7 +94,9 @@ def _say(step: str) -> None:
     print(f"\n== {step}", file=sys.stderr, flush=True)
 
 
-def _start(arguments: list[str]) -> None:
-    code = subprocess.run([sys.executable, *arguments], check=False).returncode
+def _start(arguments: list[str], **environment: str) -> None:
+    code = subprocess.run(
+        [sys.executable, *arguments], env={**environment, **os.environ}, check=False
+    ).returncode
     if code:
         raise RunError(f"`python {' '.join(arguments)}` ended with exit code {code}: see its message above")

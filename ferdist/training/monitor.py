@@ -122,8 +122,11 @@ class Monitor:
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
         shown = "  ".join(f"{_short(name)} {value:.4g}" for name, value in values.items() if name in _SHOWN)
+        self.show(step)
+        if not shown:
+            return
+        self.progress.update(self.task, metrics=shown)
         evaluated = any(name.startswith("val/") for name in values)
-        self.progress.update(self.task, completed=step, metrics=shown)
         due = time.perf_counter() - self.last_plain_line > PLAIN_LINE_SECONDS
         if evaluated or (not self.console.is_terminal and due):
             self.console.print(f"step {step}/{self.total_steps}  epoch {epoch:.4g}  {shown}", soft_wrap=True)

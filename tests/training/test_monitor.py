@@ -37,6 +37,13 @@ def test_a_deleted_tensorboard_folder_is_begun_again(
     ]
 
 
+def test_a_line_without_scores_is_not_printed(monitor: Monitor, capsys: pytest.CaptureFixture[str]) -> None:
+    monitor.record(1, 0.1, {"gate/layer1/mean": 1.0})
+    monitor.record(2, 0.2, {"train/loss": 3.0})
+    monitor.close()
+    assert capsys.readouterr().err == "step 2/10  epoch 0.2  train loss 3\n"
+
+
 def test_a_tensorboard_folder_deleted_last_costs_nothing_else(monitor: Monitor) -> None:
     monitor.record(1, 0.1, {"train/loss": 3.0})
     shutil.rmtree(monitor.folder.tensorboard)
