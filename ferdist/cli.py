@@ -290,7 +290,7 @@ def predict(
     rows = None
     if table is not None:
         made_with = predict.made_with(model, trained, detector, whole_image)
-        rows = predict.FaceTable(table, made_with, classes)
+        rows = predict.FaceTable(table, pictures, made_with, classes)
     found = predict.predict_pictures(
         trained,
         pictures,

@@ -67,7 +67,6 @@ FREE_KEYS = (
     "data.timeout",
     "data.cache",
     "data.stage",
-    "train.accumulate",
     "train.checkpoint_seconds",
     "train.checkpoint_steps",
     "train.keep_checkpoints",
@@ -76,6 +75,9 @@ FREE_KEYS = (
     "profile",
 )
 """Keys that may differ when a run resumes: they say where and how it runs, not what it computes."""
+
+RESUME_KEYS = (*FREE_KEYS, "train.accumulate")
+"""Keys that may differ when a run resumes, the last with a warning, as the number of processes may."""
 
 
 @dataclass
@@ -406,13 +408,13 @@ def from_dict(values: dict[str, Any], origin: Path) -> Config:
     return _to_config(_given(_completed(values), str(origin)), origin)
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """What differs between two configs in what they compute, as ``key: old -> new`` lines."""
+def differences(old: Config, new: Config, free: Sequence[str] = FREE_KEYS) -> list[str]:
+    """What differs between two configs, but for the ``free`` keys, as ``key: old -> new`` lines."""
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
-        if key not in FREE_KEYS and before.get(key) != after.get(key)
+        if key not in free and before.get(key) != after.get(key)
     ]
 
 

@@ -331,12 +331,12 @@ def carry_out(experiment: Experiment, options: Options) -> list[Standing]:
         experiment.submit(queue, options)
         tell(f"ferdist: submitted {count(len(queue), 'job')}")
         queue = []
-    begun, cancelled = time.monotonic(), False
+    begun = time.monotonic()
     with _display() as show:
         while True:
-            if experiment.is_cancelled and not cancelled:
-                cancelled, queue = True, []
-                experiment.cancel()  # a job whose id was not noted yet when --cancel looked
+            if experiment.is_cancelled:
+                queue = []
+                experiment.cancel()  # again and again: a job that is starting passes the signal over
             standings = experiment.standings()
             show(standings)
             active = sum(standing.state == "active" for standing in standings)

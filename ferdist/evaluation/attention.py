@@ -82,7 +82,8 @@ def _look(network: nn.Module, images: Images, mean: Sequence[float], std: Sequen
     height, width = images.shape[2:]
     gates: dict[tuple[int, int], Floats] = {}
     fine: dict[str, Tensor] = {}
-    coarse: set[str] = set()
+    coarse: set[str] = set()  # blocks that make features coarser
+    mixed: set[str] = set()  # those whose outputs have no places
     names = {module: name for name, module in network.named_modules()}
 
     def watch(module: nn.Module, _: Any, output: Any) -> None:
@@ -94,6 +95,8 @@ def _look(network: nn.Module, images: Images, mean: Sequence[float], std: Sequen
         elif output.requires_grad and _is_fine(output, height, width):
             fine.pop(name, None)  # where it is used twice, it stands where it was last
             fine[name] = output
+        elif output.ndim == 3 or not _has_places(output, height, width):
+            mixed.add(name)
         elif not isinstance(module, nn.Sequential):  # it has one branch
             coarse.add(name)
 
@@ -104,8 +107,10 @@ def _look(network: nn.Module, images: Images, mean: Sequence[float], std: Sequen
         with torch.enable_grad():
             scores = network(pixels)
             predicted = scores.argmax(1)
-            # A part of a block with coarser features, or with tokens, leaves out its other branches.
-            features = [output for name, output in fine.items() if coarse.isdisjoint(_around(name))][-1:]
+            # A part of a block leaves out its other branches. A coarse one may be no block, but the backbone.
+            inside = {name: len(coarse & _around(name)) for name in fine if mixed.isdisjoint(_around(name))}
+            outermost = min(inside.values(), default=0)
+            features = [fine[name] for name, depth in inside.items() if depth == outermost][-1:]
             if not features:
                 raise RunError(
                     f"no Grad-CAM: the network has no features with a pixel for every {COARSEST} of the image"
@@ -124,11 +129,15 @@ def _look(network: nn.Module, images: Images, mean: Sequence[float], std: Sequen
 
 
 def _is_fine(output: Tensor, height: int, width: int) -> bool:
-    """Whether an output has places of the image, and enough of them; a gate of one channel does not count."""
-    if output.ndim != 4 or output.shape[1] == 1:
-        return False
-    down, across = height / output.shape[2], width / output.shape[3]  # pixels that a place stands for
-    return max(down, across) <= COARSEST and max(down, across) <= 1.25 * min(down, across)
+    """Whether an output has enough places of the image; a gate of one channel does not count."""
+    enough = output.ndim == 4 and COARSEST * output.shape[2] >= height and COARSEST * output.shape[3] >= width
+    return enough and output.shape[1] > 1 and _has_places(output, height, width)
+
+
+def _has_places(output: Tensor, height: int, width: int) -> bool:
+    """Whether the sides of an output (B, C, h, w) are in the image's proportion, as far as they can be."""
+    expected = output.shape[3] * height / width
+    return abs(output.shape[2] - expected) <= max(1.0, 0.25 * expected)
 
 
 def _around(name: str) -> set[str]:

@@ -38,7 +38,7 @@ from ferdist.evaluation.records import (
     conditions_of,
     read_results,
 )
-from ferdist.evaluation.results import add_evaluations, drop_outdated
+from ferdist.evaluation.results import add_evaluations, outdated
 from ferdist.evaluation.robustness import compare_benchmarks
 from ferdist.io import writing
 from ferdist.runtime.distributed import World, join_world
@@ -182,7 +182,8 @@ def evaluate_model(
             evaluations += of_cells
         described = environment.describe(world.device, world.size)
         with folder.updating():
-            drop_outdated(folder, model.checkpoint, model.step)
+            for one in outdated(folder.results, model.checkpoint, model.step):
+                (folder.predictions / one.predictions).unlink(missing_ok=True)  # before others join its cells
             for name, predictions in plain.items():
                 predictions.save(folder.predictions / scoring.file(replace(scoring.key, subset=name)))
             if covered is not None:

@@ -13,7 +13,7 @@ import torch
 from msgspec import Meta
 from torch import nn
 
-from ferdist.config import Config, differences, from_dict, to_dict
+from ferdist.config import RESUME_KEYS, Config, differences, from_dict, to_dict
 from ferdist.data.beton import Beton, labels_of
 from ferdist.data.folds import Holdout
 from ferdist.errors import ConfigError, DataError, RunError, reason_of
@@ -283,7 +283,7 @@ def load_trained(
     with _readable(path):
         card = ModelCard.from_dict(state["card"], path)
         network = _network(card, state["ema"], device, trust_code)
-    other = differences(stored, card.config)
+    other = differences(stored, card.config, RESUME_KEYS)
     if other:
         raise RunError(f"{path}: not a checkpoint of {model} ({'; '.join(other[:3])})")
     return TrainedModel(network, card, which, state["step"])

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ferdist.augment.kinds import kind_label
+from ferdist.errors import RunError
 from ferdist.evaluation.published import real_faces_table
 from ferdist.evaluation.records import SCHEMA, Evaluation, Results, conditions_of, read_results
 from ferdist.evaluation.robustness import benchmark_scores
 from ferdist.io import write_json, writing
-from ferdist.runtime.folder import RunFolder
 from ferdist.table import Table, count, percent, percent_interval, points, points_interval
 
 
@@ -24,7 +24,7 @@ def add_evaluations(
     environment: dict[str, Any],
     comparison: dict[str, Any] | None = None,
 ) -> Results:
-    """Put evaluations into results.json, in place of those with the same key.
+    """Put evaluations into results.json, in place of those with the same key and of `outdated` ones.
 
     A call with evaluations of the test split counts as one more scoring of test. ``robustness`` is computed
     anew from all of them. A comparison (`robustness.compare_benchmarks`, with its conditions and the
@@ -33,12 +33,15 @@ def add_evaluations(
     older = read_results(path) if path.exists() else None
     content: Mapping[str, Any] = older.content if older else {"evaluations": []}
     new = {one.key for one in evaluations}
+    weights = {(one.checkpoint, one.step) for one in evaluations}
+    old = [one for checkpoint, step in weights for one in outdated(path, checkpoint, step)]
+    new |= {one.key for one in old}
     kept = [
         (one, entry)
         for one, entry in zip(older.evaluations if older else (), content["evaluations"], strict=True)
         if one.key not in new
     ]
-    covered = [conditions_of(vars(one)) for one in evaluations if one.occlusion is not None]
+    covered = [conditions_of(vars(one)) for one in (*evaluations, *old) if one.occlusion is not None]
     comparisons = [c for c in content.get("comparisons", []) if conditions_of(c) not in covered]
     written = {
         "schema": SCHEMA,
@@ -56,34 +59,26 @@ def add_evaluations(
     return read_results(path)
 
 
-def drop_outdated(folder: RunFolder, checkpoint: str, step: int | None) -> None:
-    """Remove what a checkpoint scored at another step, with its predictions: training has gone on since.
+def outdated(path: Path, checkpoint: str, step: int | None) -> list[Evaluation]:
+    """What a checkpoint scored at an earlier step: training has gone on since.
 
-    Scores of a run that was evaluated before its end would else stand beside, and be pooled with, those of
-    its final weights. How often test was scored stays.
+    Such scores would else stand beside, and be pooled with, those of the later weights.
+
+    Raises:
+        RunError: if it was scored at a later step: training has gone on while these weights were scored.
     """
-    if step is None or not folder.results.exists():
-        return
-    results = read_results(folder.results)
-    kept, outdated = [], []
-    for one, entry in zip(results.evaluations, results.content["evaluations"], strict=True):
-        if one.checkpoint == checkpoint and one.step not in (None, step):
-            outdated.append(one)
-        else:
-            kept.append((one, entry))
-    if not outdated:
-        return
-    covered = [conditions_of(vars(one)) for one in outdated if one.occlusion is not None]
-    content = {
-        **results.content,
-        "evaluations": [entry for _, entry in kept],
-        "robustness": benchmark_scores(one for one, _ in kept),
-        "comparisons": [c for c in results.content.get("comparisons", []) if conditions_of(c) not in covered],
-    }
-    with writing(folder.results):
-        write_json(folder.results, content)
-        for name in {one.predictions for one in outdated} - {one.predictions for one, _ in kept}:
-            (folder.predictions / name).unlink(missing_ok=True)
+    if step is None or not path.exists():
+        return []
+    scored = [
+        one for one in read_results(path).evaluations if one.checkpoint == checkpoint and one.step is not None
+    ]
+    newest = max((one.step or 0 for one in scored), default=0)
+    if newest > step:
+        raise RunError(
+            f"{path}: has scores of step {newest}, these are of step {step}: evaluate the run again, or "
+            "remove this file if the run was begun anew"
+        )
+    return [one for one in scored if one.step != step]
 
 
 def as_text(results: Results, split: str | None = None) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypedDict
 import msgspec
 import yaml
 
-from ferdist.config import RECORD_KEY, Config, differences, load_config, read_yaml, to_dict
+from ferdist.config import RECORD_KEY, RESUME_KEYS, Config, differences, load_config, read_yaml, to_dict
 from ferdist.errors import RunError
 from ferdist.io import LOCK, held, locked, read_json, write_json, write_text, writing
 
@@ -182,7 +182,7 @@ def _check_owner(folder: RunFolder, config: Config, beton_sha256: str) -> None:
         return
     if config.train.resume == "never":
         raise RunError(f"{folder.path}: it holds a run and train.resume is never: set another run_dir")
-    different = differences(folder.stored_config(), config)
+    different = differences(folder.stored_config(), config, RESUME_KEYS)
     stored = folder.stored_environment().get("beton_sha256")
     if stored != beton_sha256:
         different.append(f"content of {config.data.path}: {str(stored)[:12]} -> {beton_sha256[:12]}")

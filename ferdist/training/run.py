@@ -54,7 +54,7 @@ def run(config: Config) -> Path:
     if not config.data.path:
         raise ConfigError("data.path is not set: give the beton file, data.path=DIR/NAME.beton")
     with join_training(config) as world, catch_stop_signals() as request:
-        beton = open_data(config, world)
+        beton = open_data(config, world, request)
         with (
             claimed(config, beton.manifest.sha256, world) as folder,
             closing(Run(build(config, beton, world), folder)) as training,
@@ -63,16 +63,20 @@ def run(config: Config) -> Path:
             return training.finish()
 
 
-def open_data(config: Config, world: World) -> Beton:
-    """The beton, or its copy on this host's own disk, which the host's local rank 0 makes for all."""
+def open_data(config: Config, world: World, request: StopRequest | None = None) -> Beton:
+    """The beton, or its copy on this host's own disk, which the host's local rank 0 makes for all.
+
+    Raises:
+        Preempted: if ``request`` asks for a stop during the copy.
+    """
     path, folder = Path(config.data.path), config.data.stage
     if folder:
-        _stage(path, folder, world)
+        _stage(path, folder, world, request or StopRequest())
         path = staged_path(path, folder)
     return open_beton(path, checksum=True)
 
 
-def _stage(path: Path, folder: str, world: World) -> None:
+def _stage(path: Path, folder: str, world: World, request: StopRequest) -> None:
     """Copy on each host, however long it takes: the ranks poll each other, so no collective times out."""
     errors: list[Exception] = []
 
@@ -90,6 +94,8 @@ def _stage(path: Path, folder: str, world: World) -> None:
         if copying.is_alive():
             copying.join(STAGE_POLL_SECONDS)
         waiting = world.any(copying.is_alive())
+        if waiting and world.any(request.stop):
+            raise Preempted(f"{path}: stopped by a signal while it was copied to {folder}: start it again")
     if world.any(bool(errors)):
         reason = f"{path}: a local rank 0 cannot copy it to {folder}: see its message"
         raise errors[0] if errors else RunError(reason)

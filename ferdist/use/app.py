@@ -33,6 +33,7 @@ from ferdist.evaluation.benchmark import Benchmark, Cell
 from ferdist.evaluation.model import TrainedModel
 from ferdist.use.detect import Detector, Found, choose_detector, find_faces, planes_of
 from ferdist.use.pictures import Picture, read_picture
+from ferdist.use.predict import answer
 
 HOST: Final = "127.0.0.1"
 MOST_MODELS: Final = 4
@@ -158,16 +159,18 @@ def marked_picture(opened: Opened) -> Image.Image:
 def read_face(trained: TrainedModel, crop: Images) -> Reading:
     """What a model makes of a face, uint8 (C, H, W)."""
     card = trained.card
-    looks = look(trained.network, crop[None], card.mean, card.std)
-    row = looks.probabilities[0]
+    try:
+        looks = look(trained.network, crop[None], card.mean, card.std)
+        row, evidence = looks.probabilities[0], enlarge(looks.evidence, *crop.shape[1:])
+    except RunError:  # its features do not tell where it looks
+        row, evidence = answer(trained, crop[None])[0], np.zeros((1, *crop.shape[1:]), np.float32)
     best, second = row.argsort()[::-1][:2]
     first, other = (f"{printable(card.classes[one])} {100 * row[one]:.0f} %" for one in (best, second))
-    evidence = heat(crop[None], enlarge(looks.evidence, *crop.shape[1:]))[0]
     return Reading(
         dict(zip(card.classes, row.tolist(), strict=True)),
         first if row[best] >= SURE else f"uncertain: {first}, {other}",
         _enlarged(_pixels(crop)),
-        _enlarged(evidence),
+        _enlarged(heat(crop[None], evidence)[0]),
     )
 
 

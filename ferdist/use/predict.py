@@ -187,6 +187,7 @@ class FaceTable:
 
     Args:
         path: of the csv file, new or made with the same.
+        pictures: files and folders that are asked for; rows of others stay as they are.
         made_with: what its rows depend on (see `made_with`); columns hold it.
         classes: of the model.
 
@@ -197,12 +198,15 @@ class FaceTable:
         RunError: if there is a file that is not such a table, or was made with something else.
     """
 
-    def __init__(self, path: Path, made_with: Mapping[str, str], classes: Sequence[str]) -> None:
+    def __init__(
+        self, path: Path, pictures: Collection[Path], made_with: Mapping[str, str], classes: Sequence[str]
+    ) -> None:
         self.path, self._made_with, self._classes = path, made_with, classes
         self._head = ["file", *EDGES, "expression", *classes, "note", "failed", *made_with]
         rows = self._read() if path.exists() else []
         again = {row[0] for row in rows if row[self._head.index("failed")] == str(True)}
         again |= {row[0] for row in rows[-1:]}
+        again = {file for file in again if not {Path(file), *Path(file).parents}.isdisjoint(pictures)}
         kept = [row for row in rows if row[0] not in again]
         self.done = {row[0] for row in kept}
         with writing(path), atomic_path(path) as temporary:

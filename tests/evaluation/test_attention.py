@@ -98,6 +98,30 @@ def test_evidence_is_of_whole_blocks(name: str, layer: str | None) -> None:
     assert not seen or evidence.shape[1:] == seen[0]
 
 
+class Wrapped(nn.Module):
+    """A backbone, whose own features are coarse, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        layers = [nn.Conv2d(channels, 4, 3, 2, 1) for channels in (1, 4, 4)]
+        self.backbone.first, self.backbone.second, self.backbone.third = layers
+        self.backbone.forward = lambda x: layers[2](layers[1](layers[0](x)))
+        self.head = nn.Linear(4, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.backbone(x).mean((2, 3)))
+        return scores
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 48), (33, 50)])
+def test_a_backbone_is_no_block(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    images = np.random.default_rng(0).integers(0, 256, (2, 1, height, width), dtype=np.uint8)
+    evidence = look(Wrapped().eval(), images, [0.5], [0.25]).evidence
+    assert evidence.shape == (2, -(-height // 4), -(-width // 4))
+
+
 def benchmark(samples: int) -> Benchmark:
     none = np.empty(0, np.int64)
     return Benchmark((128,), np.arange(samples), none, np.empty((0, 1, 48, 48), np.uint8))

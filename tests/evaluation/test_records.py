@@ -14,7 +14,7 @@ import pytest
 from ferdist.errors import RunError
 from ferdist.evaluation.benchmark import Cell, grid
 from ferdist.evaluation.records import Evaluation, Results, conditions_of, read_results
-from ferdist.evaluation.results import add_evaluations, as_text, drop_outdated
+from ferdist.evaluation.results import add_evaluations, as_text, outdated
 from ferdist.evaluation.robustness import compare_benchmarks
 from ferdist.runtime.folder import RunFolder
 from tests.evaluation.conftest import answers, evaluation
@@ -74,22 +74,24 @@ def test_a_comparison_stays_until_its_cells_are_scored_again(path: Path) -> None
     assert add(path, square).content["comparisons"] == []
 
 
-def test_what_weights_of_an_earlier_step_scored_goes(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.predictions.mkdir()
+def test_what_weights_of_an_earlier_step_scored_goes(path: Path) -> None:
     early = [evaluation(0.3, step=3), evaluation(0.2, SQUARE, step=3), evaluation(0.3, step=3, split="test")]
     others = [evaluation(0.4, checkpoint="last", step=5), evaluation(0.5, tta="flip")]
-    named = [replace(one, predictions=f"{n}.npz") for n, one in enumerate((*early, *others))]
-    add(folder.results, *named)
-    for one in named:
-        (folder.predictions / one.predictions).touch()
-    drop_outdated(folder, "best", 3)
-    assert len(read_results(folder.results).evaluations) == 5
-    drop_outdated(folder, "best", 9)
-    results = read_results(folder.results)
-    assert results.evaluations == tuple(named[3:]), "another checkpoint, and one whose step is not recorded"
+    add(path, *early, *others)
+    assert outdated(path, "best", 3) == []
+    assert [one.key for one in outdated(path, "best", 9)] == [one.key for one in early]
+    results = add(path, evaluation(0.9, step=9))
+    assert [one.accuracy for one in results.evaluations] == [0.4, 0.5, 0.9], "others, and without a step"
     assert (results.content["robustness"], results.test_scorings) == ([], 1)
-    assert sorted(path.name for path in folder.predictions.iterdir()) == ["3.npz", "4.npz"]
+
+
+def test_scores_of_later_weights_stay(path: Path) -> None:
+    """An evaluation that began during the training may end after the run's own."""
+    add(path, evaluation(0.9, step=9))
+    before = path.read_bytes()
+    with pytest.raises(RunError, match=r"has scores of step 9, these are of step 3: evaluate the run again"):
+        add(path, evaluation(0.3, tta="flip", step=3))
+    assert path.read_bytes() == before
 
 
 def test_evaluations_of_one_folder_wait_for_each_other(tmp_path: Path) -> None:

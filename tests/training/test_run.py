@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ from ferdist.cli import main
 from ferdist.config import Config, load_config
 from ferdist.data.beton import Batch, BetonLoader, open_beton, stage_beton, staged_path
 from ferdist.data.folds import Holdout
-from ferdist.errors import ConfigError, RunError
+from ferdist.errors import ConfigError, Preempted, RunError
 from ferdist.evaluation.predictions import Predictions
 from ferdist.runtime import checkpoint
 from ferdist.runtime.distributed import World
@@ -29,7 +31,9 @@ from ferdist.training import run as training_run
 from ferdist.training.build import build, join_training
 from ferdist.training.engine import Engine
 from ferdist.training.monitor import Stopwatch
+from ferdist.training.preemption import StopRequest
 from ferdist.training.run import run
+from tests.conftest import PATIENCE
 
 Tiny = Callable[..., Config]
 
@@ -208,6 +212,18 @@ def test_a_copy_may_take_longer_than_ranks_wait_for_each_other(
     assert beton.path == staged_path(beton_path, str(tmp_path))
     assert votes.count(True) >= 3
     assert votes[-2:] == [False, False], "the copy is there, and nothing was wrong"
+
+
+def test_a_signal_ends_a_copy(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    monkeypatch.setattr(training_run, "STAGE_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(training_run, "stage_beton", lambda *_: done.wait(PATIENCE))
+    request = StopRequest()
+    request.note(signal.SIGUSR2, None)
+    config, world = tiny(f"data.stage={tmp_path}"), World(0, 1, 0, torch.device("cpu"))
+    with pytest.raises(Preempted, match="stopped by a signal while it was copied"):
+        training_run.open_data(config, world, request)
+    done.set()
 
 
 def test_checkpoints_by_steps_come_after_each_step_that_the_number_divides(tiny: Tiny) -> None:
@@ -390,7 +406,7 @@ def test_a_run_starts_from_another_runs_weights(tiny: Tiny) -> None:
         ("data.batch_size=4096", "lower it"),
         ("device=tpu", "device is 'tpu': it must be auto, cpu or cuda"),
         ("train.sync_batchnorm=true", "needs GPUs"),
-        ("data.batch_size=1", "each image is alone"),
+        ("data.batch_size=1", "an image is alone"),
         ("model.name=nothing", "which is not a network"),
     ],
 )

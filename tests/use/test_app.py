@@ -95,9 +95,16 @@ def test_flat_probabilities_are_called_uncertain(trained: TrainedModel, crop: Im
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.scores + 0.0 * self.features(images).sum((1, 2, 3))[:, None]
 
+    class Coarse(Fixed):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images[..., ::16, ::16])
+
     flat = app.read_face(replace(trained, network=Fixed(0.1)), crop)
     assert flat.words.startswith("uncertain: angry 16 %, ")
     assert app.read_face(replace(trained, network=Fixed(5.0)), crop).words == "angry 96 %"
+    assert app.read_face(replace(trained, network=Coarse(5.0)), crop).words == "angry 96 %", (
+        "without evidence"
+    )
 
 
 def test_pictures(tmp_path: Path, photograph: Callable[[int], Image.Image], blank: Image.Image) -> None:

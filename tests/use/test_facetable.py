@@ -45,7 +45,7 @@ def test_it_goes_on_wherever_it_was_cut(trained_run: Path, pictures: Path, tmp_p
     trained = load_trained(str(trained_run), None, torch.device("cpu"))
     made = made_with("small", trained, "auto", whole_image=False)
     classes = trained.card.classes
-    rows = FaceTable(table, made, classes)
+    rows = FaceTable(table, [pictures], made, classes)
     for result in predict_pictures(trained, [pictures]):
         rows.add(result)
     whole = table.read_bytes()
@@ -55,13 +55,25 @@ def test_it_goes_on_wherever_it_was_cut(trained_run: Path, pictures: Path, tmp_p
     cuts = [*range(head, len(whole), 7), *range(last - 2, last + 12), *range(len(whole) - 30, len(whole) + 1)]
     for cut in cuts:
         table.write_bytes(whole[:cut])
-        kept = FaceTable(table, made, classes)
+        kept = FaceTable(table, [pictures], made, classes)
         text = table.read_bytes()
         assert whole.startswith(text), cut
         assert {row["file"] for row in rows_of(table)} == kept.done, cut
         rest = whole[len(text) :]
         for name in kept.done:
             assert name.encode() not in rest, "a row of a picture that counts as done"
+
+
+def test_rows_of_other_pictures_stay(trained_run: Path, pictures: Path, tmp_path: Path) -> None:
+    table, other = tmp_path / "faces.csv", tmp_path / "other.png"
+    shutil.copy(pictures / "0.png", other)
+    (pictures / "broken.png").write_bytes(b"no picture")
+    call = ["predict", str(trained_run), "--csv", str(table), "--device", "cpu"]
+    assert main([*call, str(pictures)]) == 1
+    before = rows_of(table)
+    assert main([*call, str(other)]) == 0
+    assert rows_of(table)[: len(before)] == before, "the last picture and the one that failed, too"
+    assert rows_of(table)[-1]["file"] == str(other)
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b"\n\n\n"])
