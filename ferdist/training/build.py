@@ -113,7 +113,8 @@ def build(config: Config, beton: Beton, world: World, *, samples: int | None = N
     if plan.micro_batch == 1 and any(isinstance(module, nn.BatchNorm1d) for module in network.modules()):
         raise ConfigError(
             f"data.batch_size is {config.data.batch_size}: on each of {world.size} ranks, with "
-            f"train.accumulate={config.train.accumulate}, an image is alone, which batch norm cannot normalise: raise it"
+            f"train.accumulate={config.train.accumulate}, an image is alone, which batch norm cannot "
+            "normalise: raise it"
         )
     engine = Engine(config, network, augment, task, plan, targets, weights, world)
     return Setup(
