@@ -215,7 +215,10 @@ def settle(options: Options, *, script: bool = False) -> Options:
     """
     if script and options.cluster == "auto":
         if not BACKENDS[Slurm.name].is_here():
-            tell("ferdist: no SLURM answers here: this is what --cluster slurm would submit")
+            tell(
+                "ferdist: no SLURM answers here: this is what --cluster slurm would submit; without "
+                "--dry-run the runs would be processes of this host (--cluster local)"
+            )
         options = replace(options, cluster=Slurm.name)
     if options.cluster == "auto":
         name = next(name for name, backend in BACKENDS.items() if backend.is_here())

@@ -257,8 +257,9 @@ def claim(folder: Path) -> Iterator[None]:
 
 
 def default_folder(config: Path, kind: str) -> Path:
-    """Where an experiment goes by default: beside the runs of its config."""
-    return Path("runs") / config.resolve().parent.name / f"{config.stem}-{kind}"
+    """Where an experiment goes by default: beside the runs of its config, a file or a shipped one's name."""
+    parent = config.resolve().parent.name if config.suffix else str(config.parent)
+    return Path("runs") / parent / f"{config.stem}-{kind}"
 
 
 def wanted(experiment: Experiment, standings: Sequence[Standing], *, retry: bool) -> list[Trial]:

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,8 +19,10 @@ import torch.distributed as dist
 
 from ferdist.runtime.distributed import World
 
-STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR2)
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 """SIGUSR2 is what SLURM is told to send before a time limit; NCCL may catch SIGUSR1."""
+ONE_PRESS_SECONDS: Final = 2.0
+"""SIGINTs so close together are one Ctrl-C: the terminal's, and torchrun's that passes it on."""
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -27,14 +30,20 @@ _log = logging.getLogger(__name__)
 
 
 class StopRequest:
-    """Which stop signals have arrived; their handler does nothing but note them."""
+    """Which stop signals have arrived; their handler notes them, but a second Ctrl-C ends the process."""
 
     def __init__(self) -> None:
-        self._signals: set[int] = set()
+        self._signals: dict[int, float] = {}
 
     def note(self, number: int, _frame: FrameType | None) -> None:
-        """The handler: the same signal again changes nothing."""
-        self._signals.add(number)
+        """The handler: the same signal again changes nothing.
+
+        Raises:
+            KeyboardInterrupt: at a SIGINT that comes well after another one.
+        """
+        before = self._signals.setdefault(number, now := time.monotonic())
+        if number == signal.SIGINT and now - before > ONE_PRESS_SECONDS:
+            raise KeyboardInterrupt
 
     @property
     def stop(self) -> bool:
@@ -52,7 +61,7 @@ class StopRequest:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """Note SIGTERM and SIGUSR2 instead of dying of them; the old handlers come back at the end.
+    """Note SIGTERM, SIGUSR2 and Ctrl-C instead of dying of them; the old handlers come back at the end.
 
     Outside of a process's main thread Python has no say over signals: then nothing is caught.
     """

@@ -70,6 +70,11 @@ def test_one_process_is_stopped_at_any_moment(small: Small, start: Start, whole:
     training.signal(signal.SIGTERM)
     ends_preempted(training, "SIGUSR2 and SIGTERM 20 ms apart", os.EX_TEMPFAIL)
 
+    training = begin()
+    training.wait_for_step(newest_step(folder) + 1)
+    training.signal(signal.SIGINT)
+    ends_preempted(training, "Ctrl-C", os.EX_TEMPFAIL)
+
     finish(config)
     assert unequal(whole, folder) == []
 
@@ -78,14 +83,16 @@ def test_two_processes_are_stopped_by_a_signal_to_one(small: Small, start: Start
     """torchrun answers 1 whatever its workers' exit code."""
     config = small()
     folder = Path(config.run_dir)
-    for number, rank in ((signal.SIGTERM, 1), (signal.SIGUSR2, 0), (signal.SIGTERM, None)):
+    cases = ((signal.SIGTERM, 1), (signal.SIGUSR2, 0), (signal.SIGTERM, None), (signal.SIGINT, None))
+    for number, rank in cases:
         training = start(config, 2, torchrun=[])
         training.wait_for_step(newest_step(folder) + 1)
         training.signal(number, None if rank is None else training.rank(rank))
         whom = "torchrun" if rank is None else f"rank {rank} of 2"
         ends_preempted(training, f"{number.name} to {whom}", 1)
+    shutil.rmtree(folder)
     training = start(config, 2, torchrun=[])
-    training.wait_for_step(newest_step(folder) + 1)
+    training.wait_for_step(1)
     ranks = [training.rank(0), training.rank(1)]
     training.signal(signal.SIGKILL)
     ends_preempted(training, "SIGKILL to torchrun alone", -signal.SIGKILL, ranks)

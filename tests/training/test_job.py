@@ -44,6 +44,17 @@ def test_sigusr2_asks_for_a_requeue_and_sigterm_alone_does_not(
     assert (request.stop, request.requeue) == (True, requeue)
 
 
+def test_ctrl_c_again_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun passes the terminal's SIGINT on: two at once are one."""
+    request, now = StopRequest(), iter([0.0, 0.5, 9.0])
+    monkeypatch.setattr("ferdist.training.preemption.time.monotonic", lambda: next(now))
+    for _ in range(2):
+        request.note(signal.SIGINT, None)
+    assert (request.stop, request.requeue) == (True, False)
+    with pytest.raises(KeyboardInterrupt):
+        request.note(signal.SIGINT, None)
+
+
 @pytest.mark.parametrize(("number", "requeue"), [(signal.SIGUSR2, True), (signal.SIGTERM, False)])
 def test_a_stopped_run_says_whether_it_is_wanted_again(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, requeue: bool
