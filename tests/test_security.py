@@ -113,7 +113,7 @@ def test_a_run_folder_runs_no_code(
 
 def test_the_demo_deletes_only_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that looks like an earlier demo's, and one that is."""
-    monkeypatch.setattr(demo, "_start", lambda arguments: None)
+    monkeypatch.setattr(demo, "_start", lambda arguments, **environment: None)
     monkeypatch.setattr(demo, "write_report", lambda runs, out: out / "report.html")
     monkeypatch.chdir(ROOT)
     out = tmp_path / "out"
