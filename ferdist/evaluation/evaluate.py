@@ -183,7 +183,7 @@ def evaluate_model(
         described = environment.describe(world.device, world.size)
         with folder.updating():
             for one in outdated(folder.results, model.checkpoint, model.step):
-                (folder.predictions / one.predictions).unlink(missing_ok=True)  # before others join its cells
+                folder.remove_predictions(one.predictions)  # before others join its cells
             for name, predictions in plain.items():
                 predictions.save(folder.predictions / scoring.file(replace(scoring.key, subset=name)))
             if covered is not None:

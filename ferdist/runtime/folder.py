@@ -96,6 +96,12 @@ class RunFolder:
                 stack.enter_context(held(self.path / ".results.lock", wait=True))
             yield
 
+    def remove_predictions(self, name: str) -> None:
+        """Remove a file below predictions/; a results.json, which may be anyone's, names no other one."""
+        path = self.predictions / name
+        if path.is_file() and path.resolve().is_relative_to(self.predictions.resolve()):
+            path.unlink()
+
     def set_status(self, state: str, reason: str | None = None, **details: Any) -> None:
         """Write status.json: a state of ``running``, ``finished``, ``preempted`` or ``failed``, and why."""
         status = {

@@ -85,6 +85,18 @@ def test_what_weights_of_an_earlier_step_scored_goes(path: Path) -> None:
     assert (results.content["robustness"], results.test_scorings) == ([], 1)
 
 
+def test_a_name_in_results_json_removes_nothing_elsewhere(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    (folder.predictions / "occlusion").mkdir(parents=True)
+    inside, outside = folder.predictions / "occlusion" / "a.npz", tmp_path / "kept.npz"
+    for path in (inside, outside):
+        path.touch()
+    for name in ("../../kept.npz", str(outside), "occlusion", "absent.npz", "occlusion/a.npz"):
+        folder.remove_predictions(name)
+    assert outside.exists()
+    assert not inside.exists()
+
+
 def test_scores_of_later_weights_stay(path: Path) -> None:
     """An evaluation that began during the training may end after the run's own."""
     add(path, evaluation(0.9, step=9))
