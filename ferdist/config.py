@@ -169,7 +169,7 @@ class TrainConfig:
         clip: largest gradient norm, 0 for no clipping.
         accumulate: micro-batches per step; data.batch_size stays the size of a whole step.
         ema: decay of the exponential moving average of the weights, 0 for none; evaluation uses the average.
-        precision: ``auto`` is bf16 where the device has it, else fp16 on a GPU, else fp32.
+        precision: ``auto`` is bf16 where the device gains from it, else fp16 on a GPU, else fp32.
         resolution: side of the images as a share of the data's, each with the share of steps that it begins
             at: ``[[0, 0.67], [0.5, 1]]`` trains the first half on smaller images. Empty: the data's own.
             Evaluation always sees the data's own size, so val says little before the last pair.

@@ -12,6 +12,7 @@ from torch import nn
 
 from ferdist.config import TrainConfig
 from ferdist.errors import ConfigError
+from ferdist.runtime import precision
 from ferdist.runtime.distributed import choose_device
 from ferdist.runtime.precision import autocast_dtype
 from ferdist.training import optim, seeds
@@ -146,13 +147,29 @@ def test_precision_and_device_choices() -> None:
     assert autocast_dtype("fp32", cpu) is None
     assert autocast_dtype("bf16", cpu) is torch.bfloat16
     assert autocast_dtype("fp16", cpu) is torch.float16
-    native = torch.cpu._is_avx512_bf16_supported()
-    assert autocast_dtype("auto", cpu) is (torch.bfloat16 if native else None)
     assert choose_device("cpu", 0) == cpu
     if not torch.cuda.is_available():
         assert choose_device("auto", 3) == cpu
         with pytest.raises(ConfigError, match=r"device is cuda, but .* or use device=cpu"):
             choose_device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "avx512", "amx", "gains"),
+    [
+        ("AMD EPYC 9R14", True, False, True),
+        ("Intel(R) Xeon(R) Platinum 8380H CPU @ 2.90GHz", True, False, False),
+        ("Intel(R) Xeon(R) Platinum 8488C", True, True, True),
+        ("AMD EPYC 7763", False, False, False),
+    ],
+)
+def test_auto_is_bf16_on_cpus_that_gain_from_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, avx512: bool, amx: bool, gains: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(precision, "cpu_name", lambda: name)
+    assert autocast_dtype("auto", torch.device("cpu")) is (torch.bfloat16 if gains else None)
 
 
 def test_a_rank_finds_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
