@@ -180,6 +180,7 @@ def evaluate_model(
                 comparison |= compare_benchmarks([covered], [reference])
             of_cells = scoring.covered_evaluations(covered)
             evaluations += of_cells
+        precision = model.precision(world.device)
         described = environment.describe(world.device, world.size)
         with folder.updating():
             for one in outdated(folder.results, model.checkpoint, model.step):
@@ -193,7 +194,7 @@ def evaluate_model(
                 evaluations,
                 classes=data.labels.classes,
                 config=model.described(beton)[0],
-                environment={**described, model.origin: folder.stored_environment()},
+                environment={**described, "precision": precision, model.origin: folder.stored_environment()},
                 comparison=comparison,
             )
         if covered is not None:

@@ -301,6 +301,9 @@ class ExternalModel:
 
         return scorer
 
+    def precision(self, device: torch.device) -> str:
+        return "its own"
+
     def prepared(self, images: Tensor, task: Task) -> Tensor:
         """uint8 images (B, C, H, W) of the data as the model takes them, float32 or uint8."""
         card, size = self.card, (task.height, task.width)

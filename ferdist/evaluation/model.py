@@ -24,7 +24,7 @@ from ferdist.models import Task, build_model, multiply_adds, parameter_count, we
 from ferdist.models.external import TIMM
 from ferdist.runtime import checkpoint
 from ferdist.runtime.folder import RunFolder
-from ferdist.runtime.precision import scoring_dtype
+from ferdist.runtime.precision import precision_name, scoring_dtype
 
 UNUSED, CHOSEN, USED, UNKNOWN = "no", "to choose the epoch", "yes", "unknown"
 """What a model's training may have done with the images of a split."""
@@ -142,6 +142,9 @@ class ScoredModel(Protocol):
     def scorer(self, beton: Beton, device: torch.device, tta: str = "none") -> Scorer:
         """What answers for images of the data."""
 
+    def precision(self, device: torch.device) -> str:
+        """What its scorer computes in: ``bf16``, ``fp16``, ``fp32``, or its own."""
+
     def cost(self, beton: Beton) -> tuple[int | None, int | None]:
         """Its parameters and its multiply-adds for one image, None where they cannot be counted."""
 
@@ -229,8 +232,13 @@ class TrainedModel:
         }
 
     def scorer(self, beton: Beton | None, device: torch.device, tta: str = "none") -> Scorer:
-        dtype = scoring_dtype(self.config.train.precision, device)
-        return scorer_of(self.network, self.card.mean, self.card.std, dtype, tta)
+        return scorer_of(self.network, self.card.mean, self.card.std, self._dtype(device), tta)
+
+    def precision(self, device: torch.device) -> str:
+        return precision_name(self._dtype(device))
+
+    def _dtype(self, device: torch.device) -> torch.dtype | None:
+        return scoring_dtype(self.config.train.precision, device)
 
     def cost(self, beton: Beton) -> tuple[int | None, int | None]:
         return parameter_count(self.network), multiply_adds(self.network, self.card.task)

@@ -23,7 +23,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from ferdist.errors import ConfigError, RunError
-from ferdist.runtime.precision import autocast_dtype, configure_kernels
+from ferdist.runtime.precision import autocast_dtype, configure_kernels, precision_name
 
 T = TypeVar("T")
 
@@ -196,7 +196,7 @@ def join_world(device: str, precision: str = "auto", *, deterministic: bool = Tr
         return
     _name_interface(size)
     store = _rendezvous(rank, size)
-    _agree(store, world, autocast_dtype(precision, world.device) or torch.float32)
+    _agree(store, world, precision_name(autocast_dtype(precision, world.device)))
     on_gpu = world.device.type == "cuda"
     dist.init_process_group(
         # Both at once: gradients travel over nccl, small host-side values (votes, predictions) over gloo.
@@ -243,7 +243,7 @@ def _address(interface: str) -> str | None:
     return None
 
 
-def _agree(store: Store, world: World, dtype: torch.dtype) -> None:
+def _agree(store: Store, world: World, precision: str) -> None:
     """Compare what the ranks compute on, before any of them waits for the others in a collective.
 
     Gradients of fp16 are scaled and those of bf16 are not; a rank on a CPU takes no part in nccl's sums.
@@ -251,7 +251,7 @@ def _agree(store: Store, world: World, dtype: torch.dtype) -> None:
     Raises:
         ConfigError: on every rank, if they differ.
     """
-    store.set(f"ferdist/computes/{world.rank}", f"{world.device.type} in {str(dtype).partition('.')[2]}")
+    store.set(f"ferdist/computes/{world.rank}", f"{world.device.type} in {precision}")
     kinds = [store.get(f"ferdist/computes/{rank}").decode() for rank in range(world.size)]
     if len(set(kinds)) == 1:
         return

@@ -36,6 +36,12 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return {"auto": auto, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
 
 
+def precision_name(dtype: torch.dtype | None) -> str:
+    """The type of autocast, None for fp32, by the name that ``train.precision`` has for it."""
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}
+    return names[dtype]
+
+
 def _cpu_gains_from_bf16() -> bool:
     """Whether this CPU multiplies bf16 faster than fp32: with AMX, or AMD's AVX512-BF16.
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from ferdist.data.beton import Batch
 from ferdist.models import multiply_adds
+from ferdist.runtime.precision import precision_name
 from ferdist.selftest.checks import Check, Status
 from ferdist.selftest.right import Site
 from ferdist.table import count
@@ -49,14 +50,12 @@ class Speed:
 
     def peak(self) -> Iterator[Check]:
         """The device's rate in a large matrix product, in the type that training computes in."""
-        dtype = self._build(BATCHES[self.kind][0]).engine.dtype or torch.float32
+        dtype = self._build(BATCHES[self.kind][0]).engine.dtype
         side = PRODUCT[self.kind]
-        matrix = torch.ones(side, side, device=self.world.device, dtype=dtype)
+        matrix = torch.ones(side, side, device=self.world.device, dtype=dtype or torch.float32)
         self._peak = 2 * side**3 * self._rate(lambda: torch.mm(matrix, matrix))
-        name = str(dtype).removeprefix("torch.")
-        yield Check(
-            "peak", Status.FOUND, f"{self._peak / 1e12:.3g} TFLOP/s ({name}, product of {side} x {side})"
-        )
+        product = f"{precision_name(dtype)}, product of {side} x {side}"
+        yield Check("peak", Status.FOUND, f"{self._peak / 1e12:.3g} TFLOP/s ({product})")
 
     def steps(self) -> Iterator[Check]:
         """Images a second of training, by batch, eager and compiled."""

@@ -27,7 +27,7 @@ from ferdist.models import ModelConfig, Task, register
 from ferdist.runtime import checkpoint
 from ferdist.runtime.distributed import World
 from ferdist.runtime.folder import RunFolder
-from ferdist.runtime.precision import autocast_dtype, configure_kernels
+from ferdist.runtime.precision import autocast_dtype, configure_kernels, precision_name
 from ferdist.selftest.checks import Check, Status
 from ferdist.training.build import Setup, build
 
@@ -97,9 +97,9 @@ def _independent(config: ModelConfig, task: Task) -> nn.Module:
 
 def agreement(site: Site) -> Iterator[Check]:
     """Whether all ranks compute on the same kind of device, in the same type."""
-    world, dtype = site.world, autocast_dtype("auto", site.world.device)
+    world = site.world
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
-    own = f"{device}, {str(dtype or torch.float32).removeprefix('torch.')}"
+    own = f"{device}, {precision_name(autocast_dtype('auto', world.device))}"
     found = world.gather(own)
     if len(set(found)) == 1:
         yield Check("ranks agree", Status.PASSED, f"{world.size} on {own}" if world.size > 1 else own)

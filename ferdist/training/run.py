@@ -25,6 +25,7 @@ from ferdist.runtime import checkpoint
 from ferdist.runtime.claim import claimed
 from ferdist.runtime.distributed import World
 from ferdist.runtime.folder import RunFolder
+from ferdist.runtime.precision import precision_name
 from ferdist.training.build import Setup, build, join_training
 from ferdist.training.liveness import MOST_DEAD, constant_gates, gate_statistics
 from ferdist.training.monitor import Monitor, Stopwatch
@@ -153,6 +154,7 @@ class Run:
         self.monitor: Monitor | None = None
         if self.world.is_main:
             described = environment.describe(self.world.device, self.world.size)
+            described |= {"precision": precision_name(self.engine.dtype)}
             folder.write_config(self.config, {**described, "beton_sha256": setup.beton.manifest.sha256})
             self.monitor = Monitor(folder, self.config, self.engine.step, setup.plan.total_steps, seconds)
             self._status("running")
@@ -203,7 +205,7 @@ class Run:
         return {
             "world_size": self.world.size,
             "accumulate": self.config.train.accumulate,
-            "precision": str(self.engine.dtype or torch.float32).partition(".")[2],
+            "precision": precision_name(self.engine.dtype),
         }
 
     def show_augmented(self, batch: Batch) -> None:

@@ -48,7 +48,7 @@ def test_the_device_is_set_and_kernels_are_deterministic_before_the_group_exists
     gpus: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = dist.HashStore()
-    store.set("ferdist/computes/0", "cuda in bfloat16")
+    store.set("ferdist/computes/0", "cuda in bf16")
     monkeypatch.setattr(distributed, "_rendezvous", lambda rank, size: store)
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
@@ -60,21 +60,21 @@ def test_the_device_is_set_and_kernels_are_deterministic_before_the_group_exists
 @pytest.mark.parametrize(
     ("others", "refused"),
     [
-        (("cpu", torch.bfloat16), "cuda in bfloat16 on rank 0, 2; cpu in bfloat16 on rank 1"),
-        (("cuda", torch.float16), "cuda in bfloat16 on rank 0, 2; cuda in float16 on rank 1"),
-        (("cuda", torch.bfloat16), None),
+        (("cpu", "bf16"), "cuda in bf16 on rank 0, 2; cpu in bf16 on rank 1"),
+        (("cuda", "fp16"), "cuda in bf16 on rank 0, 2; cuda in fp16 on rank 1"),
+        (("cuda", "bf16"), None),
     ],
 )
 def test_ranks_that_would_compute_differently_all_refuse(
-    others: tuple[str, torch.dtype], refused: str | None
+    others: tuple[str, str], refused: str | None
 ) -> None:
     store, said = dist.HashStore(), {}
-    kinds = [("cuda", torch.bfloat16), others, ("cuda", torch.bfloat16)]
+    kinds = [("cuda", "bf16"), others, ("cuda", "bf16")]
 
     def join(rank: int) -> None:
-        kind, dtype = kinds[rank]
+        kind, precision = kinds[rank]
         try:
-            distributed._agree(store, World(rank, 3, rank, torch.device(kind)), dtype)
+            distributed._agree(store, World(rank, 3, rank, torch.device(kind)), precision)
             said[rank] = None
         except ConfigError as error:
             said[rank] = str(error)

@@ -250,7 +250,9 @@ def test_a_users_module_runs_only_when_it_is_trusted(
     assert "give --trust-code" in capsys.readouterr().err
     assert not (tmp_path / "executed").exists()
     assert main([*call, "--trust-code"]) == 0
-    entry = read_results(tmp_path / "runs" / "weights" / "network" / "results.json").evaluations[0]
+    results = read_results(tmp_path / "runs" / "weights" / "network" / "results.json")
+    assert results.environment["precision"] == "its own"
+    entry = results.evaluations[0]
     assert (entry.checkpoint, entry.subset, entry.samples) == ("given", "all", 63)
     call[1] = "their_model:function"
     assert main([*call, "--trust-code"]) == 1

@@ -26,6 +26,7 @@ from ferdist.errors import ConfigError, Preempted, RunError
 from ferdist.evaluation.predictions import Predictions
 from ferdist.runtime import checkpoint
 from ferdist.runtime.distributed import World
+from ferdist.runtime.folder import RunFolder
 from ferdist.training import engine
 from ferdist.training import run as training_run
 from ferdist.training.build import build, join_training
@@ -77,6 +78,7 @@ def test_a_run_leaves_all_that_the_contract_names(tiny: Tiny, beton_path: Path) 
     assert results["schema"] == 1
     assert results["test_scorings"] == 0
     assert results["environment"]["torch"] == torch.__version__
+    assert results["environment"]["precision"] == results["environment"]["training"]["precision"] == "fp32"
     kinds = {(e["split"], e["subset"], e["unit"], e["checkpoint"]) for e in results["evaluations"]}
     assert kinds == {("val", s, u, "best") for s in ("all", "no_copies") for u in ("image", "sequence")}
     image = results["evaluations"][0]
@@ -162,9 +164,10 @@ def test_a_run_goes_on_in_the_precision_of_another_gpu(
     stop_after(5, config)
     monkeypatch.setattr(engine, "autocast_dtype", lambda *_: after)
     run(config)
-    names = [str(dtype).removeprefix("torch.") for dtype in (after, before)]
+    names = [{torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype] for dtype in (after, before)]
     assert "resuming with {}, started with {}: the result will differ".format(*names) in caplog.text
     assert json.loads((Path(config.run_dir) / "status.json").read_text())["state"] == "finished"
+    assert RunFolder(Path(config.run_dir)).stored_environment()["precision"] == names[0]
 
 
 def test_a_run_goes_on_with_smaller_micro_batches(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
