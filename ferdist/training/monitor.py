@@ -132,6 +132,10 @@ class Monitor:
             self.console.print(f"step {step}/{self.total_steps}  epoch {epoch:.4g}  {shown}", soft_wrap=True)
             self.last_plain_line = time.perf_counter()
 
+    def say(self, line: str) -> None:
+        """Print a line above the progress bar."""
+        self.console.print(printable(line), markup=False, soft_wrap=True)
+
     def show(self, step: int) -> None:
         """Move the progress bar."""
         self.progress.update(self.task, completed=step)

@@ -26,6 +26,7 @@ from ferdist.runtime.claim import claimed
 from ferdist.runtime.distributed import World
 from ferdist.runtime.folder import RunFolder
 from ferdist.runtime.precision import precision_name
+from ferdist.table import count
 from ferdist.training.build import Setup, build, join_training
 from ferdist.training.liveness import MOST_DEAD, constant_gates, gate_statistics
 from ferdist.training.monitor import Monitor, Stopwatch
@@ -157,6 +158,7 @@ class Run:
             described |= {"precision": precision_name(self.engine.dtype)}
             folder.write_config(self.config, {**described, "beton_sha256": setup.beton.manifest.sha256})
             self.monitor = Monitor(folder, self.config, self.engine.step, setup.plan.total_steps, seconds)
+            self.monitor.say(self._summary(described["device"], described["precision"]))
             self._status("running")
         self.saved_at = time.monotonic()
 
@@ -199,6 +201,15 @@ class Run:
         except RunError as error:
             _log.warning("%s; the best weights are chosen among those from here on", error)
         return float(state["seconds"])
+
+    def _summary(self, device: str, precision: str) -> str:
+        """What this start is about to do, in one line."""
+        plan, size, step = self.setup.plan, self.world.size, self.engine.step
+        network, images = self.config.model.name, count(plan.samples, "image")
+        length = f"{count(plan.epochs, 'epoch')} of {count(plan.steps_per_epoch, 'step')}"
+        where = f"{precision} on {device if size == 1 else f'{size} x {device}'}"
+        resumed = f", resuming at step {step}" if step else ""
+        return f"{self.folder.path}: {network}, {images}, {length}, {where}{resumed}"
 
     def _computes(self) -> dict[str, int | str]:
         """What a resumed run may do otherwise, and then with another result."""

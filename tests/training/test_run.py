@@ -148,6 +148,15 @@ def stop_after(step: int, config: Config) -> None:
         run(config)
 
 
+def test_a_start_says_in_a_line_what_it_will_do(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny("train.checkpoint_steps=1")
+    stop_after(5, config)
+    line = f"{config.run_dir}: resnet18_cbam, 294 images, 2 epochs of 9 steps, fp32 on cpu"
+    assert capsys.readouterr().err.splitlines()[0] == line
+    run(config)
+    assert capsys.readouterr().err.splitlines()[0] == f"{line}, resuming at step 5"
+
+
 @pytest.mark.parametrize(
     ("before", "after"), [(torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)]
 )
