@@ -207,7 +207,7 @@ class Run:
         plan, size, step = self.setup.plan, self.world.size, self.engine.step
         network, images = self.config.model.name, count(plan.samples, "image")
         length = f"{count(plan.epochs, 'epoch')} of {count(plan.steps_per_epoch, 'step')}"
-        where = f"{precision} on {device if size == 1 else f'{size} x {device}'}"
+        where = f"{precision} on {device}" + (f", {size} processes" if size > 1 else "")
         resumed = f", resuming at step {step}" if step else ""
         return f"{self.folder.path}: {network}, {images}, {length}, {where}{resumed}"
 

@@ -61,6 +61,7 @@ def test_another_number_of_processes_is_warned_of(small: Small, whole: Path) -> 
     copy_until(whole, folder, 15)
     end = finish(config, processes=2)
     assert end.errors.count("resuming with 2 processes, started with 1") == 1
+    assert "fp32 on cpu, 2 processes, resuming at step 15\n" in end.errors
     assert status_of(folder)["world_size"] == 2
 
 
