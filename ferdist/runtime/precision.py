@@ -45,7 +45,7 @@ def precision_name(dtype: torch.dtype | None) -> str:
 def _cpu_gains_from_bf16() -> bool:
     """Whether this CPU multiplies bf16 faster than fp32: with AMX, or AMD's AVX512-BF16.
 
-    Intel's AVX512-BF16 instruction does twice an fp32 one's work at half its rate, and conversions cost time.
+    Intel's with AVX512-BF16 alone are slower in bf16 (docs/performance.md).
     """
     if torch.cpu._is_amx_tile_supported():
         return True
