@@ -66,7 +66,7 @@ def test_a_stopped_job_comes_back_and_nothing_is_lost(
     launched = launcher.end()
     assert launched.code == 0, launched.errors
     assert (run / "metrics.jsonl").read_text().startswith(before), "it did not resume from the checkpoint"
-    turns = train.job("seed-0").turns()
+    turns = train.job("seed-0").end()
     assert len(turns) == 2
     assert turns[0] in first_turn
     assert turns[1] == "COMPLETED"
@@ -101,7 +101,7 @@ def test_a_time_limit_brings_it_back(train: Launcher, run: Path, faces: Path, pl
     train.job("seed-0").lift_time_limit()  # one turn is enough: a slow machine would take many
     launched = launcher.end()
     assert launched.code == 0, launched.errors
-    turns = train.job("seed-0").turns()
+    turns = train.job("seed-0").end()
     assert len(turns) >= 2
     assert (set(turns[:-1]), turns[-1]) == ({"REQUEUED"}, "COMPLETED"), turns
     finish(whole, 2)
@@ -135,7 +135,7 @@ def test_a_cancelled_job_stays_away_until_it_is_retried(
     launched = launcher.end()
     assert launched.code == 1
     assert "stopped by a signal at step" in launched.errors
-    assert train.job("seed-0").turns() == ["CANCELLED"]
+    assert train.job("seed-0").end() == ["CANCELLED"]
     assert newest_step(run) > 0
     assert train("--retry", "--wait").code == 0
     assert unequal(unbroken(2), run) == []
@@ -154,7 +154,7 @@ def test_the_controller_crashes_while_it_trains(
     launched = launcher.end()
     assert launched.code == 0, launched.errors
     assert train.attempts() == {"seed-0": 1}
-    assert train.job("seed-0").turns() == ["COMPLETED"]
+    assert train.job("seed-0").end() == ["COMPLETED"]
     assert unequal(unbroken(2), run) == []
 
 

@@ -48,7 +48,7 @@ def test_ten_folds_to_a_summary(faces: Path, place: Path) -> None:
     jobs = [kfold.job(name) for name in names]
     assert [job.id for job in jobs] == [f"{jobs[0].id.partition('_')[0]}_{fold}" for fold in range(10)]
     wait_for(lambda: [SlurmJob(place / "x" / "jobs", job.id).state for job in jobs] == ["COMPLETED"] * 10)
-    assert [job.turns() for job in jobs] == [["COMPLETED"]] * 10
+    assert [job.end() for job in jobs] == [["COMPLETED"]] * 10
 
     beton = open_beton(faces)
     right = np.full(beton.manifest.samples, -1)
@@ -72,7 +72,7 @@ def test_two_nodes_with_two_ranks_train_what_torchrun_does_with_four(
     launched = train("--wait")
     assert launched.code == 0, launched.errors
     job = train.job("seed-0")
-    assert job.turns() == ["COMPLETED"]
+    assert job.end() == ["COMPLETED"]
     assert job.fields("NNodes,NCPUS") == "2|4"
     assert status_of(place / "x" / "seed-0")["world_size"] == 4
     assert unequal(unbroken(4), place / "x" / "seed-0") == []
