@@ -180,7 +180,6 @@ def evaluate_model(
                 comparison |= compare_benchmarks([covered], [reference])
             of_cells = scoring.covered_evaluations(covered)
             evaluations += of_cells
-        precision = model.precision(world.device)
         described = environment.describe(world.device, world.size)
         with folder.updating():
             for one in outdated(folder.results, model.checkpoint, model.step):
@@ -194,7 +193,7 @@ def evaluate_model(
                 evaluations,
                 classes=data.labels.classes,
                 config=model.described(beton)[0],
-                environment={**described, "precision": precision, model.origin: folder.stored_environment()},
+                environment={**described, model.origin: folder.stored_environment()},
                 comparison=comparison,
             )
         if covered is not None:
@@ -223,7 +222,7 @@ class Scoring:
         configure_kernels(config.train.deterministic, config.train.precision)
         self.key = key_of(beton, split, self.holdout, tta, model.checkpoint)
         self.scorer = model.scorer(beton, world.device, tta)
-        self.step = model.step
+        self.step, self.precision = model.step, model.precision(world.device)
 
     def file(self, key: EvaluationKey) -> str:
         """The file in ``predictions/`` of an evaluation with this key."""
@@ -315,7 +314,13 @@ class Scoring:
         return found
 
     def _evaluation(self, key: EvaluationKey, scores: Scores) -> Evaluation:
-        return Evaluation(**vars(key), **vars(scores), predictions=self.file(key), step=self.step)
+        return Evaluation(
+            **vars(key),
+            **vars(scores),
+            predictions=self.file(key),
+            step=self.step,
+            precision=self.precision,
+        )
 
 
 def main_evaluation(results: Results, split: str = "val") -> Evaluation:

@@ -142,6 +142,8 @@ class Evaluation(EvaluationKey, Scores):
         listed: the published list that the subset is of; None for other subsets and where it is not recorded.
         step: of the training, after which the weights were; None for models from elsewhere and where it is
             not recorded.
+        precision: what the forward pass was computed in, as of `ScoredModel.precision`; "" where it is not
+            recorded.
     """
 
     predictions: str = ""
@@ -149,6 +151,7 @@ class Evaluation(EvaluationKey, Scores):
     seeds: int = 1
     listed: Listed | None = None
     step: int | None = None
+    precision: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As in results.json."""
@@ -157,7 +160,15 @@ class Evaluation(EvaluationKey, Scores):
         listed = {} if self.listed is None else {"listed": vars(self.listed)}
         scores = Scores.to_json(self)
         step = {} if self.step is None else {"step": self.step}
-        return {**key, "occlusion": occlusion, **scores, "predictions": self.predictions, **listed, **step}
+        return {
+            **key,
+            "occlusion": occlusion,
+            **scores,
+            "predictions": self.predictions,
+            **listed,
+            **step,
+            "precision": self.precision,
+        }
 
 
 @dataclass(frozen=True)
@@ -208,6 +219,7 @@ class _Entry:
     checkpoint: str = ""
     predictions: str | None = None
     step: Count | None = None
+    precision: str = ""
 
 
 class _Environment(TypedDict, total=False):
@@ -288,6 +300,7 @@ def _evaluation(entry: _Entry, classes: int, trained_on: str) -> Evaluation:
         confusion=np.asarray(entry.confusion, dtype=np.int64).reshape(classes, classes),
         listed=entry.listed,
         step=entry.step,
+        precision=entry.precision,
     )
     # It follows from the key in entries that do not name the file.
     own_data = trained_on in ("", evaluation.beton_sha256) or not evaluation.beton_sha256

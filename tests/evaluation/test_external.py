@@ -251,7 +251,7 @@ def test_a_users_module_runs_only_when_it_is_trusted(
     assert not (tmp_path / "executed").exists()
     assert main([*call, "--trust-code"]) == 0
     results = read_results(tmp_path / "runs" / "weights" / "network" / "results.json")
-    assert results.environment["precision"] == "its own"
+    assert {one.precision for one in results.evaluations} == {"its own"}
     entry = results.evaluations[0]
     assert (entry.checkpoint, entry.subset, entry.samples) == ("given", "all", 63)
     call[1] = "their_model:function"
