@@ -284,7 +284,8 @@ def predict(
         )
     trained = load_trained(model, None, choose_device(device, 0), trust_code=trust_code)
     if videos:
-        print(video.predict_video(trained, videos[0], out=out, table=table, detector=detector).text())
+        faces = video.predict_video(trained, videos[0], out=out, table=table, detector=detector)
+        print(faces.text() if faces.rows else f"{videos[0]}\t{predict.NO_FACE}")
         return
     classes = trained.card.classes
     rows = None

@@ -50,7 +50,7 @@ class Table:
     @property
     def align(self) -> str:
         """A letter for each column: ``r`` where one of its cells is a `Number`, else ``l``."""
-        numbers = [[isinstance(cell, Number) for cell in row] for row in self.rows]
+        numbers = [[isinstance(cell, Number) for cell in row] for row in (self.head, *self.rows)]
         return "".join("r" if any(column) else "l" for column in zip_longest(*numbers, fillvalue=False))
 
     def markdown(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from ferdist.data.archive import Archive, open_archive, refuse_second, sources_o
 from ferdist.data.images import Box, squares
 from ferdist.data.parallel import in_order, progress
 from ferdist.data.record import CKPLUS8_CLASSES, FER2013_CLASSES, SPLITS, FaceDataset
-from ferdist.errors import DataError, reason_of
+from ferdist.errors import DataError, reason_of, tell
 
 AFFECTNET_CLASSES: Final = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "angry", "contempt")
 """Our names of AffectNet's numbers from 0."""
@@ -31,6 +32,9 @@ FOLDER_SPLITS: Final = {"train": "train", "val": "test"}
 
 _COLUMNS: Final = ("subDirectory_filePath", "expression")
 _BOX: Final = ("face_x", "face_y", "face_width", "face_height")
+_HEADER: Final = (_COLUMNS[0], *_BOX, "facial_landmarks", _COLUMNS[1], "valence", "arousal")
+"""Of a csv without one: in copies of the release, validation.csv begins with its first image."""
+_NO_BOX: Final = ("", "NULL")
 _NUMBERS: Final = tuple(str(number) for number in range(len(AFFECTNET_CLASSES) + len(OTHERS)))
 _NUMBERED: Final = re.compile(r"(?:.*/)?(train|val)_set/(images/(\d+)\.jpg|annotations/(\d+)_exp\.npy)")
 _MAX_NPY_BYTES: Final = 1024
@@ -49,7 +53,7 @@ def read_affectnet(source: Path, classes: int = 8, size: int = 112) -> FaceDatas
 
     - ``training.csv`` and ``validation.csv`` with ``Manually_Annotated_Images/1/<hash>.jpg``: the columns
       ``subDirectory_filePath`` and ``expression``, and the face by ``face_x``, ``face_y``, ``face_width`` and
-      ``face_height`` where they are given; in the order of the rows.
+      ``face_height`` where they are given (not ``NULL``, and no side below 1); in the order of the rows.
     - ``train_set/images/7.jpg`` with ``train_set/annotations/7_exp.npy``, and the same in ``val_set``: whole
       images; in the order of the numbers.
 
@@ -128,11 +132,10 @@ def _by_rows(archive: Archive, files: Sequence[str], lists: Sequence[str]) -> It
             refuse_second(images, f"{folders[-1]}/{file}", name, archive.path)
     for file, split in CSV_SPLITS.items():
         missing: list[str] = []
-        rows = 0
+        rows = unboxed = 0
         for path, number, box in _rows(archive, csvs[file]):
-            if number >= len(AFFECTNET_CLASSES):
-                continue
             rows += 1
+            unboxed += box is None
             if path in images:
                 yield _Sample(images[path], number, split, box)
             else:
@@ -142,14 +145,21 @@ def _by_rows(archive: Archive, files: Sequence[str], lists: Sequence[str]) -> It
                 f"{archive.path}: {len(missing)} of {rows} images of {csvs[file]} are absent, such as "
                 f"{missing[0][:100]}; put Manually_Annotated_Images beside it"
             )
+        if unboxed:
+            tell(
+                f"ferdist: {archive.path}: {csvs[file]}: {unboxed} of {rows} faces have no box: images whole"
+            )
 
 
 def _rows(archive: Archive, name: str) -> Iterator[tuple[str, int, Box | None]]:
-    """Path, number and box of the face in each row."""
+    """Path, number and box of the face in each row with an expression."""
     place = f"{archive.path}: {name}"
     table = csv.reader(line.decode("utf-8-sig", "replace") for line in archive.lines(name))
     try:
         header = [column.strip() for column in next(table, [])]
+        rows: Iterator[list[str]] = table
+        if len(header) == len(_HEADER) and header[_HEADER.index("expression")] in _NUMBERS:
+            header, rows = list(_HEADER), itertools.chain([header], table)
         absent = [column for column in _COLUMNS if column not in header]
         if absent:
             raise DataError(
@@ -157,7 +167,7 @@ def _rows(archive: Archive, name: str) -> Iterator[tuple[str, int, Box | None]]:
                 "the csv of the release with Manually_Annotated_Images"
             )
         boxed = all(column in header for column in _BOX)
-        for fields in table:
+        for fields in rows:
             if not fields:
                 continue
             where = f"{place}: line {table.line_num}"
@@ -169,14 +179,16 @@ def _rows(archive: Archive, name: str) -> Iterator[tuple[str, int, Box | None]]:
                     f"{where}: expression {row['expression'][:20]!r} is not from 0 to {len(_NUMBERS) - 1}; "
                     "get the file again"
                 )
-            box = _box([row[column] for column in _BOX], where) if boxed else None
-            yield row["subDirectory_filePath"], int(row["expression"]), box
+            number = int(row["expression"])
+            if number < len(AFFECTNET_CLASSES):
+                box = _box([row[column] for column in _BOX], where) if boxed else None
+                yield row["subDirectory_filePath"], number, box
     except csv.Error as error:
         raise DataError(f"{place}: line {table.line_num}: not a row ({error}); get the file again") from error
 
 
 def _box(values: Sequence[str], where: str) -> Box | None:
-    if not any(values):
+    if all(value in _NO_BOX for value in values):
         return None
     try:
         x, y, width, height = map(float, values)
@@ -186,6 +198,8 @@ def _box(values: Sequence[str], where: str) -> Box | None:
         raise DataError(
             f"{where}: {','.join(values)[:40]!r} is not a face's x, y, width and height; get the file again"
         ) from None
+    if width < 1 or height < 1:  # the release's rows for faces that its detector did not find
+        return None
     return x, y, x + width, y + height
 
 

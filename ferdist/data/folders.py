@@ -5,18 +5,23 @@ from __future__ import annotations
 import itertools
 import posixpath
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 from ferdist.data.archive import Archive, ZipArchive, open_archive, sources_of
-from ferdist.data.images import is_image, squares
+from ferdist.data.images import passed_over, split_images, squares
 from ferdist.data.parallel import in_order, progress
 from ferdist.data.record import NAME, NAME_RULE, Decoded, FaceDataset
-from ferdist.errors import DataError
+from ferdist.errors import DataError, tell
 
-SPLIT_FOLDERS: Final = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
+SPLIT_FOLDERS: Final = {
+    **{"train": 0, "training": 0},
+    **{"val": 1, "valid": 1, "validation": 1},
+    **{"test": 2, "testing": 2},
+}
 """Names, in any case, of split folders and their split codes."""
 
 
@@ -59,6 +64,11 @@ def read_folders(source: Path, name: str, size: int = 48, subject_regex: str | N
             f"{source}: class folders {odd} and {spellings[odd.casefold()]} differ only in case; "
             "give a class one name"
         )
+    learned = {member.class_name for member in members if member.split == SPLIT_FOLDERS["train"]}
+    if learned and (unlearned := [one for one in classes if one not in learned]):
+        raise DataError(
+            f"{source}: class {unlearned[0]} has no image in train; give a class the same name in every split"
+        )
     if len(classes) == 1:
         raise DataError(
             f"{source}: only one class, {classes[0]}; give the folder that holds the class (or split) folders"
@@ -79,9 +89,11 @@ def read_folders(source: Path, name: str, size: int = 48, subject_regex: str | N
 
 def _find_members(archive: Archive) -> list[_Member]:
     path = archive.path
-    names = [name for name in archive.names() if is_image(name)]
+    names, others = split_images(archive.names())
     if not names:
         raise DataError(f"{path}: no images in it; give a folder with one folder of images per class")
+    if others:
+        tell(f"ferdist: {path}: {passed_over(others)}")
     root = _root(names) if isinstance(archive, ZipArchive) else ()
     top = {_below(root, name)[0] for name in names}
     splits = {folder for folder in top if folder.lower() in SPLIT_FOLDERS}
@@ -97,7 +109,8 @@ def _find_members(archive: Archive) -> list[_Member]:
         if len(parts) <= depth:
             raise DataError(f"{path}: {name}: not in a class folder; move it into one or remove it")
         split = SPLIT_FOLDERS[parts[0].lower()] if splits else -1
-        members.append(_Member(name, split, parts[depth - 1]))
+        # macOS decomposes the accents of file names
+        members.append(_Member(name, split, unicodedata.normalize("NFC", parts[depth - 1])))
     filled = {_below(root, name)[:depth] for name in names}
     for folder in archive.folders():
         parts = _below(root, folder)

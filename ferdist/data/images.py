@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -13,11 +13,15 @@ from ferdist.data.archive import Archive
 from ferdist.data.parallel import in_order, progress
 from ferdist.data.record import Decoded, Images
 from ferdist.errors import DataError, reason_of
+from ferdist.table import count
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of an image, in pixels."""
 
-IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+IMAGE_SUFFIXES: Final = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe"),
+    *(".png", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm"),
+)
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM")
 """Pillow's names of the formats that are decoded, whatever a file's name says: each further decoder can be
 attacked too, and that of EPS starts Ghostscript."""
@@ -31,6 +35,19 @@ SIZES: Final = range(2, 1025)
 def is_image(name: str) -> bool:
     """Whether the name ends like an image file's."""
     return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def split_images(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The names of image files, and those of others."""
+    found: tuple[list[str], list[str]] = [], []
+    for name in names:
+        found[not is_image(name)].append(name)
+    return found
+
+
+def passed_over(others: Sequence[str]) -> str:
+    """What to tell of files that are not read, of which there is one at least."""
+    return f"passed over {count(len(others), 'file')} with another ending than images, such as {others[0]}"
 
 
 def open_image(archive: Archive, name: str) -> Image.Image:

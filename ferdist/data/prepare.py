@@ -196,10 +196,15 @@ def folders(
     folds: Annotated[int, typer.Option(help="Subject-independent folds; 0 for none.")] = 0,
     seed: FoldSeed = 0,
 ) -> Path:
-    """Any folder of class folders, with or without train, val and test above them."""
+    """Any folder of class folders, with or without train, val and test above them (else all are train)."""
+    import numpy as np
+
     from ferdist.data.folders import read_folders
 
     dataset = read_folders(source, name, size=size, subject_regex=subject_regex)
+    if not folds and (dataset.split < 0).all():
+        dataset = dataclasses.replace(dataset, split=np.zeros_like(dataset.split))
+        tell(f"ferdist: {name}: no split folders, so all images are train; data.val_share=0.1 holds some out")
     return write(dataset, out, folds=folds or None, seed=seed)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BufferedReader
 from pathlib import Path
@@ -31,6 +32,7 @@ BEST = "best.pt"
 LIMIT: Final = 2**14 * MIB
 """Largest checkpoint that is read: above a state of a thousand million parameters."""
 _SEEN_SECONDS = 60.0
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -131,16 +133,16 @@ def _check_bytes(path: Path, file: BufferedReader) -> None:
     file.seek(0)
 
 
-def load_soon(path: Path) -> TrainingState:
-    """As `load`, of a checkpoint that another host can read: one on NFS may be seen here a while later.
+def read_soon(read: Callable[[], T]) -> T:
+    """Read what rank 0 can read: on NFS, another host may see it a while later.
 
     Raises:
-        RunError: if it cannot be read within a minute.
+        RunError: as ``read`` does, if it still does after a minute.
     """
     deadline = time.monotonic() + _SEEN_SECONDS
     while True:
         try:
-            return load(path, TrainingState)
+            return read()
         except RunError as error:
             if time.monotonic() >= deadline:
                 shared = "rank 0 could: the run folder must be on a file system that all hosts share"

@@ -18,7 +18,7 @@ import yaml
 
 from ferdist.config import RECORD_KEY, RESUME_KEYS, Config, differences, load_config, read_yaml, to_dict
 from ferdist.errors import RunError
-from ferdist.io import LOCK, held, locked, read_json, write_json, write_text, writing
+from ferdist.io import LOCK, held, locked, read_json, sha256, write_json, write_text, writing
 
 PROGRESS_KEYS: Final = ("step", "total_steps", "epoch", "world_size")
 """Of status.json: how far the run is."""
@@ -165,6 +165,13 @@ class RunFolder:
         whole = to_dict(config) if isinstance(config, Config) else config
         values = {**whole, RECORD_KEY: environment}
         write_text(self.config, yaml.safe_dump(values, sort_keys=False))
+
+    def config_checksum(self) -> int:
+        """Below 2**63: which start wrote config.yaml, as far as its content tells; 0 where there is none."""
+        try:
+            return int(sha256(self.config)[:15], 16)
+        except OSError:
+            return 0
 
 
 @contextmanager

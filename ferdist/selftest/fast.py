@@ -15,6 +15,7 @@ from ferdist.runtime.precision import precision_name
 from ferdist.selftest.checks import Check, Status
 from ferdist.selftest.right import Site
 from ferdist.table import count
+from ferdist.training.engine import OutOfMemory
 
 NETWORK: Final = "resnet18_cbam"
 """What is timed: the full width, stem stride2."""
@@ -64,7 +65,7 @@ class Speed:
                 name = f"train, batch {batch}{', compiled' if compiled else ''}"
                 try:
                     rate, work = self._train(batch, compiled=compiled)
-                except torch.OutOfMemoryError:
+                except (torch.OutOfMemoryError, OutOfMemory):
                     yield Check(name, Status.SKIPPED, "out of memory")
                     continue
                 self._rates[batch, compiled] = rate
@@ -74,6 +75,8 @@ class Speed:
                     Status.FOUND,
                     f"{rate:,.0f} images/s on {count(self.world.size, 'rank')}, {share:.0%} of the peak",
                 )
+        if not self._rates:
+            return
         best = max(self._rates.values())
         batch, compiled = min(key for key, rate in self._rates.items() if rate >= NEAR_BEST * best)
         self.settings |= {"data.batch_size": batch * self.world.size, "train.compile": compiled}
@@ -82,6 +85,9 @@ class Speed:
         """Share of a step in which the GPU has nothing to do."""
         if self.kind != "cuda":
             yield Check("GPU idle", Status.SKIPPED, "no GPU")
+            return
+        if not self._rates:
+            yield Check("GPU idle", Status.SKIPPED, "no batch fits into its memory")
             return
         batch = self.settings["data.batch_size"] // self.world.size
         step = self._step(batch, compiled=self.settings["train.compile"])
@@ -102,6 +108,9 @@ class Speed:
 
     def loader(self) -> Iterator[Check]:
         """Whether the loader reads faster than a step needs."""
+        if not self._rates:
+            yield Check("loader", Status.SKIPPED, "no step to compare it with")
+            return
         setup = self._build(BATCHES[self.kind][-1], data={"cache": "none"})
         for _ in setup.loader.batches(setup.train_indices):
             pass  # FFCV compiles at the first reading

@@ -15,7 +15,7 @@ from ferdist.augment import Augment, Draws, draw_mixup, mix
 from ferdist.config import Config
 from ferdist.data.beton import Batch, BetonLoader, DeviceCache
 from ferdist.data.record import Integers
-from ferdist.errors import RunError, reason_of
+from ferdist.errors import ConfigError, RunError, reason_of
 from ferdist.models import Task
 from ferdist.runtime.checkpoint import EngineState
 from ferdist.runtime.distributed import World
@@ -33,6 +33,10 @@ def compiles(config: Config, device: torch.device, total_steps: int) -> bool:
     if config.train.compile == "auto":
         return device.type == "cuda" and total_steps >= COMPILED_STEPS
     return bool(config.train.compile)
+
+
+class OutOfMemory(RunError):
+    """A step does not fit into the device's memory."""
 
 
 class Engine:
@@ -92,6 +96,13 @@ class Engine:
                 images = images.contiguous(memory_format=torch.channels_last)
             with autocast(self.world.device, self.dtype):
                 self.ddp(images).float().sum().backward()
+        trained = [(name, p.grad) for name, p in self.model.named_parameters() if p.requires_grad]
+        if unused := [name for name, gradient in trained if gradient is None]:
+            raise ConfigError(
+                f"model.name is {self.config.model.name!r}: {len(unused)} of its parameters, such as "
+                f"{unused[0]}, take no part in its output, so several processes cannot train it: remove them "
+                "or set their requires_grad to False"
+            )
         self.model.zero_grad(set_to_none=True)
         with torch.no_grad():
             for name, buffer in self.model.named_buffers():
@@ -131,7 +142,7 @@ class Engine:
             yield
         except torch.OutOfMemoryError:
             height, width = self._sides()
-            raise RunError(
+            raise OutOfMemory(
                 f"{self.world.device} ran out of memory at step {self.step + 1} with {self.plan.micro_batch} "
                 f"images of {height} x {width} at once: raise train.accumulate, use more ranks, or lower "
                 "data.batch_size or train.resolution"

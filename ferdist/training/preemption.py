@@ -25,6 +25,8 @@ ONE_PRESS_SECONDS: Final = 2.0
 """SIGINTs so close together are one Ctrl-C: the terminal's, and torchrun's that passes it on."""
 
 _PR_SET_PDEATHSIG: Final = 1
+_PARENT: Final = os.getppid()
+"""Of this process as it started. torchrun can be process 1, in a container, as can what adopts orphans."""
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ def _stop_without_parent(request: StopRequest) -> None:
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-    if os.getppid() == 1:  # it went before
+    if os.getppid() != _PARENT:  # it went before
         request.note(signal.SIGTERM, None)
 
 

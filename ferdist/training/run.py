@@ -20,7 +20,7 @@ from ferdist.data.beton import Batch, Beton, open_beton, stage_beton, staged_pat
 from ferdist.errors import ConfigError, Preempted, RunError
 from ferdist.evaluation import metrics
 from ferdist.evaluation.evaluate import evaluate_model, main_evaluation
-from ferdist.evaluation.model import default_checkpoint, load_trained
+from ferdist.evaluation.model import TrainedModel, default_checkpoint, load_trained
 from ferdist.runtime import checkpoint
 from ferdist.runtime.claim import claimed
 from ferdist.runtime.distributed import World
@@ -157,10 +157,28 @@ class Run:
             described = environment.describe(self.world.device, self.world.size)
             described |= {"precision": precision_name(self.engine.dtype)}
             folder.write_config(self.config, {**described, "beton_sha256": setup.beton.manifest.sha256})
+        self._check_shared()
+        if self.world.is_main:
             self.monitor = Monitor(folder, self.config, self.engine.step, setup.plan.total_steps, seconds)
             self.monitor.say(self._summary(described["device"], described["precision"]))
             self._status("running")
         self.saved_at = time.monotonic()
+
+    def _check_shared(self) -> None:
+        """Find out now whether all hosts see what rank 0 writes: at the end they read its best weights."""
+        written = self.world.from_main(self.folder.config_checksum() if self.world.is_main else 0)
+        refusal: RunError | None = None
+
+        def check() -> None:
+            if self.folder.config_checksum() != written:
+                raise RunError(f"{self.folder.config}: not as rank 0 has just written it")
+
+        try:
+            checkpoint.read_soon(check)
+        except RunError as error:
+            refusal = error
+        if self.world.any(refusal is not None):
+            raise refusal or RunError(f"{self.folder.path}: another rank cannot read it: see its message")
 
     def _resume(self) -> float:
         """Load the newest intact checkpoint, if there is one; the seconds that the run has taken."""
@@ -170,7 +188,8 @@ class Run:
         refusal: RunError | None = None
         if step and not self.world.is_main:
             try:
-                state = checkpoint.load_soon(checkpoint.step_path(checkpoints, step))
+                path = checkpoint.step_path(checkpoints, step)
+                state = checkpoint.read_soon(lambda: checkpoint.load(path, checkpoint.TrainingState))
             except RunError as error:
                 refusal = error
         if self.world.any(refusal is not None):
@@ -311,7 +330,11 @@ class Run:
         """Evaluate the selected weights on val, write results.json and close."""
         self.writer.wait()
         self.world.barrier()
-        trained = load_trained(str(self.folder.path), default_checkpoint(self.config), self.world.device)
+
+        def load() -> TrainedModel:
+            return load_trained(str(self.folder.path), default_checkpoint(self.config), self.world.device)
+
+        trained = load() if self.world.is_main else checkpoint.read_soon(load)
         self.world.share_from_main(trained.network)
         split = self.config.data.holdout.validated
         for tta in dict.fromkeys(("none", self.config.train.tta)):

@@ -19,6 +19,8 @@ STAMP: Final = struct.Struct("<d")
 """Seconds since the start; it stands before the pixels of each frame: uint8 (height, width, 3), BGR."""
 MEMORY: Final = 4 * 2**30
 """Bytes of addresses."""
+ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""Variables to start it with: NumPy's OpenBLAS takes addresses for each core, too many for 24 and more."""
 RATES: Final = (1.0, 240.0)
 """Frames a second that are believed."""
 USUAL_RATE: Final = 25.0

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ferdist.data.archive import FolderArchive
-from ferdist.data.images import IMAGE_FORMATS, is_image, to_rgb
-from ferdist.errors import DataError, reason_of
+from ferdist.data.images import IMAGE_FORMATS, passed_over, split_images, to_rgb
+from ferdist.errors import DataError, reason_of, tell
 from ferdist.io import MIB, open_untrusted
 
 LONGEST: Final = 1600
@@ -55,7 +55,7 @@ def find_pictures(path: Path, skip: Path | None = None) -> list[tuple[Path, Path
 
     Args:
         path: of the file or folder.
-        skip: a folder inside of which nothing is looked for: where the results go.
+        skip: a folder below that in which nothing is looked for: where the results go.
 
     Returns:
         Each file with its path relative to what was given.
@@ -65,15 +65,14 @@ def find_pictures(path: Path, skip: Path | None = None) -> list[tuple[Path, Path
     """
     if not path.is_dir():
         return [(path, Path(path.name))]
-    names = [Path(name) for name in FolderArchive(path).names(plain=False) if is_image(name)]
-    found = [
-        (path / name, name)
-        for name in names
-        if skip is None or skip.resolve() not in (path / name).resolve().parents
-    ]
-    if not found:
+    names, others = split_images(FolderArchive(path).names(plain=False))
+    if skip is not None and path.resolve() in skip.resolve().parents:
+        names = [name for name in names if skip.resolve() not in (path / name).resolve().parents]
+    if not names:
         raise DataError(f"{path}: no image files in this folder")
-    return found
+    if others:
+        tell(f"ferdist: {path}: {passed_over(others)}")
+    return [(path / name, Path(name)) for name in names]
 
 
 def read_picture(path: Path) -> Picture:

@@ -101,8 +101,8 @@ def predict_pictures(
         A result for each file, in order; a path that cannot be read is a failed result.
 
     Raises:
-        ConfigError: if the batch size is not positive, the model's input is not square, or two annotated
-            pictures would have the same name.
+        ConfigError: if the batch size is not positive, the model's input is not square, ``out`` is one of the
+            folders to search, or two annotated pictures would have the same name.
         RunError: if an annotated picture cannot be written.
     """
     task = trained.card.task
@@ -113,6 +113,8 @@ def predict_pictures(
             f"the model takes {task.channels}x{task.height}x{task.width} images: "
             "predict needs square ones with 1 or 3 channels"
         )
+    if out is not None and out.is_dir() and any(path.is_dir() and out.samefile(path) for path in paths):
+        raise ConfigError(f"--out is {out}: that is the folder of the pictures itself: give another folder")
     detect = None if whole_image else choose_detector(detector)
     taken: set[Path] = set()
     waiting: list[_Seen] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ferdist.data.record import Images
-from ferdist.errors import ConfigError, DataError, RunError, reason_of
+from ferdist.errors import ConfigError, DataError, RunError, reason_of, tell
 from ferdist.evaluation.model import TrainedModel
 from ferdist.io import atomic_path, open_untrusted, scratch_folder, sync, writing
 from ferdist.table import Number, Table
@@ -40,6 +41,8 @@ BEGINNINGS: Final = (
 MOST_BYTES: Final = 64 * 2**30
 PATIENCE: Final = 120.0
 """Seconds after which a frame that has not come is an error."""
+CLAIMED_SHARE: Final = 0.9
+"""Of the frames that a file claims: with fewer it is cut or damaged. Some formats only estimate them."""
 
 SAME_FACE: Final = 0.3
 """Least intersection over union of a face's boxes in two frames."""
@@ -169,6 +172,11 @@ def predict_video(
             progress.update(bar, completed=number + 1)
         if number < 0:
             raise DataError(f"{path}: no frame in it could be decoded")
+    if number + 1 < CLAIMED_SHARE * video.count:
+        tell(
+            f"ferdist: {path}: only {number + 1} of about {video.count} frames could be decoded: it may be "
+            "cut off or damaged"
+        )
     return _summary(follower.faces, classes, number + 1)
 
 
@@ -256,7 +264,12 @@ def open_video(path: Path) -> Iterator[Video]:
         str(LONGEST),
         str(MOST_PIXELS),
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **decode.ONE_THREAD},
+    ) as child:
         try:
             yield Video(path, child)
         finally:

@@ -86,6 +86,26 @@ def test_rows_without_a_box_and_csv_files_without_one_keep_the_whole_image(tmp_p
     assert np.array_equal(whole[0], part[0])
 
 
+def test_what_is_said_of_the_release_a_csv_without_header_and_faces_that_were_not_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = affectnet_tree(tmp_path / "raw", TRAIN, VALIDATION)
+    usual = read_affectnet(tree, size=32)
+    rows(tree, "validation.csv", lambda text: text.removeprefix(AFFECTNET_COLUMNS + "\n"))
+    rows(tree, "training.csv", lambda text: text.replace(",30,20,80,80,", ",NULL,NULL,NULL,NULL,", 1))
+    rows(tree, "training.csv", lambda text: text.replace(",30,20,80,80,", ",-1,-1,-1,-1,", 1))
+    # the last rows show no expression: whatever is in them does not matter
+    rows(tree, "training.csv", lambda text: "x,20,80,80".join(text.rsplit("30,20,80,80", 1)))
+    capsys.readouterr()
+    read = read_affectnet(tree, size=32)
+    lists = f"{tree}: {LISTS}/training.csv"
+    assert capsys.readouterr().err == f"ferdist: {lists}: 2 of {TRAIN} faces have no box: images whole\n"
+    assert read.labels.tolist() == usual.labels.tolist()
+    assert read.split.tolist() == usual.split.tolist()
+    changed = (np.asarray(read.images) != np.asarray(usual.images)).any(axis=(1, 2, 3))
+    assert changed.nonzero()[0].tolist() == [0, 1]
+
+
 def rows(tree: Path, file: str, change: Callable[[str], str]) -> None:
     path = tree / LISTS / file
     path.write_text(change(path.read_text()))

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ferdist.data import prepare
+from ferdist.data.beton import open_beton
 from ferdist.data.folders import read_folders
 from ferdist.data.images import to_rgb
 from ferdist.errors import DataError
@@ -34,18 +36,49 @@ def test_class_folders(tmp_path: Path) -> None:
     assert set(dataset.split) == {-1}
 
 
-@pytest.mark.parametrize("val", ["val", "valid", "Validation"])
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("train", "val", "test"), ("Training", "valid", "Testing"), ("train", "Validation", "test")],
+)
 @pytest.mark.parametrize("packed", [False, True])
-def test_split_folders(tmp_path: Path, val: str, packed: bool) -> None:
-    files = {f"{split}/{name}/x.png": GRAY for split in ("train", val, "test") for name in ("a", "b")}
+def test_split_folders(tmp_path: Path, train: str, val: str, test: str, packed: bool) -> None:
+    files = {f"{split}/{name}/x.png": GRAY for split in (train, val, test) for name in ("a", "b")}
     source = write_files(tmp_path / "data", files)
     if packed:
         source = pack(source, tmp_path / "data.zip", prefix="outer/inner/")
     dataset = read_folders(source, "mine")
     splits = [name.split("/")[-3] for name in dataset.source_id]
-    assert dict(zip(splits, dataset.split.tolist(), strict=True)) == {"train": 0, val: 1, "test": 2}
+    assert dict(zip(splits, dataset.split.tolist(), strict=True)) == {train: 0, val: 1, test: 2}
     assert dataset.classes == ("a", "b")
     assert dataset.images.shape == (6, 1, 48, 48)
+
+
+def test_accents_as_macos_writes_them_are_the_same_class(tmp_path: Path) -> None:
+    composed, decomposed = "m\u00fcde", "mu\u0308de"
+    files = {f"{split}/x.png": GRAY for split in (f"train/{composed}", f"test/{decomposed}", "train/froh")}
+    dataset = read_folders(write_files(tmp_path / "data", files), "mine")
+    assert dataset.classes == ("froh", composed)
+    assert sorted(dataset.labels.tolist()) == [0, 1, 1]
+
+
+def test_all_kinds_of_images_are_read_and_other_files_are_told(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_files(
+        data, {"a/y.jfif": encoded(Image.new("L", (10, 10)), "jpeg"), "b/z.heic": b"", "b/z.gif": b""}
+    )
+    assert len(read_folders(data, "mine").labels) == 3
+    said = f"ferdist: {data}: passed over 2 files with another ending than images, such as b/z.gif\n"
+    assert capsys.readouterr().err == said
+
+
+def test_without_splits_and_folds_all_is_train_and_a_part_can_be_held_out(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beton = open_beton(prepare.folders(data, tmp_path / "out", name="mine"))
+    assert len(beton.indices("train")) == 2
+    said = "ferdist: mine: no split folders, so all images are train; data.val_share=0.1 holds some out\n"
+    assert capsys.readouterr().err == said
 
 
 def test_one_colour_image_makes_the_data_set_colour(data: Path) -> None:
@@ -105,6 +138,10 @@ def test_modes() -> None:
         (
             ["train/Sad/x.png", "train/b/x.png", "val/sad/x.png"],
             r"class folders Sad and sad differ only in case",
+        ),
+        (
+            ["train/a/x.png", "train/surprise/x.png", "val/a/x.png", "val/surprised/x.png"],
+            r"class surprised has no image in train; give a class the same name in every split",
         ),
         (["train/a/x.png", "train/x.png"], r"train/x\.png: not in a class folder"),
     ],

@@ -18,6 +18,7 @@ from ferdist.config import Config
 from ferdist.data.beton import BetonLoader, open_beton
 from ferdist.errors import ConfigError, RunError
 from ferdist.runtime import checkpoint, distributed
+from ferdist.runtime.checkpoint import TrainingState
 from ferdist.runtime.distributed import World, choose_device, join_world
 from ferdist.training.engine import COMPILED_STEPS, compiles
 from tests.training.test_checkpoint import training_state
@@ -162,13 +163,13 @@ def test_a_checkpoint_that_rank_0_has_read_is_waited_for(
     path = checkpoint.step_path(tmp_path, 3)
     late = threading.Timer(0.3, checkpoint.save, (path, training_state(3)))
     late.start()
-    assert checkpoint.load_soon(path)["step"] == 3
+    assert checkpoint.read_soon(lambda: checkpoint.load(path, TrainingState))["step"] == 3
     late.join()
     monkeypatch.setattr(checkpoint, "_SEEN_SECONDS", 0.0)
     with pytest.raises(
         RunError, match=re.escape(f"{tmp_path}/step-00000004.pt: there is no such") + ".*share"
     ):
-        checkpoint.load_soon(checkpoint.step_path(tmp_path, 4))
+        checkpoint.read_soon(lambda: checkpoint.load(checkpoint.step_path(tmp_path, 4), TrainingState))
 
 
 def test_a_thread_writes_whole_checkpoints_or_none(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +21,9 @@ from ferdist.evaluation.benchmark import Cell, grid
 from ferdist.evaluation.predictions import Predictions
 from ferdist.runtime import checkpoint
 from ferdist.training.run import run
-from tests.conftest import start
+from tests.conftest import PATIENCE, ROOT, start
 from tests.faults.processes import unequal
+from tests.forking import ranks
 
 pytestmark = pytest.mark.slow
 
@@ -164,6 +168,61 @@ def test_every_rank_says_what_is_wrong(tiny: Callable[..., Config]) -> None:
     status = json.loads((Path(config.run_dir) / "status.json").read_text())
     assert status["state"] == "failed"
     assert "batch_size is 33" in status["reason"]
+
+
+def test_parameters_that_are_not_used_are_refused_by_name(tiny: Callable[..., Config]) -> None:
+    """DistributedDataParallel would wait for their gradients."""
+    name = "tests.distributed.unused:net"
+    config = tiny(f"model.name={name}")
+    path = Path(config.run_dir).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(to_dict(config)))
+    done = start("ferdist.train", str(path), processes=2)
+    assert done.returncode == 1
+    assert f"ferdist: model.name is {name!r}: 2 of its parameters, such as auxiliary.weight" in done.stderr
+    assert "unexpected" not in done.stderr
+
+
+ELSEWHERE = """
+import runpy
+import sys
+from ferdist.runtime import checkpoint
+checkpoint._SEEN_SECONDS = 0.0
+sys.argv[0] = "ferdist.train"
+runpy.run_module("ferdist.train", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["new", "another run there"])
+def test_hosts_that_do_not_share_the_run_folder_are_told_at_the_start(
+    tiny: Callable[..., Config], tmp_path: Path, older: bool
+) -> None:
+    """Each rank has a working directory of its own, as on a node's own disk."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(to_dict(tiny()) | {"run_dir": "runs/x"}))
+    started = []
+    for number, variables in enumerate(ranks(2)):
+        host = tmp_path / f"host{number}"
+        (host / "runs" / "x").mkdir(parents=True)
+        if number and older:
+            (host / "runs" / "x" / "config.yaml").write_text(path.read_text())
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", ELSEWHERE, str(path)],
+                cwd=host,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+            )
+        )
+    said = [process.communicate(timeout=PATIENCE)[1] for process in started]
+    assert [process.returncode for process in started] == [1, 1], said
+    assert (
+        "runs/x/config.yaml: not as rank 0 has just written it; rank 0 could: the run folder must" in said[1]
+    )
+    assert "runs/x: another rank cannot read it: see its message" in said[0]
+    status = json.loads((tmp_path / "host0" / "runs" / "x" / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert not (tmp_path / "host0" / "runs" / "x" / "metrics.jsonl").exists(), "nothing was trained"
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -98,3 +99,19 @@ def test_two_processes_are_stopped_by_a_signal_to_one(small: Small, start: Start
     ends_preempted(training, "SIGKILL to torchrun alone", -signal.SIGKILL, ranks)
     finish(config, 2)
     assert unequal(whole_of_two, folder) == []
+
+
+CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""What makes the command that follows process 1, as in a container."""
+
+
+def test_torchrun_can_be_process_1(small: Small) -> None:
+    if subprocess.run([*CONTAINER, "true"], check=False).returncode:
+        pytest.skip("unshare is not allowed")
+    training = Training(small(), 2, torchrun=[], rest=False, wrapper=CONTAINER)
+    try:
+        end = training.end()
+    finally:
+        training.close()
+    assert end.code == 0, end.errors
+    assert status_of(training.folder)["state"] == "finished"

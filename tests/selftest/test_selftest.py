@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from ferdist.data.beton import Batch
 from ferdist.evaluation.predictions import Predictions
 from ferdist.runtime.distributed import World
-from ferdist.selftest import machine, right
+from ferdist.selftest import fast, machine, right
 from ferdist.selftest.checks import Check, Findings, Status, look, merge
 from ferdist.selftest.right import Site
 from ferdist.selftest.run import as_text
@@ -106,6 +107,30 @@ def test_an_unexpected_error_is_a_failed_check() -> None:
     check = only(look("speed", probe))
     assert (check.name, check.status) == ("speed", Status.FAILED)
     assert "ZeroDivisionError: of something" in check.value
+
+
+@pytest.mark.parametrize("largest", [16, 0], ids=["some fit", "none fits"])
+def test_batches_that_do_not_fit_are_skipped(
+    site: Site, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    train_step = Engine._train_step
+
+    def step(engine: Engine, batches: list[Batch]) -> None:
+        if engine.plan.micro_batch > largest:
+            raise torch.OutOfMemoryError
+        train_step(engine, batches)
+
+    monkeypatch.setattr(Engine, "_train_step", step)
+    monkeypatch.setattr(fast, "BATCHES", {"cpu": (16, 32)})
+    monkeypatch.setattr(fast, "SECONDS", {"cpu": 0.1})
+    monkeypatch.setattr(fast, "PRODUCT", {"cpu": 64})
+    speed = fast.Speed(site)
+    checks = [*speed.peak(), *speed.steps(), *speed.idle(), *speed.loader()]
+    found = {check.name: (check.status, check.value) for check in checks}
+    assert found["train, batch 32"] == (Status.SKIPPED, "out of memory")
+    assert (found["train, batch 16"][0] == Status.FOUND) == bool(largest)
+    assert (found["loader"][0] == Status.SKIPPED) == (not largest)
+    assert speed.settings.get("data.batch_size") == (16 if largest else None)
 
 
 def test_other_benchmark_images_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -323,6 +323,7 @@ def test_wrong_use_is_one_line(
     for arguments, reason in (
         ([str(trained_run), twice[0], "--batch-size", "0"], "at least 1"),
         ([str(trained_run), *twice, "--out", str(tmp_path / "out")], "two pictures would be written there"),
+        ([str(trained_run), str(tmp_path / "a"), "--out", str(tmp_path / "a")], "give another folder"),
         (["no-such-model", twice[0]], "available: fer2013_resnet18_cbam"),
         ([str(tmp_path / "no.safetensors"), twice[0]], "there is no such file"),
     ):
@@ -330,3 +331,5 @@ def test_wrong_use_is_one_line(
         captured = capsys.readouterr()
         assert reason in captured.err
         assert len(captured.err.splitlines()) == 1
+    assert main(["predict", str(trained_run), str(tmp_path / "a"), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "x.png.png").is_file(), "beside the folder of the pictures"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import resource
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -89,6 +90,74 @@ def test_a_result_never_replaces_the_video(
         said = f"ferdist: {option} is {same}: that is the video itself: give another file\n"
         assert capsys.readouterr().err == said
         assert clip.read_bytes() == content
+
+
+def test_a_video_without_a_face(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, table = tmp_path / "empty.mp4", tmp_path / "faces.csv"
+    shape = SimpleNamespace(rate=RATE, width=160, height=120)
+    with video._copy_into(path, shape) as copy:  # type: ignore[arg-type]
+        for _ in range(3):
+            copy(np.full((120, 160, 3), 90, np.uint8))
+    assert main(["predict", str(trained_run), str(path), "--csv", str(table)]) == 0
+    assert capsys.readouterr().out == f"{path}\tno face found\n"
+    assert len(table.read_text().splitlines()) == 1
+
+
+def test_a_video_that_was_cut_is_told(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = tmp_path / "whole.avi", tmp_path / "cut.avi"
+    writer = cv2.VideoWriter(str(whole), cv2.VideoWriter.fourcc(*"MJPG"), RATE, (64, 48))
+    noise = np.random.default_rng(0)
+    for _ in range(20):
+        writer.write(noise.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    for path, said in (
+        (whole, ""),
+        (cut, "of about 20 frames could be decoded: it may be cut off or damaged"),
+    ):
+        assert main(["predict", str(trained_run), str(path)]) == 0
+        errors = capsys.readouterr().err
+        assert said in errors
+        assert bool(errors) == bool(said)
+
+
+MANY_CORES = """
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <string.h>
+#include <unistd.h>
+long sysconf(int name) { return name == _SC_PAGESIZE ? 4096 : name == _SC_CLK_TCK ? 100 : 64; }
+int get_nprocs(void) { return 64; }
+int get_nprocs_conf(void) { return 64; }
+int sched_getaffinity(pid_t pid, size_t size, cpu_set_t *set) {
+    memset(set, 0, size);
+    for (int cpu = 0; cpu < 64; cpu++) CPU_SET_S(cpu, size, set);
+    return 0;
+}
+int pthread_getaffinity_np(pthread_t thread, size_t size, cpu_set_t *set) {
+    return sched_getaffinity(0, size, set);
+}
+"""
+"""Of a library that stands before the system's: any process takes this for a machine of 64 cores."""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_the_decoder_starts_on_a_machine_with_many_cores(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "cores.so"
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input=MANY_CORES, text=True, check=True)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    for name in video.decode.ONE_THREAD:
+        monkeypatch.delenv(name, raising=False)
+    with video.open_video(clip) as opened:
+        assert len(list(opened)) == FRAMES
 
 
 @pytest.mark.parametrize("rate", [1.0, 23.976, 29.97, 59.94, 240.0])
