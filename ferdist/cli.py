@@ -115,12 +115,16 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     grid: Annotated[Path | None, typer.Option(help="Write an image of samples.", metavar="OUT.png")] = None,
     augment: Annotated[
-        Path | None, typer.Option(help="Show what this config's augmentation does.", metavar="CONFIG")
+        Path | None, typer.Option(help="With --grid: show them augmented by this config.", metavar="CONFIG")
     ] = None,
 ) -> None:
     """Verify a beton in full and describe its contents."""
     from ferdist.use import inspect as beton_inspect
 
+    if augment is not None and grid is None:
+        raise ConfigError("--augment changes the picture that --grid writes: add --grid OUT.png")
+    if grid is not None and grid.suffix.lower() != ".png":
+        raise ConfigError(f"--grid is {grid}: its name must end in .png")
     contents = beton_inspect.inspect(file)
     if grid is not None:
         beton_inspect.save_grid(file, grid, augment)
@@ -130,7 +134,12 @@ def inspect(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML file, or the name of a shipped config.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Of the config, such as train.epochs=20 run_dir=runs/mine."
+        ),
+    ] = None,
 ) -> None:
     """Train in this process, or as one rank under torchrun or SLURM."""
     from ferdist.config import load_config
@@ -168,15 +177,17 @@ def evaluate(
     ] = None,
     occluded_list: Annotated[
         Path | None,
-        typer.Option(help="A published list: also score really occluded faces.", metavar="FILE"),
+        typer.Option(help="A published list of really occluded faces, scored as well.", metavar="FILE"),
     ] = None,
     pose_list: Annotated[
         Path | None,
-        typer.Option(help="A published list: also score strongly turned faces.", metavar="FILE"),
+        typer.Option(help="A published list of turned faces, scored as well.", metavar="FILE"),
     ] = None,
     lists: Annotated[
         Path | None,
-        typer.Option(help="Folder of published lists: all those of these data.", metavar="DIR"),
+        typer.Option(
+            help="Folder of published lists: those of these data are scored as well.", metavar="DIR"
+        ),
     ] = None,
     tta: Annotated[str, typer.Option(help="Test-time augmentation: none, flip or ten-crop.")] = "none",
     checkpoint: Annotated[
@@ -186,19 +197,21 @@ def evaluate(
     trust_code: TrustCode = False,
     card: Annotated[
         Path | None,
-        typer.Option(help="Of a model from elsewhere; the next six replace it.", metavar="FILE.yaml"),
+        typer.Option(
+            help="Card of a model from elsewhere; the next six options override it.", metavar="FILE.yaml"
+        ),
     ] = None,
     classes: Annotated[
         str | None, typer.Option(help="Its outputs in order, - for one that is left out.", metavar="LIST")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Side of its images, in pixels.")] = None,
-    channels: Annotated[str | None, typer.Option(help="Of its images: gray, rgb or bgr.")] = None,
+    channels: Annotated[str | None, typer.Option(help="Channels of its images: gray, rgb or bgr.")] = None,
     mean: Annotated[
         str | None,
         typer.Option(help="Subtracted from the pixels: 0-1, or as the card's scale says.", metavar="LIST"),
     ] = None,
     std: Annotated[str | None, typer.Option(help="Standard deviation to divide by.", metavar="LIST")] = None,
-    output: Annotated[str | None, typer.Option(help="What it gives: logits or probabilities.")] = None,
+    output: Annotated[str | None, typer.Option(help="What it returns: logits or probabilities.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Score each sample of a split exactly once; writes results.json and the predictions."""
@@ -399,7 +412,7 @@ def leaderboard(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the page.", metavar="DIR")],
-    data: Annotated[Path | None, typer.Option(help="The beton that all were scored on.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The beton on which all were scored.")] = None,
     split: Annotated[str, typer.Option(help="Split whose scores are shown.")] = "val",
     tta: Annotated[
         str, typer.Option(help="Test-time augmentation of the scores: none, flip or ten-crop.")

@@ -6,7 +6,6 @@ A new backend is one class here, added to `BACKENDS` (docs/extending.md has an e
 from __future__ import annotations
 
 import contextlib
-import getpass
 import io
 import os
 import re
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final
@@ -57,6 +56,14 @@ _OWN_SBATCH: Final = {
     **dict.fromkeys(("output", "error", "open-mode"), "the output goes to jobs/ in the folder of --out"),
 }
 """What ``--sbatch`` does not take, and why: ranks, jobs and their output are counted and found by it."""
+_VARIABLES: Final = {
+    "time": ("TIMELIMIT",),
+    "mem": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
+    "array": ("ARRAY_INX",),
+    "requeue": ("REQUEUE", "NO_REQUEUE"),
+    "no-requeue": ("REQUEUE", "NO_REQUEUE"),
+}
+"""sbatch's variables, after ``SBATCH_``, for options whose variables are not just called like them."""
 
 
 def _cluster(text: str) -> str:
@@ -352,7 +359,8 @@ class Slurm(Backend):
             "cpus_per_task": options.cores,
             "signal_delay_s": SIGNAL_SECONDS,
             # srun does not take the cores from sbatch's option, and by default a dead rank leaves the others.
-            "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={options.cores}"],
+            # The tasks need the job's variables, also where the site exports none.
+            "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={options.cores}", "--export=ALL"],
             "additional_parameters": more,
             **{key: value for key, value in given.items() if value is not None},
         }
@@ -368,14 +376,17 @@ class Slurm(Backend):
             raise RunError("--cluster slurm: sbatch not found: log in to the cluster, or use --cluster local")
         executor = SlurmExecutor(request.folder, max_num_timeout=_STARTING_TIMEOUTS, python=_PYTHON)
         executor.update_parameters(**self._parameters(request))
-        return [str(job.job_id) for job in _submit(executor, request)]
+        with _without_variables(self.script(request)):
+            return [str(job.job_id) for job in _submit(executor, request)]
 
     def alive(self, jobs: Collection[str], folder: Path) -> dict[str, str]:
         # squeue lists a job as soon as it is submitted, and nothing that has ended.
-        command = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i|%T"]
+        command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T"]
+        filters = ("SQUEUE_", "SLURM_CLUSTERS")
+        unfiltered = {name: value for name, value in os.environ.items() if not name.startswith(filters)}
         try:
             answer = subprocess.run(
-                command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True
+                command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True, env=unfiltered
             ).stdout
         except (OSError, subprocess.SubprocessError):
             return dict.fromkeys(jobs, "UNKNOWN")
@@ -488,6 +499,20 @@ def _some_gpus(first: int, count: int) -> tuple[str, ...]:
             "GPUs: lower --gpus or --array-parallelism"
         )
     return names[first : first + count]
+
+
+@contextlib.contextmanager
+def _without_variables(script: str) -> Iterator[None]:
+    """Hide the variables that sbatch would take instead of options of the script; others stay."""
+    options = re.findall(r"^#SBATCH --([\w-]+)", script, re.MULTILINE)
+    names = {"EXPORT"}
+    for option in options:
+        names.update(_VARIABLES.get(option, (option.upper().replace("-", "_"),)))
+    hidden = {key: os.environ.pop(key) for key in [f"SBATCH_{name}" for name in names] if key in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _submit(executor: Executor, request: Request) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -315,7 +316,8 @@ def launch(
         return 1
     failed = sum(standing.state == "failed" for standing in standings)
     if failed:
-        tell(f"ferdist: {failed} of {len(standings)} runs failed; --retry submits them again")
+        whole, which = count(len(standings), "run"), "it" if failed == 1 else "them"
+        tell(f"ferdist: {failed} of {whole} failed; --retry submits {which} again")
     return int(failed > 0)
 
 
@@ -385,5 +387,7 @@ def _last_line(log: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return ""
-    own = (line.strip() for line in reversed(lines) if not line.startswith(("srun:", "slurmstepd")))
-    return next((line for line in own if line), "")
+    said = [line.strip() for line in reversed(lines) if line.strip()]
+    own = [line for line in said if not line.startswith(("srun:", "slurmstepd"))]
+    last = next(iter(own or [line for line in said if "error:" in line]), "")
+    return re.sub(r"^ferdist\.errors\.\w+: ", "", last)

@@ -55,7 +55,9 @@ def launch_folds(
     options = settle(options, script=options.dry_run)
     common, beton = read_config(config, overrides or (), _OWN_KEYS)
     if not beton.manifest.folds:
-        raise DataError(f"{beton.path}: it has no folds: prepare the data with --folds")
+        raise DataError(
+            f"{beton.path}: it has no folds, which need subjects: use launch.train, or other data"
+        )
     kind, shared, folds = "kfold", shared_config(common), sorted(map(int, beton.manifest.folds))
     if inner_of is not None:
         if inner_of not in folds:

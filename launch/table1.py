@@ -13,6 +13,7 @@ final evaluation of each network on this host.
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -102,7 +103,9 @@ def read_grid(
             path, own = configs / dataset / f"{model}.yaml", []
             if find_config(path) is None:
                 if model not in model_names():
-                    raise ConfigError(f"{path}: not found, and {model} is not a network of ferdist")
+                    near = difflib.get_close_matches(model, model_names(), n=1)
+                    hint = f": did you mean {near[0]}?" if near else ""
+                    raise ConfigError(f"{path}: not found, and {model} is not a network of ferdist{hint}")
                 path, own = path.with_name("base.yaml"), [f"model.name={model}"]
             config, beton = read_config(path, overrides, _OWN_KEYS, own)
             name = f"{dataset}/{model}"

@@ -164,6 +164,8 @@ def browser() -> Iterator[Any]:
     if found is None:
         pytest.skip(f"needs a browser: none of {', '.join(names)} is on the path")
     with driver.sync_playwright() as started:
-        program = started.chromium.launch(executable_path=found, args=["--no-sandbox"])  # as root it has none
+        program = started.chromium.launch(
+            executable_path=found, args=["--no-sandbox"], timeout=1000 * PATIENCE
+        )
         yield program
         program.close()

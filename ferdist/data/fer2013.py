@@ -26,6 +26,7 @@ from ferdist.data.images import is_image, read_gray_images
 from ferdist.data.record import CKPLUS8_CLASSES, FER2013_CLASSES, FaceDataset, Images
 from ferdist.errors import DataError
 from ferdist.io import MIB, open_untrusted, sha256
+from ferdist.table import count
 
 USAGE_SPLIT: Final = {"Training": 0, "PublicTest": 1, "PrivateTest": 2}
 """The data set's own name of each split code."""
@@ -239,8 +240,10 @@ def _read_folders(archive: Archive, allow_extra: bool) -> FaceDataset:
         )
     if extra:
         places = Counter(name.rpartition("/")[0] for name in extra).most_common(3)
-        where = ", ".join(f"{count} in {folder or 'the top folder'}" for folder, count in places)
-        found = f"{archive.path}: {len(extra)} files that are not FER2013's own ({where}; e.g. {extra[0]})"
+        where = ", ".join(f"{files} in {folder or 'the top folder'}" for folder, files in places)
+        found = (
+            f"{archive.path}: {count(len(extra), 'file')} not of FER2013 itself ({where}; e.g. {extra[0]})"
+        )
         if not allow_extra:
             raise DataError(f"{found}; get an original copy, or leave them out with --allow-extra")
         log.warning("%s are left out", found)

@@ -142,7 +142,7 @@ def affectnet(
 
 @data_set
 def jaffe(source: Source, out: Out, size: Size = 112, folds: Folds = 10, seed: FoldSeed = 0) -> Path:
-    """JAFFE's KA.AN1.39.tiff and so on; a fold is a person of its ten."""
+    """JAFFE's images (KA.AN1.39.tiff and so on); each of its ten people is a fold."""
     from ferdist.data.posed import read_jaffe
 
     return write(read_jaffe(source, size), out, folds=folds, seed=seed)

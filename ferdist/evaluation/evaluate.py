@@ -124,15 +124,8 @@ def _describe(scored: ScoredModel, beton: Beton, folder: RunFolder) -> None:
     config, record = scored.described(beton)
     if folder.results.exists():  # what failed before it was scored claims no folder
         config = {key: value for key, value in read_yaml(folder.config).items() if key != RECORD_KEY}
-        stored = folder.stored_environment()
-        # The data are those that were scored first; what a card says about itself may be corrected.
-        own = record.keys() - {"beton_sha256", "about"}
-        if any(stored.get(name) != record[name] for name in own):
-            raise RunError(
-                f"{folder.path}: holds evaluations of weights other than these: "
-                "move the folder away, or rename the weights or the card"
-            )
-        record |= {"beton_sha256": stored.get("beton_sha256")}
+        check_identity(scored, beton, folder)
+        record |= {"beton_sha256": folder.stored_environment().get("beton_sha256")}
         classes, held = (
             labels_of(beton, scored.config.data.labels).classes,
             read_results(folder.results).classes,
@@ -145,6 +138,22 @@ def _describe(scored: ScoredModel, beton: Beton, folder: RunFolder) -> None:
     with writing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_config(config, record)
+
+
+def check_identity(scored: ScoredModel, beton: Beton, folder: RunFolder) -> None:
+    """Refuse evaluations that are those of another model.
+
+    Raises:
+        RunError: if the folder has those of another one of the same name.
+    """
+    record, stored = scored.described(beton)[1], folder.stored_environment()
+    # The data are those that were scored first; what a card says about itself may be corrected.
+    own = record.keys() - {"beton_sha256", "about"}
+    if any(stored.get(name) != record[name] for name in own):
+        raise RunError(
+            f"{folder.path}: holds evaluations of weights other than these: "
+            "move the folder away, or rename the weights or the card"
+        )
 
 
 def evaluate_model(

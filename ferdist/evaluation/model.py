@@ -191,7 +191,8 @@ class TrainedModel:
         if classes != self.card.classes:
             raise DataError(
                 f"{beton.path}: classes are {', '.join(classes)}, "
-                f"but the model's are {', '.join(self.card.classes)}"
+                f"but the model's are {', '.join(self.card.classes)}; an ONNX file of it is scored by the "
+                "classes that both have: `ferdist export`, docs/use.md"
             )
 
     def holdout(self, beton: Beton) -> Holdout:

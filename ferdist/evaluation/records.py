@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -120,10 +121,17 @@ class EvaluationKey:
         parts += [] if self.fold is None else [f"fold{self.fold}"]
         parts += [] if self.inner_fold is None else [f"inner{self.inner_fold}"]
         parts += [] if self.tta == "none" else [self.tta]
-        parts.append(Path(self.checkpoint).stem)
+        parts.append(self._checkpoint_name())
         listed = self.subset.removesuffix("_no_copies")
         parts += [] if listed in OF_SPLIT else [listed]
         return (f"{OCCLUSION}/" if self.occlusion else "") + "-".join(parts) + ".npz"
+
+    def _checkpoint_name(self) -> str:
+        """For a path its stem, and what tells it from another ``last.pt`` elsewhere."""
+        path = Path(self.checkpoint)
+        if self.checkpoint == path.stem:
+            return self.checkpoint
+        return f"{path.stem}-{hashlib.sha256(self.checkpoint.encode()).hexdigest()[:8]}"
 
 
 def conditions_of(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,7 +133,10 @@ def _benchmark_text(summary: Mapping[str, Any]) -> str:
         "relative to clean": summary["relative_robustness"],
         "area under the curve": summary["area_under_curve"],
         "macro-F1": summary["macro_f1"],
-        **{f"{name} ({part['cells']} cells)": part["accuracy"] for name, part in summary["seen"].items()},
+        **{
+            f"{name} ({count(part['cells'], 'cell')})": part["accuracy"]
+            for name, part in summary["seen"].items()
+        },
     }
     place = summary["split"] + _fold_label(summary["fold"], summary.get("inner_fold"))
     return "\n".join(

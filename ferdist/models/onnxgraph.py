@@ -157,7 +157,7 @@ def read_graph(path: Path, output: str = "") -> Graph:
         options.log_severity_level = 4  # what matters comes as an exception
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except FileNotFoundError as error:
-        raise RunError(f"{path}: there is no such file: {error.filename}") from None
+        raise RunError(f"{error.filename}: there is no such file") from None
     except Exception as error:  # protobuf and onnxruntime raise whatever a strange file makes them
         raise RunError(f"{path}: cannot be opened as an ONNX model: {reason_of(error)}") from None
     given, names = session.get_inputs(), [one.name for one in session.get_outputs()]

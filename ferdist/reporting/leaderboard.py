@@ -18,7 +18,7 @@ from ferdist.data.beton import Beton, open_beton
 from ferdist.environment import cpu_name
 from ferdist.errors import FerdistError, RunError
 from ferdist.evaluation.benchmark import Cell
-from ferdist.evaluation.evaluate import folder_of
+from ferdist.evaluation.evaluate import check_identity, folder_of
 from ferdist.evaluation.external import load_model
 from ferdist.evaluation.model import CHOSEN, UNKNOWN, UNUSED, USED, ScoredModel
 from ferdist.evaluation.predict import Scorer
@@ -175,9 +175,16 @@ def _entry(name: str, device: torch.device, trust_code: bool) -> Entry:
     model = load_model(name, None, device, trust_code=trust_code)
     folder = folder_of(model, name)
     if not folder.results.exists():
-        raise RunError(f"{name}: {folder.results} is not there: run `ferdist evaluate {name}` first")
+        data = "" if model.name is None else " --data FILE.beton"
+        raise RunError(
+            f"{name}: not evaluated yet, {folder.results} is missing: run `ferdist evaluate {name}{data}`"
+        )
     results = read_results(folder.results)
-    own = tuple(one for one in results.evaluations if one.checkpoint == model.checkpoint)
+    own = tuple(
+        one
+        for one in results.evaluations
+        if one.checkpoint == model.checkpoint and one.step in (None, model.step)
+    )
     return Entry(model.name or folder.path.resolve().name, model, folder, own, results.classes)
 
 
@@ -238,6 +245,8 @@ def _row(entry: Entry, clean: Evaluation, key: EvaluationKey, beton: Beton, devi
         if plain and one.subset not in OF_SPLIT and not one.subset.endswith("_no_copies"):
             real[one.subset] = one
     model = entry.model
+    if model.name is not None:
+        check_identity(model, beton, entry.folder)
     rate = _rate(model.scorer(beton, device, key.tta), beton, device)
     return Row(
         entry,

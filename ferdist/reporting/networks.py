@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -175,9 +176,13 @@ def _network(
     )
 
 
+SPLITS: Final = ("test", "val", "holdout")
+"""What networks are compared on: the first of these that both were scored on."""
+
+
 def _pools(runs: Sequence[SavedRun], beton: Beton) -> list[Pool]:
     """All that the runs' predictions of uncovered faces give."""
-    splits = ("val",) if runs and runs[0].config.data.fold is not None else ("test", "val")
+    splits = ("val",) if runs and runs[0].config.data.fold is not None else SPLITS
     found: list[Pool] = []
     for split, tta in itertools.product(splits, TTA):
         scored = [run for run in runs if run.path(beton, split, tta).exists()]
@@ -246,6 +251,8 @@ def compare_runs(folders: Sequence[Path]) -> tuple[list[Pair], list[str]]:
     networks = _told_apart(found)
     remarks += [
         f"{network.name}: not compared: none of its seeds has all {network.folds} folds."
+        if network.folds
+        else f"{network.name}: not compared: it has no predictions on {', '.join(SPLITS)}: evaluate it."
         for network in networks
         if network.main is None
     ]
@@ -260,7 +267,7 @@ def compare_runs(folders: Sequence[Path]) -> tuple[list[Pair], list[str]]:
 
 def _pair(first: Network, second: Network) -> Pair:
     splits = [{pool.split for pool in network.measured if pool.scores} for network in (first, second)]
-    common = sorted(splits[0] & splits[1])  # test before val
+    common = [split for split in SPLITS if split in splits[0] & splits[1]]
     if not common:
         raise RunError("cannot be compared: scored on different splits: evaluate both on the same split")
     seeds = [_plain(network, common[0]) for network in (first, second)]

@@ -80,10 +80,11 @@ def _evaluation(
     predictions: str,
     folds: int,
 ) -> Evaluation:
-    """What the predictions of several seeds amount to, side by side; macro-F1 is the mean over the seeds."""
+    """What the predictions of several seeds amount to, side by side; macro-F1 and ECE are their means."""
     scores = metrics.scores_of(side_by_side(seeds), interval)
     macro_f1 = float(np.mean([metrics.quick_score(of_seed)["macro_f1"] for of_seed in seeds]))
-    scores = replace(scores, samples=scores.samples // len(seeds), macro_f1=macro_f1)
+    ece = float(np.mean([metrics.scores_of(of_seed, None).ece for of_seed in seeds]))
+    scores = replace(scores, samples=scores.samples // len(seeds), macro_f1=macro_f1, ece=ece)
     return Evaluation(**vars(key), **vars(scores), predictions=predictions, folds=folds, seeds=len(seeds))
 
 

@@ -145,7 +145,7 @@ def _row(network: Network, published: float | None) -> Cells:
     main, (parameters, products) = network.main, network.cost()
     scores = main.scores if main and main.scores else {}
     accuracy = scores.get("accuracy", {})
-    on_val = " (val)" if main and main.split == "val" and not network.folds else ""
+    on_val = f" ({main.split})" if main and main.split != "test" and not network.folds else ""
     return {
         "Network": network.name,
         "Published": percent(published, DIGITS),
@@ -182,17 +182,23 @@ def protocol(network: Network) -> str:
     picked = f"{'best' if _picks_best(network) else 'last'} of {epochs}"
     if network.folds:
         words = f"{network.folds} folds by {_cluster_name(network)}, {picked}"
-    elif main.split == "test":
-        words = f"test, {picked}{' on val' if _picks_best(network) else ''}; {_scorings(network)}"
-    elif _picks_best(network):
-        words = f"val, which also picked the {picked}: biased upward"
+    elif _picked_itself(network):
+        words = f"{main.split}, which also picked the {picked}: biased upward"
     else:
-        words = f"val, {picked}"
+        words = f"{main.split}, {picked}"
+        words += f" on {network.config.data.holdout.validated}" if _picks_best(network) else ""
+        words += f"; {_scorings(network)}" if main.split == "test" else ""
     if network.config.data.labels != OWN_LABELS:
         words += f"; labels {network.config.data.labels}"
     if network.config.model.pretrained:
         words += f"; started from {Path(network.config.model.pretrained).name}"
     return f"{words}; {state}" if unfinished else words
+
+
+def _picked_itself(network: Network) -> bool:
+    """Whether the best epoch was chosen on the very split that is quoted."""
+    quoted = network.main and network.main.split
+    return _picks_best(network) and quoted == network.config.data.holdout.validated
 
 
 def _scorings(network: Network) -> str:
@@ -315,11 +321,15 @@ def protocol_sentences(group: DataGroup) -> Iterator[str]:
             "are pooled and scored once. This table rests on "
             f"{count(poolings, 'pooled run')}; if you quote it, state how many more were made."
         )
-    on_val = [one for one in measured if not one.folds and one.main and one.main.split == "val"]
-    if on_val:
-        yield "(val): a score of val, since test was not scored; do not compare it with a published one." + (
-            " Where val also picked the epoch, it is biased upward." if any(map(_picks_best, on_val)) else ""
-        )
+    for split in ("val", "holdout"):
+        scored = [one for one in measured if not one.folds and one.main and one.main.split == split]
+        if scored:
+            yield (
+                f"({split}): a score of {split}, since test was not scored; do not compare it with a "
+                "published one."
+                + f" Where {split} also picked the epoch, it is biased upward."
+                * any(map(_picked_itself, scored))
+            )
     often = [f"{one.name} ({one.test_scorings} times)" for one in networks if one.test_scorings > 1]
     if often:
         yield f"Test was scored more than once by a run of {', '.join(often)}: no longer independent."

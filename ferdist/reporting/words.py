@@ -59,12 +59,13 @@ def scorings(times: int) -> str:
 
 def selection(run: Run, evaluation: Evaluation) -> str:
     """How the checkpoint of an evaluation was chosen, in words."""
+    chosen_on = "holdout" if run.option("data.val_share") else "val"
     if evaluation.checkpoint == "best" and not run.is_own(evaluation):
-        return f"the checkpoint was chosen on val of {run.data}"
-    if evaluation.checkpoint == "best" and evaluation.split == "val":
+        return f"the checkpoint was chosen on {chosen_on} of {run.data}"
+    if evaluation.checkpoint == "best" and evaluation.split == chosen_on:
         return "the checkpoint was chosen on this same split, so its scores are biased upward"
     if evaluation.checkpoint == "best":
-        return "the checkpoint was chosen on val"
+        return f"the checkpoint was chosen on {chosen_on}"
     words = {
         "last": "the checkpoint is the last of the schedule, not chosen on any split",
         GIVEN: "its weights are from elsewhere",

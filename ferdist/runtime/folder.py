@@ -147,6 +147,9 @@ class RunFolder:
         Raises:
             RunError: if this is not a run folder.
         """
+        if self.path.is_file():
+            onnx = "; `ferdist evaluate` alone takes ONNX files" if self.path.suffix == ".onnx" else ""
+            raise RunError(f"{self.path}: neither a run folder nor a .safetensors file{onnx}")
         if not self.config.is_file():
             raise RunError(f"{self.path}: not a run folder: it has no config.yaml")
         return load_config(self.config)

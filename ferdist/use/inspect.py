@@ -54,7 +54,7 @@ def as_text(contents: dict[str, Any]) -> str:
     copies, conflicts = audit["copies"], audit["conflicting_labels"]
     leaks = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in audit["leaks"].items())
     lines += [
-        f"{audit['unique_images']} images are unique",
+        f"{audit['unique_images']} distinct images",
         f"{copies['samples']} images in {copies['groups']} groups of exact copies",
         f"{conflicts['samples']} of them in {conflicts['groups']} groups whose labels disagree",
         f"copies across parts: {leaks}",

@@ -243,7 +243,8 @@ class FaceTable:
             rows.pop()
         if not rows or rows[0] != self._head or any(len(row) != len(self._head) for row in rows):
             raise RunError(
-                f"{self.path}: not a table of {self._made_with['model']}: give another --csv, or remove it"
+                f"{self.path}: its columns are not those of a table by {self._made_with['model']}: give "
+                "another --csv, or remove the file"
             )
         for row in rows[1:]:
             for (name, own), other in zip(self._made_with.items(), row[-len(self._made_with) :], strict=True):

@@ -33,11 +33,15 @@ OWN = ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
 
 
 def write_onnx(
-    path: Path, shape: tuple[Any, ...] = ("N", 1, 48, 48), outputs: int = 7, kind: int = TensorProto.FLOAT
+    path: Path,
+    shape: tuple[Any, ...] = ("N", 1, 48, 48),
+    outputs: int = 7,
+    kind: int = TensorProto.FLOAT,
+    seed: int = 0,
 ) -> np.ndarray[Any, Any]:
     """A model that multiplies the pixels, as they come, with a matrix, which is returned."""
     pixels = int(np.prod(shape[1:]))
-    matrix = np.random.default_rng(0).normal(size=(pixels, outputs)).astype(np.float32) / pixels**0.5
+    matrix = np.random.default_rng(seed).normal(size=(pixels, outputs)).astype(np.float32) / pixels**0.5
     nodes = [
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["floats"], ["flat"]),

@@ -159,7 +159,7 @@ def test_the_text_of_a_benchmark_is_narrow_and_complete(path: Path) -> None:
         ({}, "d-val-best.npz"),
         (
             {"fold": 3, "inner_fold": 1, "tta": "flip", "checkpoint": "a/b.pt"},
-            "d-val-fold3-inner1-flip-b.npz",
+            "d-val-fold3-inner1-flip-b-5032bea4.npz",
         ),
         ({"subset": "no_copies", "unit": "sequence"}, "d-val-best.npz"),
         ({"subset": "occluded_no_copies", "split": "test"}, "d-test-best-occluded.npz"),

@@ -27,7 +27,7 @@ def test_a_leaderboard_of_a_run_and_a_model_from_elsewhere(
     (tmp_path / "theirs.yaml").write_text(yaml.safe_dump({"classes": OWN, **about}))
     board = ["leaderboard", str(evaluated_run), "theirs.yaml", "--out", "board", "--device", "cpu"]
     assert main(board) == 1
-    assert "run `ferdist evaluate theirs.yaml` first" in capsys.readouterr().err
+    assert "run `ferdist evaluate theirs.yaml --data FILE.beton`" in capsys.readouterr().err
     call = ["evaluate", "theirs.yaml", "--data", str(beton_path), "--device", "cpu"]
     assert main([*call, "--occlusion", "--kinds", "square,eye_band", "--fills", "zero,mean"]) == 0
     assert main(board) == 0
@@ -50,6 +50,10 @@ def test_a_leaderboard_of_a_run_and_a_model_from_elsewhere(
     assert cost["Parameters"] == cost["Multiply-adds"] == "16.1 k"
     # The run has squares, the eye band and more, black; the other model has both of them also in gray.
     assert any("6 cells of the benchmark" in line and "left out" in line for line in lines)
+
+    write_onnx(tmp_path / "theirs.onnx", seed=1)
+    assert main(board) == 1
+    assert "runs/weights/theirs: holds evaluations of weights other than these" in capsys.readouterr().err
 
 
 def test_models_on_other_data_are_not_compared(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ferdist.config import load_config
+from ferdist.cli import main
+from ferdist.config import Config, load_config
 from ferdist.data import prepare
 from ferdist.data.beton import Beton, open_beton
 from ferdist.data.folds import Holdout
@@ -27,13 +28,16 @@ from ferdist.models.config import ModelConfig
 from ferdist.reporting import write_report
 from ferdist.reporting.album import Album
 from ferdist.reporting.kfold import kfold_markdown
-from ferdist.reporting.load import grids_of, occluded_entries, robustness_of
-from ferdist.reporting.networks import compare_pairs, load_networks
+from ferdist.reporting.load import grids_of, load_run, occluded_entries, robustness_of
+from ferdist.reporting.networks import compare_pairs, compare_runs, load_networks
 from ferdist.reporting.pooled import pooled_run
 from ferdist.reporting.sections.protocol import protocol
 from ferdist.reporting.table1 import group_by_data, networks_markdown, p_value
+from ferdist.reporting.table1 import protocol as table1_protocol
+from ferdist.reporting.words import selection
 from ferdist.runtime.experiment import Part, Trial
 from ferdist.runtime.folder import RunFolder
+from ferdist.training.run import run as train
 from launch.experiment import Experiment
 from tests.conftest import ROOT
 from tests.reporting.conftest import edit_results, record, write_files
@@ -442,3 +446,23 @@ def test_a_summary_without_scores_says_how_the_runs_stand(beton: Beton) -> None:
 def test_p_values_show_two_digits() -> None:
     shown = [p_value(p) for p in (1.0, 0.32, 0.0473, 0.0012, 3.4e-7)]
     assert shown == ["1.00", "0.32", "0.047", "0.0012", "3.4e-07"]
+
+
+def test_runs_with_a_part_of_train_held_out_are_compared_on_it(tiny: Callable[..., Config]) -> None:
+    """Their epoch was chosen there: that is said of its scores, and of no other split's."""
+    folders = []
+    for rate in (0.02, 0.01):
+        held_out = ("data.val_share=0.3", "train.select=best", "train.epochs=1", f"train.lr={rate}")
+        folders.append(train(tiny(*held_out, run=f"lr{rate}")).parent)
+    pairs, remarks = compare_runs(folders)
+    assert [pair.split for pair in pairs] == ["holdout"]
+    assert remarks == []
+    (network,) = load_networks(folders[:1])
+    assert table1_protocol(network) == "holdout, which also picked the best of 1 epoch: biased upward"
+    assert main(["evaluate", str(folders[0]), "--device", "cpu"]) == 0
+    (network,) = load_networks(folders[:1])
+    assert table1_protocol(network) == "val, best of 1 epoch on holdout"
+    found = load_run(folders[0])
+    said = {one.split: selection(found, one) for one in found.evaluations}
+    assert said["val"] == "the checkpoint was chosen on holdout"
+    assert said["holdout"].startswith("the checkpoint was chosen on this same split")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,9 @@ import yaml
 from ferdist.config import Config, to_dict
 from tests.conftest import PATIENCE, ROOT
 
-ENDS: Final = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+ENDS: Final = (
+    *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "OUT_OF_MEMORY"),
+)
 """States after which a job does not come back."""
 
 
@@ -99,7 +102,8 @@ class Job:
     def kill_ranks(self, *ranks: int) -> None:
         """SIGKILL to ranks, at once: srun ends the others when it sees that one has died."""
         for pid in [self._rank(rank) for rank in ranks]:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # srun may have been that fast
+                os.kill(pid, signal.SIGKILL)
 
     def _rank(self, rank: int) -> int:
         """The process id of a rank."""

@@ -43,9 +43,11 @@ COMMANDS: Final = ("munged", "munge", "mariadbd", "slurmdbd", "slurmctld", "slur
 SYSTEM_TABLES: Final = Path("/usr/share/mysql/mysql_system_tables.sql")
 PATH: Final = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 
-READY_SECONDS: Final = 60.0
-"""For a daemon to answer."""
-DRAIN_SECONDS: Final = 20.0
+READY_SECONDS: Final = 600.0
+"""For a daemon to come up, on a busy machine; one that has died is noticed at once."""
+ANSWER_SECONDS: Final = 60.0
+"""For a command of SLURM."""
+DRAIN_SECONDS: Final = 45.0
 """For cancelled jobs to leave: KillWait and the ways in between."""
 STOP_SECONDS: Final = 5.0
 """For a daemon to end after SIGTERM, before SIGKILL."""
@@ -78,7 +80,7 @@ SlurmdParameters=config_overrides
 # Job ids move on from cluster to cluster, so that nothing takes the files of an earlier one for its own.
 FirstJobId={first_job_id}
 JobRequeue=1
-KillWait=5
+KillWait=30
 SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
@@ -357,7 +359,7 @@ class Cluster:
                 capture_output=True,
                 text=True,
                 env=self.environment,
-                timeout=READY_SECONDS,
+                timeout=ANSWER_SECONDS,
                 check=False,
             )
         except subprocess.TimeoutExpired:

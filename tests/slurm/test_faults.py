@@ -158,6 +158,32 @@ def test_the_controller_crashes_while_it_trains(
     assert unequal(unbroken(2), run) == []
 
 
+def test_the_options_count_whatever_the_variables_say(
+    train: Launcher, run: Path, unbroken: Unbroken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch takes variables before the options of a script, and squeue filters by its own."""
+    others = {
+        "PARTITION": "urgent",
+        "TIMELIMIT": "7",
+        "EXPORT": "NONE",
+        "SIGNAL": "TERM@1",
+        "COMMENT": "kept",
+    }
+    for name, value in others.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
+    options = ("--partition", "main", "--time", "90", "--sbatch", "hold")
+    assert train(*options).code == 0
+    again = train("--retry", *options)
+    assert "submitted" not in again.errors, "a job that waits is not submitted again"
+    job = train.job("seed-0")
+    ask("scontrol", "release", job.id)
+    assert job.completes() == ["COMPLETED"]
+    assert job.fields("Partition,TimelimitRaw,SubmitLine").startswith("main|90|")
+    assert train.attempts() == {"seed-0": 1}
+    assert unequal(unbroken(2), run) == []
+
+
 @pytest.fixture
 def small_disk(run: Path) -> Iterator[Path]:
     """A file system of 12 MB in the place of the run's folder."""

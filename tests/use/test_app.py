@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -224,7 +225,8 @@ def test_other_signals_end_it_as_ctrl_c_does_behind_a_proxy(
     place, opener = tmp_path / "place", tmp_path / "browser"
     place.mkdir()
     opener.write_text(
-        f'#!/bin/sh\necho "$*" > {tmp_path}/arguments\ncat "${{1#file://}}" > {tmp_path}/page\n'
+        f'#!/bin/sh\necho "$*" > {tmp_path}/arguments\n'
+        f'cat "${{1#file://}}" > {tmp_path}/page.new; mv {tmp_path}/page.new {tmp_path}/page\n'
     )
     opener.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if name.lower() != "no_proxy"}
@@ -248,11 +250,14 @@ def test_other_signals_end_it_as_ctrl_c_does_behind_a_proxy(
         [folder] = place.iterdir()
         assert folder.stat().st_mode & 0o077 == 0
         assert list(folder.rglob("face.png"))
-        assert (tmp_path / "arguments").read_text() == f"file://{folder}/open.html\n"
-        assert f"url={address}" in (tmp_path / "page").read_text()
+        limit = time.monotonic() + PATIENCE  # the browser is opened after the address is printed
+        while not (tmp_path / "page").exists() and time.monotonic() < limit:
+            time.sleep(0.05)
         for one in signals:
             process.send_signal(one)
         assert process.wait(PATIENCE) == 0, process.stderr.read()
+    assert (tmp_path / "arguments").read_text() == f"file://{folder}/open.html\n"
+    assert f"url={address}" in (tmp_path / "page").read_text()
     assert list(place.iterdir()) == []
 
 

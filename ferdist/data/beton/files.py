@@ -79,7 +79,9 @@ def open_parts(path: Path) -> Iterator[dict[str, BufferedReader]]:
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         if missing == path.name:
-            raise DataError(f"{path}: there is no such file; make it with `ferdist prepare`") from error
+            raise DataError(
+                f"{path}: there is no such file; make it with `ferdist prepare`, or name another one"
+            ) from error
         raise DataError(f"{path}: {missing} is not beside it; {PAIR}") from error
     except OSError as error:
         raise DataError(f"{error.filename or path}: cannot read it: {error.strerror}") from error

@@ -82,7 +82,9 @@ class Beton:
         indices: Integers = np.flatnonzero(chosen).astype(np.int64)
         if len(indices) == 0:
             place = "" if fold is None else f" beside fold {fold}"
-            raise DataError(f"{self.path}: no {split} sample{place}; it has {self._parts()}")
+            folded = split == "train" and fold is None and self.manifest.folds
+            remedy = ": set data.fold=0 or another one, or use launch.kfold" if folded else ""
+            raise DataError(f"{self.path}: no {split} sample{place}; it has {self._parts()}{remedy}")
         return indices
 
     def _held_out(self, share: float) -> npt.NDArray[np.bool_]:
@@ -127,7 +129,12 @@ class Beton:
     def _check_folds(self, holdout: Holdout) -> None:
         for fold in holdout.folds:
             if str(fold) not in self.manifest.folds:
-                raise DataError(f"{self.path}: no fold {fold}; it has {self._parts()}")
+                remedy = (
+                    "to one of them" if self.manifest.folds else "to null, or take a config for these data"
+                )
+                raise DataError(
+                    f"{self.path}: no fold {fold}; it has {self._parts()}: set data.fold {remedy}"
+                )
 
     def _parts(self) -> str:
         splits = [f"{name} ({counts['samples']})" for name, counts in self.manifest.splits.items()]

@@ -22,7 +22,7 @@ def protocol(runs: Sequence[Run], album: Album) -> Section:
         "Protocol and environment",
         tables=(
             *key_tables("Protocol", runs, [*map(_protocol, runs)]),
-            *key_tables("Environment", runs, [*map(_environment, runs)]),
+            *key_tables("Environment of the latest evaluation", runs, [*map(_environment, runs)]),
         ),
         folded_texts=[(f"Configuration of {_named(run)}: config.yaml", run.config_text) for run in runs],
         points=DEFINITIONS,
@@ -51,5 +51,6 @@ def _protocol(run: Run) -> dict[str, Any]:
         "Seed": run.option("seed"),
         "Checkpoint": main and selection(run, main),
         "Views per image": main and TTA.get(main.tta, main.tta),
+        "Precision": main and main.precision,
         "Test": scorings(run.test_scorings),
     }
