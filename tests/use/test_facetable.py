@@ -142,7 +142,7 @@ def test_what_was_made_differently_is_refused(
 
     for other in (b"", b"file,age\n", before.replace(b"failed", b"success")):
         table.write_bytes(other)
-        assert ended(run, "--detector", "haar") == (1, f"ferdist: {table}: not a table of {run}: {does}")
+        assert ended(run, "--detector", "haar") == (1, f"ferdist: {table}: its columns are not those of a table by {run}: {does}")
         assert table.read_bytes() == other
 
 
