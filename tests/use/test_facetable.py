@@ -127,7 +127,7 @@ def test_what_was_made_differently_is_refused(
 
     assert ended(run, "--detector", "haar") == (0, "")
     before = table.read_bytes()
-    does = "give another --csv, or remove it\n"
+    does = "give another --csv, or remove the file\n"
     says = f"ferdist: {table}: made with "
     assert ended(run, "--whole-image") == (1, f"{says}detector haar, not whole-image: {does}")
     if detect.weights() is not None:
@@ -142,7 +142,8 @@ def test_what_was_made_differently_is_refused(
 
     for other in (b"", b"file,age\n", before.replace(b"failed", b"success")):
         table.write_bytes(other)
-        assert ended(run, "--detector", "haar") == (1, f"ferdist: {table}: its columns are not those of a table by {run}: {does}")
+        said = f"ferdist: {table}: its columns are not those of a table by {run}: {does}"
+        assert ended(run, "--detector", "haar") == (1, said)
         assert table.read_bytes() == other
 
 
