@@ -250,7 +250,8 @@ class FaceTable:
             for (name, own), other in zip(self._made_with.items(), row[-len(self._made_with) :], strict=True):
                 if other != own:
                     raise RunError(
-                        f"{self.path}: made with {name} {other}, not {own}: give another --csv, or remove the file"
+                        f"{self.path}: made with {name} {other}, not {own}: give another --csv, or remove "
+                        "the file"
                     )
         return rows[1:]
 
