@@ -137,7 +137,7 @@ def train(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="Of the config, such as train.epochs=20 run_dir=runs/mine."
+            metavar="[KEY=VALUE]...", help="Overrides of the config: train.epochs=20 run_dir=runs/a."
         ),
     ] = None,
 ) -> None:

@@ -134,9 +134,7 @@ class Options:
     gpus: Annotated[int | None, _count("GPUs of each node, a rank each.", "--gpus", "--gpus-per-node")] = None
     cpu: Annotated[int | None, _count("N ranks on each node, without GPUs.")] = None
     nodes: Annotated[int, _count("Nodes of each job.")] = 1
-    array_parallelism: Annotated[
-        int | None, _count("Jobs at the same time (default: up to 256; local: 1).")
-    ] = None
+    array_parallelism: Annotated[int | None, _count("Jobs at once (default: up to 256; local: 1).")] = None
     sbatch: Annotated[
         list[str] | None,
         typer.Option(parser=_sbatch_option, metavar="KEY=VALUE", help="Any other sbatch option; repeatable."),

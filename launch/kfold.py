@@ -56,7 +56,7 @@ def launch_folds(
     common, beton = read_config(config, overrides or (), _OWN_KEYS)
     if not beton.manifest.folds:
         raise DataError(
-            f"{beton.path}: it has no folds, which need subjects: use launch.train, or other data"
+            f"{beton.path}: it has no folds: prepare data with subjects and --folds, or use launch.train"
         )
     kind, shared, folds = "kfold", shared_config(common), sorted(map(int, beton.manifest.folds))
     if inner_of is not None:
