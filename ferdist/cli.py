@@ -161,7 +161,10 @@ def evaluate(
         Path | None, typer.Option(help="A beton, by default the run's own.", callback=_refuse_missing)
     ] = None,
     split: Annotated[
-        str, typer.Option(help="val, test (each scoring is counted), train or holdout.")
+        str,
+        typer.Option(
+            help="val, test (each scoring is counted), train, holdout; all, of data without splits."
+        ),
     ] = "val",
     occlusion: Annotated[
         bool, typer.Option("--occlusion", help="Also score covered and noisy faces: docs/occlusion.md.")

@@ -12,6 +12,8 @@ from ferdist.data.record import SPLITS, Count, FaceDataset, Integers, no_values
 from ferdist.errors import DataError
 
 HOLDOUT: Final = "holdout"
+ALL: Final = "all"
+"""What is scored of data without splits, by a model that was trained on others."""
 """Name of the part of the train split that ``data.val_share`` leaves out."""
 
 Span = Annotated[list[Count], Meta(min_length=2, max_length=2)]

@@ -14,17 +14,17 @@ import numpy as np
 from ferdist import environment
 from ferdist.config import RECORD_KEY, read_yaml
 from ferdist.data.beton import Beton, Labels, labels_of, open_beton
-from ferdist.data.folds import HOLDOUT
+from ferdist.data.folds import ALL, HOLDOUT
 from ferdist.data.namelists import NameList
 from ferdist.data.record import SPLITS, Integers
-from ferdist.errors import ConfigError, RunError, tell
+from ferdist.errors import ConfigError, DataError, RunError, tell
 from ferdist.evaluation.attention import Watched
 from ferdist.evaluation.benchmark import Cell, covered_fraction
 from ferdist.evaluation.board import show_benchmark
 from ferdist.evaluation.data import ScoredData, has_copy, key_of, ways
 from ferdist.evaluation.external import load_model
 from ferdist.evaluation.metrics import Scores, score, score_all
-from ferdist.evaluation.model import ScoredModel, TrainedModel, default_checkpoint
+from ferdist.evaluation.model import UNKNOWN, UNUSED, ScoredModel, TrainedModel, default_checkpoint
 from ferdist.evaluation.predict import TTA, cluster_of, predict
 from ferdist.evaluation.predictions import Predictions, check_same_samples
 from ferdist.evaluation.realfaces import ListedFaces, listed_faces, lists_of_data
@@ -82,7 +82,8 @@ def evaluate(
         model, checkpoint, trust_code, card, given: as for `load_model`; results of exported weights and of
             models from elsewhere go into ``runs/weights/NAME``.
         data: a beton file, by default the run's own.
-        split: ``val`` (the held-out fold where the run has one) or ``test``.
+        split: ``val`` (the held-out fold where the run has one), ``test``, ``train``, ``holdout``, or ``all``
+            of data without splits that the model was not trained on.
         plan: what else is scored.
         tta: one of ``none``, ``flip``, ``ten-crop``.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -93,8 +94,8 @@ def evaluate(
     Raises:
         ConfigError, DataError, RunError: one line that says what does not fit.
     """
-    if split not in (*SPLITS, HOLDOUT):
-        raise ConfigError(f"--split is {split!r}: it must be val or test (or train, or holdout)")
+    if split not in (*SPLITS, HOLDOUT, ALL):
+        raise ConfigError(f"--split is {split!r}: it must be val or test (or train, holdout or all)")
     if tta not in TTA:
         raise ConfigError(f"--tta is {tta!r}: it must be one of {', '.join(TTA)}")
     if plan.reference is not None and not plan.cells:
@@ -224,6 +225,8 @@ class Scoring:
         self, model: ScoredModel, beton: Beton, world: World, folder: RunFolder, split: str, tta: str
     ) -> None:
         model.check_fit(beton)
+        if split == ALL and model.use_of(beton, split) not in (UNUSED, UNKNOWN):
+            raise DataError(f"{beton.path}: the model was trained on these data: score their val or test")
         self.model, self.world, config = model, world, model.config
         self.own_data = folder.stored_environment().get("beton_sha256") == beton.manifest.sha256
         self.holdout = model.holdout(beton)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ferdist.config import Config, DataConfig, read_yaml
 from ferdist.data.beton import Beton, labels_of
-from ferdist.data.folds import Holdout
+from ferdist.data.folds import ALL, Holdout
 from ferdist.data.record import CKPLUS8_CLASSES, NAME, NAME_RULE
 from ferdist.errors import ConfigError, DataError, FerdistError, RunError, reason_of
 from ferdist.evaluation.benchmark import Cell
@@ -255,7 +255,8 @@ class ExternalModel:
     def use_of(self, beton: Beton, split: str) -> str:
         if self.card.saw is None:
             return UNKNOWN
-        return USED if split in self.card.saw.get(beton.manifest.name, ()) else UNUSED
+        saw = self.card.saw.get(beton.manifest.name, ())
+        return USED if split in saw or (split == ALL and saw) else UNUSED
 
     def about(self, beton: Beton) -> dict[str, str]:
         card, task, classes = self.card, self.task(beton), labels_of(beton, self.card.labels).classes

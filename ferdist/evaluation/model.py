@@ -15,7 +15,7 @@ from torch import nn
 
 from ferdist.config import RESUME_KEYS, Config, differences, from_dict, to_dict
 from ferdist.data.beton import Beton, labels_of
-from ferdist.data.folds import Holdout
+from ferdist.data.folds import ALL, Holdout
 from ferdist.errors import ConfigError, DataError, RunError, reason_of
 from ferdist.evaluation.benchmark import Cell, seen_in_training
 from ferdist.evaluation.predict import Scorer, scorer_of
@@ -217,7 +217,7 @@ class TrainedModel:
         # Exported weights name their data, whose images may have been changed since, such as equalised.
         if beton.manifest.sha256 != self.card.beton_sha256 and Path(data.path).stem != beton.manifest.name:
             return UNUSED
-        if split == "train":
+        if split in ("train", ALL):
             return USED
         chosen = split == data.holdout.validated and self.checkpoint == "best"
         return CHOSEN if chosen else UNUSED

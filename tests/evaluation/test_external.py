@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 import yaml
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from ferdist.cli import main
+from ferdist.data import prepare
 from ferdist.data.beton import Beton, BetonLoader, open_beton, write_beton
 from ferdist.data.folds import Holdout
 from ferdist.data.record import FaceDataset
@@ -282,6 +284,35 @@ def test_another_model_of_that_name_does_not_share_its_folder(
         assert text in (tmp_path / "runs" / "weights" / "m" / "config.yaml").read_text()
     assert main([*call, "--mean", "0.5"]) == 1
     assert "holds evaluations of weights other than these" in capsys.readouterr().err
+
+
+def test_all_of_another_data_set_without_splits(
+    tmp_path: Path, beton_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = tmp_path / "mine"
+    for number in range(4):
+        for name in ("angry", "happy"):
+            place = images / name / f"p{number}_{name}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.random.default_rng(number).integers(0, 256, (48, 48), np.uint8)).save(place)
+    folded = prepare.folders(images, tmp_path, name="mine", subject_regex=r"(p\d)_", folds=2)
+    write_onnx(tmp_path / "theirs.onnx")
+    for saw, code in (({}, 0), ({"mine": ["train"]}, 1)):
+        name = f"theirs{code}"
+        card = {"classes": OWN, "model": "theirs.onnx", "name": name, "saw": saw}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(card))
+        call = ["evaluate", f"{name}.yaml", "--split", "all", "--device", "cpu", "--data"]
+        assert main([*call, str(folded)]) == code
+    assert "mine.beton: the model was trained on these data" in capsys.readouterr().err
+    (image,) = [
+        one
+        for one in read_results(tmp_path / "runs" / "weights" / "theirs0" / "results.json").evaluations
+        if (one.subset, one.unit) == ("all", "image")
+    ]
+    assert (image.split, image.samples, image.fold) == ("all", 8, None)
+    assert main([*call, str(beton_path)]) == 1
+    assert "all is for data without splits; it has the splits train" in capsys.readouterr().err
 
 
 def test_data_with_other_classes_spoil_no_results(

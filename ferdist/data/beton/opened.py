@@ -14,7 +14,7 @@ import pandas as pd
 from ferdist.data.beton.files import PAIR, Identity, identity, open_parts
 from ferdist.data.beton.layout import CODES, read_records
 from ferdist.data.beton.manifest import Manifest, count_parts, read_samples
-from ferdist.data.folds import HOLDOUT, Holdout
+from ferdist.data.folds import ALL, HOLDOUT, Holdout
 from ferdist.data.record import SPLITS, Integers, named
 from ferdist.errors import DataError
 from ferdist.io import sha256
@@ -52,7 +52,8 @@ class Beton:
         """The samples of a split, ascending.
 
         Args:
-            split: "train", "val" or "test"; or "holdout", the part of train that a ``val_share`` leaves out.
+            split: "train", "val" or "test"; "holdout", the part of train that a ``val_share`` leaves out; or
+                "all", of data without splits.
             holdout: what is left out of train; by default the beton's splits say. Where a fold is held out,
                 samples without a fold are in neither train nor val.
 
@@ -62,10 +63,14 @@ class Beton:
         Raises:
             DataError: if there is no such split or fold, or no sample in it.
         """
-        if split not in (*SPLITS, HOLDOUT):
+        if split not in (*SPLITS, HOLDOUT, ALL):
             raise DataError(f"{self.path}: no split {split!r}; choose one of {', '.join(SPLITS)}")
+        if split == ALL and self.manifest.splits:
+            raise DataError(f"{self.path}: all is for data without splits; it has {self._parts()}")
         fold = holdout.fold
-        if fold is None and split == HOLDOUT:
+        if split == ALL:
+            chosen = np.ones(self.manifest.samples, dtype=np.bool_)
+        elif fold is None and split == HOLDOUT:
             chosen = self._held_out(holdout.val_share)
         elif fold is None:
             chosen = self.split == SPLITS.index(split)
