@@ -163,7 +163,7 @@ def evaluate(
     split: Annotated[
         str,
         typer.Option(
-            help="val, test (each scoring is counted), train, holdout; all, of data without splits."
+            help="val, test (each scoring is counted), train, holdout or all (data without splits)."
         ),
     ] = "val",
     occlusion: Annotated[

@@ -44,7 +44,7 @@ def test_a_fold_that_fails_is_named_and_retried_alone(two_folds: Path, place: Pa
     first = start(*line)
     assert first.returncode == 1, first.stderr
     assert first.stdout == f"{folder}/summary.md\n"
-    assert "ferdist: 1 of 2 runs failed; --retry submits them again\n" in first.stderr
+    assert "ferdist: 1 of 2 runs failed; --retry submits it again\n" in first.stderr
     good, bad = content(folder / "summary.json")["cells"]
     assert (good["state"], bad["state"]) == ("finished", "failed")
     assert "its job ended before the training began" in bad["reason"]

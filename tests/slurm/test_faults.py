@@ -116,7 +116,7 @@ def test_a_killed_rank_ends_the_job_and_retry_goes_on(train: Launcher, run: Path
     assert train.job("seed-0").end() == ["FAILED"]
     launched = launcher.end()
     assert launched.code == 1
-    assert "ferdist: 1 of 1 runs failed" in launched.errors
+    assert "ferdist: 1 of 1 run failed" in launched.errors
     retried = train("--retry", "--wait", every)
     assert retried.code == 0, retried.errors
     assert unequal(unbroken(2), run) == []
