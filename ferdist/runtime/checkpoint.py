@@ -117,9 +117,7 @@ def load(path: Path, kind: type[State]) -> State:
     except RunError:
         raise
     except FileNotFoundError:
-        raise RunError(
-            f"{path}: there is no such checkpoint; the run has best, last and those in checkpoints/"
-        ) from None
+        raise RunError(f"{path}: there is no such checkpoint") from None
     except Exception as error:  # torch's reader raises whatever a damaged file makes it
         raise RunError(f"{path}: unreadable checkpoint: {reason_of(error)}") from None
 
