@@ -31,7 +31,8 @@ from ferdist.io import (
 BEST = "best.pt"
 LIMIT: Final = 2**14 * MIB
 """Largest checkpoint that is read: above a state of a thousand million parameters."""
-_SEEN_SECONDS = 60.0
+_SEEN_SECONDS = 120.0
+"""NFS remembers the names in a folder for up to a minute (acdirmax), renamed files among them."""
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ def read_soon(read: Callable[[], T]) -> T:
     """Read what rank 0 can read: on NFS, another host may see it a while later.
 
     Raises:
-        RunError: as ``read`` does, if it still does after a minute.
+        RunError: as ``read`` does, if it still does after two minutes.
     """
     deadline = time.monotonic() + _SEEN_SECONDS
     while True:
