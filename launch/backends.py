@@ -382,8 +382,7 @@ class Slurm(Backend):
     def alive(self, jobs: Collection[str], folder: Path) -> dict[str, str]:
         # squeue lists a job as soon as it is submitted, and nothing that has ended.
         command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T"]
-        filters = ("SQUEUE_", "SLURM_CLUSTERS")
-        unfiltered = {name: value for name, value in os.environ.items() if not name.startswith(filters)}
+        unfiltered = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
         try:
             answer = subprocess.run(
                 command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True, env=unfiltered

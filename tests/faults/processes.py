@@ -209,9 +209,9 @@ def wait_until_gone(pids: Sequence[int]) -> None:
         time.sleep(0.005)
 
 
-def finish(config: Config, processes: int = 0) -> End:
-    """Train to the end."""
-    training = Training(config, processes, rest=False)
+def finish(config: Config, processes: int = 0, **options: Sequence[str]) -> End:
+    """Train to the end; options are those of `Training`."""
+    training = Training(config, processes, rest=False, **options)  # type: ignore[arg-type]
     try:
         end = training.end()
     finally:

@@ -110,10 +110,4 @@ CONTAINER = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 def test_torchrun_can_be_process_1(small: Small) -> None:
     if subprocess.run([*CONTAINER, "true"], check=False).returncode:
         pytest.skip("unshare is not allowed")
-    training = Training(small(), 2, torchrun=[], rest=False, wrapper=CONTAINER)
-    try:
-        end = training.end()
-    finally:
-        training.close()
-    assert end.code == 0, end.errors
-    assert status_of(training.folder)["state"] == "finished"
+    finish(small(), 2, torchrun=[], wrapper=CONTAINER)
